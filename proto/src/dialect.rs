@@ -1,0 +1,1 @@
+//! How clients and providers speak: pure reading of requests and answers.
