@@ -1,0 +1,498 @@
+//! Reads what an answer consumed, what it made, and whether it ended, while it streams by.
+//!
+//! [`Reader`] walks a JSON body or the events of a stream and keeps numbers and one id, never the text. OpenAI's two
+//! vocabularies (`prompt_tokens`, `input_tokens`) and their details become one [`Usage`]. Whether a stream was cut
+//! is judged from its own end marks, since a connection that closes looks the same in both cases.
+
+use std::sync::LazyLock;
+
+use memchr::memmem;
+
+use super::lexer::{Lexer, Step, Want};
+use super::sse::{Field, Lines, Piece};
+use super::text::{Text, unescape};
+
+static USAGE_KEY: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new("\"usage\""));
+static REASON_KEY: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new("\"finish_reason\""));
+
+/// The line that ends a chat stream.
+const DONE: &[u8] = b"[DONE]";
+
+/// Deepest nesting that matters: root, `response`, `usage`, details; and root, `choices`, choice.
+const LEVELS: usize = 5;
+
+/// What one exchange consumed. Cached, audio and image tokens are part of `input_tokens`, reasoning, audio and image
+/// tokens part of `output_tokens`, as OpenAI counts them.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Usage {
+    /// All input tokens.
+    pub input_tokens: u64,
+    /// Input tokens read from the provider's cache.
+    pub cached_input_tokens: u64,
+    /// Input tokens written to the provider's cache.
+    pub cache_write_tokens: u64,
+    /// Input tokens that are audio.
+    pub input_audio_tokens: u64,
+    /// Input tokens that are images.
+    pub input_image_tokens: u64,
+    /// All output tokens.
+    pub output_tokens: u64,
+    /// Output tokens spent on reasoning.
+    pub reasoning_tokens: u64,
+    /// Output tokens that are audio.
+    pub output_audio_tokens: u64,
+    /// Output tokens that are images.
+    pub output_image_tokens: u64,
+    /// The provider's own sum, or input and output together where it gives none.
+    pub total_tokens: u64,
+    /// Length of the audio, where that is what is billed.
+    pub audio_ms: u64,
+}
+
+/// How a stream ended.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum StreamEnd {
+    /// With an end mark of its protocol, an error event included.
+    Clean,
+    /// Without one: something is missing.
+    Cut,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Place {
+    Other,
+    Root,
+    Response,
+    Usage,
+    InputDetails,
+    OutputDetails,
+    Choices,
+    Choice,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Key {
+    Other,
+    Enter(Place),
+    Id,
+    Kind,
+    Error,
+    Index,
+    FinishReason,
+    Number(Number),
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Number {
+    Input,
+    Cached,
+    CacheWrite,
+    InputAudio,
+    InputImage,
+    Output,
+    Reasoning,
+    OutputAudio,
+    OutputImage,
+    Total,
+    Seconds,
+}
+
+/// Reads one answer. See the module's head.
+#[derive(Debug)]
+pub struct Reader {
+    lines: Option<Lines>,
+    lexer: Lexer,
+    /// Nothing of the event in hand was read.
+    fresh: bool,
+    /// The event in hand needs no more reading.
+    over: bool,
+    places: [Place; LEVELS],
+    key: Key,
+    id_field: &'static [u8],
+    id: Text,
+    id_known: bool,
+    current: Usage,
+    usage: Option<Usage>,
+    /// How much of `[DONE]` the data of the event in hand matched; beyond it: something else.
+    done_matched: usize,
+    done: bool,
+    failed: bool,
+    choice: Choice,
+    /// Choices begun and finished, a bit each; those above 63 share one.
+    begun: u64,
+    finished: u64,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Choice {
+    index: u64,
+    finished: bool,
+}
+
+impl Reader {
+    /// For an answer that is one JSON object.
+    pub fn json() -> Self {
+        Self {
+            lines: None,
+            lexer: Lexer::new(),
+            fresh: true,
+            over: false,
+            places: [Place::Root; LEVELS],
+            key: Key::Other,
+            id_field: b"id",
+            id: Text::new(),
+            id_known: false,
+            current: Usage::default(),
+            usage: None,
+            done_matched: 0,
+            done: false,
+            failed: false,
+            choice: Choice::default(),
+            begun: 0,
+            finished: 0,
+        }
+    }
+
+    /// For an answer that is a server-sent-event stream.
+    pub fn sse() -> Self {
+        Self {
+            lines: Some(Lines::new()),
+            ..Self::json()
+        }
+    }
+
+    /// Takes the object's id from another field than `id`, see [`super::operation::IdAt`].
+    pub fn with_id_field(mut self, field: &'static str) -> Self {
+        self.id_field = field.as_bytes();
+        self
+    }
+
+    /// The last usage seen.
+    pub fn usage(&self) -> Option<&Usage> {
+        self.usage.as_ref()
+    }
+
+    /// Id of the object that the answer is or tells of: the first top-level `id`, or that of `response`.
+    pub fn id(&self) -> Option<&str> {
+        self.id_known.then(|| self.id.as_str()).flatten()
+    }
+
+    /// The answer said in its body that it failed: a top-level `error` that is not null, or `response.failed`.
+    pub fn failed(&self) -> bool {
+        self.failed
+    }
+
+    /// Judges the end, once all was fed. A chat stream without `[DONE]` counts as clean if each of its choices has a finish
+    /// reason.
+    pub fn end(&self) -> StreamEnd {
+        let whole = match self.lines {
+            Some(_) => self.done || self.failed || (self.begun != 0 && self.begun == self.finished),
+            None => self.lexer.is_over(),
+        };
+        if whole {
+            StreamEnd::Clean
+        } else {
+            StreamEnd::Cut
+        }
+    }
+
+    /// Reads the next chunk.
+    pub fn feed(&mut self, chunk: &[u8]) {
+        let Some(mut lines) = self.lines.take() else {
+            return self.walk(chunk);
+        };
+        let mut at = 0;
+        while let Some(piece) = lines.next(chunk, &mut at) {
+            match piece {
+                Piece::Value {
+                    field: Field::Data,
+                    range,
+                    last,
+                } => {
+                    let part = &chunk[range.clone()];
+                    self.match_done(part);
+                    if last && self.fresh && self.is_dull(part, &chunk[range.end..]) {
+                        self.over = true;
+                    }
+                    self.fresh = false;
+                    self.walk(part);
+                }
+                Piece::Line {
+                    field: Field::Data, ..
+                } => {
+                    self.done |= self.done_matched == DONE.len();
+                    self.walk(b"\n");
+                }
+                Piece::Event { .. } => self.next_event(),
+                Piece::Value { .. } | Piece::Line { .. } => {}
+            }
+        }
+        self.lines = Some(lines);
+    }
+
+    fn next_event(&mut self) {
+        self.lexer = Lexer::new();
+        self.fresh = true;
+        self.over = false;
+        self.done_matched = 0;
+    }
+
+    fn match_done(&mut self, part: &[u8]) {
+        let expected = DONE.get(self.done_matched..self.done_matched + part.len());
+        self.done_matched = if expected == Some(part) {
+            self.done_matched + part.len()
+        } else {
+            DONE.len() + 1
+        };
+    }
+
+    /// Whether a whole event is a chat chunk like most: no usage, no finish, nothing to learn.
+    fn is_dull(&self, data: &[u8], rest: &[u8]) -> bool {
+        if !self.id_known
+            || self.begun == 0
+            || !(rest.starts_with(b"\n\n") || rest.starts_with(b"\r\n\r\n"))
+        {
+            return false;
+        }
+        let null_after = |key: &memmem::Finder<'_>| {
+            let mut found = key
+                .find_iter(data)
+                .map(|at| data[at + key.needle().len()..].starts_with(b":null"));
+            (found.next(), found.next())
+        };
+        data.starts_with(b"{\"id\":")
+            && matches!(null_after(&REASON_KEY), (Some(true), None))
+            && matches!(null_after(&USAGE_KEY), (Some(true), None) | (None, _))
+    }
+
+    fn walk(&mut self, part: &[u8]) {
+        let mut at = 0;
+        while !self.over {
+            match self.lexer.step(part, &mut at) {
+                Step::NeedMore => return,
+                Step::Malformed(_) => self.over = true,
+                Step::Key => self.key(),
+                Step::Element => {
+                    self.key = match self.place() {
+                        Place::Choices => Key::Enter(Place::Choice),
+                        _ => Key::Other,
+                    };
+                    self.ask();
+                }
+                Step::Opened => self.opened(),
+                Step::Closed => self.closed(),
+                Step::Text { string, .. } => self.text(string),
+                Step::End | Step::MarkBegin | Step::MarkEnd => {}
+            }
+        }
+    }
+
+    fn place(&self) -> Place {
+        match self.lexer.level() {
+            1 => Place::Root,
+            level => self.places.get(level - 1).copied().unwrap_or(Place::Other),
+        }
+    }
+
+    fn ask(&mut self) {
+        self.lexer.want(match self.key {
+            Key::Other => Want::Skip,
+            Key::Enter(_) => Want::Enter,
+            Key::Error => Want::TextOrEnter,
+            _ => Want::Text,
+        });
+    }
+
+    fn key(&mut self) {
+        let name = self.lexer.raw().unwrap_or_default();
+        self.key = match self.place() {
+            Place::Root | Place::Response if name == self.id_field => Key::Id,
+            Place::Root => root_key(name),
+            Place::Response => match name {
+                b"usage" => Key::Enter(Place::Usage),
+                _ => Key::Other,
+            },
+            Place::Usage => usage_key(name),
+            Place::InputDetails => input_key(name),
+            Place::OutputDetails => output_key(name),
+            Place::Choice => match name {
+                b"index" => Key::Index,
+                b"finish_reason" => Key::FinishReason,
+                _ => Key::Other,
+            },
+            Place::Choices | Place::Other => Key::Other,
+        };
+        self.ask();
+    }
+
+    fn opened(&mut self) {
+        let place = match self.key {
+            Key::Enter(place) => place,
+            Key::Error => {
+                self.failed = true;
+                Place::Other
+            }
+            _ => Place::Other,
+        };
+        if let Some(slot) = self
+            .lexer
+            .level()
+            .checked_sub(1)
+            .and_then(|level| self.places.get_mut(level))
+        {
+            *slot = place;
+        }
+        match place {
+            Place::Usage => self.current = Usage::default(),
+            Place::Choice => self.choice = Choice::default(),
+            _ => {}
+        }
+    }
+
+    /// The container one level deeper than where the walk now stands was left.
+    fn closed(&mut self) {
+        match self.places.get(self.lexer.level()) {
+            Some(Place::Usage) => {
+                let mut usage = self.current;
+                if usage.total_tokens == 0 {
+                    usage.total_tokens = usage.input_tokens.saturating_add(usage.output_tokens);
+                }
+                self.usage = Some(usage);
+            }
+            Some(Place::Choice) => {
+                let bit = 1 << self.choice.index.min(63);
+                self.begun |= bit;
+                self.finished |= if self.choice.finished { bit } else { 0 };
+            }
+            _ => {}
+        }
+    }
+
+    fn text(&mut self, string: bool) {
+        let Some(raw) = self.lexer.raw() else { return };
+        match self.key {
+            Key::Id if string && !self.id_known => {
+                self.id_known = unescape(raw, &mut self.id).is_some()
+            }
+            Key::Kind if string => {
+                self.failed |= matches!(raw, b"response.failed" | b"error");
+                self.done |= is_last_event(raw);
+            }
+            Key::Error => self.failed |= string,
+            Key::FinishReason => self.choice.finished = string,
+            Key::Index if !string => self.choice.index = integer(raw),
+            Key::Number(number) if !string => {
+                let value = if number == Number::Seconds {
+                    thousandths(raw)
+                } else {
+                    integer(raw)
+                };
+                *slot(&mut self.current, number) = value;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether an event of this type is the last of its stream.
+fn is_last_event(kind: &[u8]) -> bool {
+    matches!(
+        kind,
+        b"response.completed"
+            | b"response.incomplete"
+            | b"response.failed"
+            | b"response.cancelled"
+            | b"response.done"
+            | b"transcript.text.done"
+            | b"speech.audio.done"
+            | b"image_generation.completed"
+            | b"image_edit.completed"
+    )
+}
+
+fn root_key(name: &[u8]) -> Key {
+    match name {
+        b"usage" => Key::Enter(Place::Usage),
+        b"response" => Key::Enter(Place::Response),
+        b"choices" => Key::Enter(Place::Choices),
+        b"type" => Key::Kind,
+        b"error" => Key::Error,
+        _ => Key::Other,
+    }
+}
+
+fn usage_key(name: &[u8]) -> Key {
+    match name {
+        b"input_tokens" | b"prompt_tokens" => Key::Number(Number::Input),
+        b"output_tokens" | b"completion_tokens" => Key::Number(Number::Output),
+        b"total_tokens" => Key::Number(Number::Total),
+        b"seconds" => Key::Number(Number::Seconds),
+        b"prompt_cache_hit_tokens" => Key::Number(Number::Cached),
+        b"input_tokens_details" | b"input_token_details" | b"prompt_tokens_details" => {
+            Key::Enter(Place::InputDetails)
+        }
+        b"output_tokens_details" | b"output_token_details" | b"completion_tokens_details" => {
+            Key::Enter(Place::OutputDetails)
+        }
+        _ => Key::Other,
+    }
+}
+
+fn input_key(name: &[u8]) -> Key {
+    match name {
+        b"cached_tokens" => Key::Number(Number::Cached),
+        b"cache_write_tokens" => Key::Number(Number::CacheWrite),
+        b"audio_tokens" => Key::Number(Number::InputAudio),
+        b"image_tokens" => Key::Number(Number::InputImage),
+        _ => Key::Other,
+    }
+}
+
+fn output_key(name: &[u8]) -> Key {
+    match name {
+        b"reasoning_tokens" => Key::Number(Number::Reasoning),
+        b"audio_tokens" => Key::Number(Number::OutputAudio),
+        b"image_tokens" => Key::Number(Number::OutputImage),
+        _ => Key::Other,
+    }
+}
+
+fn slot(usage: &mut Usage, number: Number) -> &mut u64 {
+    match number {
+        Number::Input => &mut usage.input_tokens,
+        Number::Cached => &mut usage.cached_input_tokens,
+        Number::CacheWrite => &mut usage.cache_write_tokens,
+        Number::InputAudio => &mut usage.input_audio_tokens,
+        Number::InputImage => &mut usage.input_image_tokens,
+        Number::Output => &mut usage.output_tokens,
+        Number::Reasoning => &mut usage.reasoning_tokens,
+        Number::OutputAudio => &mut usage.output_audio_tokens,
+        Number::OutputImage => &mut usage.output_image_tokens,
+        Number::Total => &mut usage.total_tokens,
+        Number::Seconds => &mut usage.audio_ms,
+    }
+}
+
+/// A whole number; anything else counts nothing.
+fn integer(raw: &[u8]) -> u64 {
+    std::str::from_utf8(raw)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
+}
+
+/// A decimal number in thousandths, rounded up; negative or absurd ones count nothing.
+fn thousandths(raw: &[u8]) -> u64 {
+    let seconds: f64 = std::str::from_utf8(raw)
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0.0);
+    let bounded = if (0.0..=1e9).contains(&seconds) {
+        seconds
+    } else {
+        0.0
+    };
+    (bounded * 1000.0).ceil() as u64
+}
