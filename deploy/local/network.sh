@@ -2,6 +2,7 @@
 #
 # Sourced, never run. A process is ours if its number and its start time are those that `up` noted, so a number
 # that the system has given to somebody else since is left alone.
+# shellcheck shell=bash disable=SC2034
 
 top=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 dir=${VECTOR_LOCAL_DIR:-$top/.local}

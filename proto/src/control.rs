@@ -8,6 +8,7 @@
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     clippy::unused_async,
     reason = "generated code"

@@ -18,6 +18,7 @@ pub const VERSION: u32 = 1;
     unused_qualifications,
     clippy::all,
     clippy::pedantic,
+    clippy::allow_attributes,
     clippy::allow_attributes_without_reason,
     reason = "generated code"
 )]
