@@ -176,18 +176,23 @@ impl Peek {
                 Step::Malformed(why) => return Progress::Malformed(why),
                 Step::Key => {
                     if let Err(why) = self.key(at as u64) {
-                        return Progress::Malformed(why);
+                        return Progress::Malformed(self.lexer.refuse(why));
                     }
                 }
                 Step::Text { string, start, end } => {
                     if let Err(why) = self.value(string, Span { start, end }) {
-                        return Progress::Malformed(why);
+                        return Progress::Malformed(self.lexer.refuse(why));
                     }
                     if enough(&self.fields) {
                         return Progress::Enough;
                     }
                 }
                 Step::Opened => {
+                    if matches!(self.key, Key::Model | Key::SessionModel) {
+                        let at = self.lexer.start();
+                        let why = "`model` is not a string";
+                        return Progress::Malformed(self.lexer.refuse(Malformed { at, why }));
+                    }
                     self.parent = self.key;
                     self.fields.stream_options |= self.key == Key::StreamOptions;
                 }
@@ -227,7 +232,7 @@ impl Peek {
         self.lexer.want(match self.key {
             Key::Other => Want::Skip,
             Key::StreamOptions | Key::Session => Want::Enter,
-            Key::Conversation => Want::TextOrEnter,
+            Key::Conversation | Key::Model | Key::SessionModel => Want::TextOrEnter,
             _ => Want::Text,
         });
         Ok(())

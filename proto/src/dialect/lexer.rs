@@ -139,9 +139,21 @@ impl Lexer {
         self.entered
     }
 
+    /// Where the last value began; for a string, behind its quote.
+    pub(super) fn start(&self) -> u64 {
+        self.start
+    }
+
     /// The outermost object was closed.
     pub(super) fn is_over(&self) -> bool {
         self.state == State::Over
+    }
+
+    /// Ends the walk for a fault that the reader found.
+    pub(super) fn refuse(&mut self, fault: Malformed) -> Malformed {
+        self.broken = fault;
+        self.state = State::Dead;
+        fault
     }
 
     /// The body ends here: is the object whole?

@@ -220,6 +220,7 @@ impl Table {
                 (Ok(found), _) => &self.nodes[at.fixed[found].1],
                 (Err(_), Some(next)) if at.rest => {
                     model = Some(segment::model(rest).ok_or(Unmatched::Path)?);
+                    crooked |= rest.ends_with('/');
                     rest = "";
                     at = &self.nodes[next];
                     break;

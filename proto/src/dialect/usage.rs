@@ -17,6 +17,11 @@ static USAGE_KEY: LazyLock<memmem::Finder<'static>> =
 static REASON_KEY: LazyLock<memmem::Finder<'static>> =
     LazyLock::new(|| memmem::Finder::new("\"finish_reason\""));
 
+static CHOICES_KEY: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new("\"choices\":[{\"index\":"));
+static ERROR_WORD: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new("error\""));
+
 /// The line that ends a chat stream.
 const DONE: &[u8] = b"[DONE]";
 
@@ -248,7 +253,8 @@ impl Reader {
         };
     }
 
-    /// Whether a whole event is a chat chunk like most: no usage, no finish, nothing to learn.
+    /// Whether a whole event is a chat chunk like most: of a choice already known, with no usage, finish or error, so that
+    /// walking it would teach nothing.
     fn is_dull(&self, data: &[u8], rest: &[u8]) -> bool {
         if !self.id_known
             || self.begun == 0
@@ -256,15 +262,23 @@ impl Reader {
         {
             return false;
         }
-        let null_after = |key: &memmem::Finder<'_>| {
-            let mut found = key
+        let Some(choices) = CHOICES_KEY.find(data) else {
+            return false;
+        };
+        let index = match &data[choices + CHOICES_KEY.needle().len()..] {
+            [digit @ b'0'..=b'9', b',', ..] => u64::from(digit - b'0'),
+            _ => return false,
+        };
+        let only_null = |key: &memmem::Finder<'_>| {
+            let mut values = key
                 .find_iter(data)
                 .map(|at| data[at + key.needle().len()..].starts_with(b":null"));
-            (found.next(), found.next())
+            (values.next(), values.next())
         };
-        data.starts_with(b"{\"id\":")
-            && matches!(null_after(&REASON_KEY), (Some(true), None))
-            && matches!(null_after(&USAGE_KEY), (Some(true), None) | (None, _))
+        self.begun & (1 << index) != 0
+            && only_null(&REASON_KEY) == (Some(true), None)
+            && matches!(only_null(&USAGE_KEY), (Some(true) | None, None))
+            && ERROR_WORD.find(data).is_none()
     }
 
     fn walk(&mut self, part: &[u8]) {

@@ -1,0 +1,681 @@
+//! What the dialect promises: known requests and answers, and properties over random ones.
+
+#![expect(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a check that cannot go on has failed"
+)]
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use vector_proto::dialect::Dialect;
+use vector_proto::dialect::error::{self, ErrorText};
+use vector_proto::dialect::json::{Peek, Progress, Span};
+use vector_proto::dialect::multipart::{Form, PART_HEADER_BYTES_MAX, boundary};
+use vector_proto::dialect::operation::{self, Body, IdAt, ModelAt, Unmatched};
+use vector_proto::dialect::rename::{Rename, Splice, escaped};
+use vector_proto::dialect::sse::{Events, Lines};
+use vector_proto::dialect::usage::{Reader, StreamEnd, Usage};
+
+#[path = "../fuzz/checks.rs"]
+#[expect(
+    dead_code,
+    reason = "the codec has its own properties; its check is for the corpus"
+)]
+mod checks;
+
+// Operations.
+
+/// Rows of the table. A change here is a change of what clients may call.
+const OPERATIONS: usize = 388;
+
+#[test]
+fn every_row_is_read_and_finds_itself() {
+    assert_eq!(operation::all().len(), OPERATIONS);
+    let mut names: Vec<_> = operation::all().iter().map(|row| row.name).collect();
+    names.sort_unstable();
+    names.dedup();
+    assert_eq!(names.len(), OPERATIONS, "a name stands for one operation");
+    for row in operation::all() {
+        let filled: Vec<_> = row
+            .path
+            .split('/')
+            .map(|part| {
+                if part.starts_with('{') {
+                    "some-id_1"
+                } else {
+                    part
+                }
+            })
+            .collect();
+        let path = filled.join("/");
+        let found = operation::find(row.method, &path).unwrap();
+        assert_eq!(found.operation.name, row.name);
+        assert_eq!(found.object.is_some(), row.object.is_some(), "{}", row.name);
+        assert_eq!(
+            found.model.is_some(),
+            row.model == ModelAt::Path,
+            "{}",
+            row.name
+        );
+        assert!(!found.crooked);
+        assert!(matches!(
+            operation::find("BREW", &path),
+            Err(Unmatched::Method { .. })
+        ));
+        assert_eq!(
+            operation::find(row.method, &path[3..]).unwrap_err(),
+            Unmatched::Path,
+            "only under /v1"
+        );
+        assert_eq!(
+            operation::find(row.method, &format!("{path}x/y/z/w/v")).is_ok(),
+            row.model == ModelAt::Path
+        );
+        assert!(
+            operation::find(row.method, &format!("{path}/"))
+                .unwrap()
+                .crooked
+        );
+    }
+}
+
+#[test]
+fn an_object_is_made_where_later_calls_look_for_it() {
+    for row in operation::all() {
+        let Some(makes) = row.makes else { continue };
+        let named = operation::all()
+            .iter()
+            .any(|other| other.object == Some(makes));
+        assert!(named, "{} makes {makes}, which no call names", row.name);
+    }
+}
+
+#[track_caller]
+fn found(method: &str, path: &str) -> (&'static str, Option<String>, Option<String>) {
+    let found = operation::find(method, path).unwrap();
+    (
+        found.operation.name,
+        found.object.map(str::to_owned),
+        found.model.map(str::to_owned),
+    )
+}
+
+#[test]
+fn paths_say_what_they_mean() {
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        found("POST", "/v1/chat/completions"),
+        ("chat.completions.create", None, None)
+    );
+    assert_eq!(
+        found("GET", "/v1/files/file-1/content"),
+        ("files.retrieve_content", some("file-1"), None)
+    );
+    assert_eq!(
+        found("GET", "/v1/threads/t/runs/r/steps/s"),
+        ("threads.runs.steps.retrieve", some("t"), None)
+    );
+    assert_eq!(
+        found("POST", "/v1/threads/runs"),
+        ("threads.create_and_run", None, None)
+    );
+    assert_eq!(found("HEAD", "/v1//models/"), ("models.list", None, None));
+    assert_eq!(
+        found("GET", "/v1/models/org/m:x%2Fy"),
+        ("models.retrieve", None, some("org/m:x%2Fy"))
+    );
+    assert_eq!(
+        found("GET", "/v1/realtime"),
+        ("realtime.connect", None, None)
+    );
+    assert_eq!(operation::canonical("/v1//files///a/"), "/v1/files/a");
+    let row = |method, path| operation::find(method, path).unwrap().operation;
+    assert_eq!(
+        row("POST", "/v1/threads/runs").id_at,
+        IdAt::Field("thread_id")
+    );
+    assert_eq!(row("POST", "/v1/realtime/calls").id_at, IdAt::Location);
+    assert_eq!(row("POST", "/v1/videos/v/remix").makes, Some("videos"));
+    assert_eq!(row("POST", "/v1/images/edits").body, Body::Form);
+    assert!(row("GET", "/v1/models").local && !row("DELETE", "/v1/models/ft:x").local);
+    assert!(row("GET", "/v1/realtime").websocket && !row("GET", "/v1/realtime").idempotent());
+    assert!(row("DELETE", "/v1/files/x").idempotent() && !row("POST", "/v1/files").idempotent());
+}
+
+#[test]
+fn tricky_paths_match_nothing() {
+    let long = format!("/v1/files/{}", "x".repeat(513));
+    let paths = [
+        "",
+        "/",
+        "v1/models",
+        "/v1",
+        "/v1x/models",
+        "/v2/models",
+        "/v1/unknown",
+        "/v1/files/..",
+        "/v1/files/../content",
+        "/v1/files/.",
+        "/v1/files/%2e%2e",
+        "/v1/files/a%2Fb",
+        "/v1/files/a%5cb",
+        "/v1/files/a%00",
+        "/v1/files/a%zz",
+        "/v1/files/a%",
+        "/v1/files/a\\b",
+        "/v1/files/a b",
+        "/v1/files/%252e",
+        "/v1/files/ü",
+        "/v1/models/a/../b",
+        "/v1/models/a//b",
+        "/v1/chat/completions/x/y",
+        &long,
+    ];
+    for path in paths {
+        assert_eq!(
+            operation::find("GET", path).unwrap_err(),
+            Unmatched::Path,
+            "{path}"
+        );
+    }
+    let refused = operation::find("PUT", "/v1/files/x").unwrap_err();
+    assert_eq!(
+        refused,
+        Unmatched::Method {
+            allow: "GET, HEAD, DELETE"
+        }
+    );
+}
+
+// JSON requests.
+
+#[track_caller]
+fn refused(body: &str, at: u64, why: &str) {
+    let mut peek = Peek::new();
+    let fault = match peek.feed(body.as_bytes()) {
+        Progress::Malformed(fault) => fault,
+        _ => peek.finish().unwrap_err(),
+    };
+    assert_eq!(peek.finish(), Err(fault), "a fault stays");
+    assert_eq!((fault.at, fault.why.contains(why)), (at, true), "{fault}");
+}
+
+#[test]
+fn a_request_shows_its_fields() {
+    let body = r#"{"messages":[{"model":"no"}],"model":"a\"b","stream":true,"max_tokens":5,"max_completion_tokens":9,
+        "stream_options":{"include_usage":true},"store":false,"n":3,"conversation":{"id":"conv_1"}} "#;
+    let mut peek = Peek::new();
+    assert_eq!(peek.feed(body.as_bytes()), Progress::Done);
+    let fields = peek.fields();
+    assert_eq!(fields.model(), Some("a\"b"));
+    assert_eq!(fields.model_span, Some(Span { start: 38, end: 42 }));
+    assert_eq!(
+        (fields.stream, fields.store, fields.include_usage),
+        (Some(true), Some(false), Some(true))
+    );
+    assert_eq!(
+        (fields.tokens_max, fields.choices, fields.refers_to()),
+        (Some(9), Some(3), Some("conv_1"))
+    );
+    assert!(fields.stream_options && peek.finish().is_ok());
+}
+
+#[test]
+fn malformed_json_is_named_with_its_place() {
+    refused("", 0, "empty");
+    refused("[]", 0, "not a JSON object");
+    refused(r#"{"a" 1}"#, 5, "colon");
+    refused(r#"{"a":1 "b":2}"#, 7, "comma");
+    refused(r#"{"a":[1}"#, 7, "bracket");
+    refused(r#"{"a":nil}"#, 6, "word");
+    refused(r#"{"a":}"#, 5, "value");
+    refused("{\u{1}}", 1, "key");
+    refused(r#"{"model":"x""#, 12, "ends in the middle");
+    refused(r#"{"model":"x"}}"#, 13, "more follows");
+    refused(r#"{"model":"x","mod\u0065l":"y"}"#, 25, "twice");
+    refused(r#"{"model":{}}"#, 9, "not a string");
+    refused(r#"{"model":7}"#, 9, "not a string");
+    refused(&format!(r#"{{"a":{}"#, "[".repeat(64)), 5 + 63, "deeper");
+}
+
+#[test]
+fn reading_stops_when_enough_is_known() {
+    let mut peek = Peek::new();
+    let enough = peek.feed_until(br#"{"model":"m","x":garbage"#, |fields| {
+        fields.model().is_some()
+    });
+    assert_eq!(
+        (enough, peek.fields().model()),
+        (Progress::Enough, Some("m"))
+    );
+}
+
+// Multipart requests.
+
+#[test]
+fn a_boundary_is_found_in_its_spellings() {
+    assert_eq!(boundary("multipart/form-data; boundary=abc"), Some("abc"));
+    assert_eq!(
+        boundary("multipart/form-data; charset=utf-8; Boundary=\"a b;c\""),
+        Some("a b;c")
+    );
+    assert_eq!(
+        boundary("multipart/form-data;boundary=abc ; x=y"),
+        Some("abc")
+    );
+    for missing in [
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        "x; y=\"boundary=z",
+    ] {
+        assert_eq!(boundary(missing), None, "{missing}");
+    }
+    assert_eq!(boundary(&format!("x; boundary={}", "a".repeat(201))), None);
+}
+
+#[test]
+fn an_overlong_part_header_is_refused() {
+    let mut form = Form::new("multipart/form-data; boundary=b").unwrap();
+    let body = format!("--b\r\nX: {}", "y".repeat(PART_HEADER_BYTES_MAX));
+    let Progress::Malformed(fault) = form.feed(body.as_bytes()) else {
+        panic!("accepted")
+    };
+    assert!(fault.why.contains("16 KiB"));
+}
+
+#[test]
+fn a_form_without_its_closing_boundary_was_cut() {
+    let mut form = Form::new("multipart/form-data; boundary=b").unwrap();
+    let body = b"--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nwhisper-1\r\n--b\r\n";
+    assert_eq!(form.feed(body), Progress::NeedMore);
+    assert_eq!(
+        (form.fields().model(), form.finish().is_err()),
+        (Some("whisper-1"), true)
+    );
+}
+
+// Answers.
+
+#[track_caller]
+fn read(mut reader: Reader, text: &str) -> (Option<Usage>, Option<String>, StreamEnd) {
+    reader.feed(text.as_bytes());
+    (
+        reader.usage().copied(),
+        reader.id().map(str::to_owned),
+        reader.end(),
+    )
+}
+
+#[test]
+fn usage_is_read_in_each_vocabulary() {
+    let chat = r#"{"id":"chatcmpl-1","choices":[{"message":{"content":"x"}}],"usage":{"prompt_tokens":9,"completion_tokens":12,
+        "total_tokens":21,"prompt_tokens_details":{"cached_tokens":3,"audio_tokens":1},
+        "completion_tokens_details":{"reasoning_tokens":4,"audio_tokens":2}}}"#;
+    let expected = Usage {
+        input_tokens: 9,
+        cached_input_tokens: 3,
+        input_audio_tokens: 1,
+        output_tokens: 12,
+        reasoning_tokens: 4,
+        output_audio_tokens: 2,
+        total_tokens: 21,
+        ..Usage::default()
+    };
+    assert_eq!(
+        read(Reader::json(), chat),
+        (Some(expected), Some("chatcmpl-1".into()), StreamEnd::Clean)
+    );
+    let cut = &chat[..chat.len() - 1];
+    assert_eq!(read(Reader::json(), cut).2, StreamEnd::Cut);
+    let seconds = read(
+        Reader::json(),
+        r#"{"text":"x","usage":{"type":"duration","seconds":12.5}}"#,
+    )
+    .0
+    .unwrap();
+    assert_eq!((seconds.audio_ms, seconds.total_tokens), (12_500, 0));
+    let image = r#"{"usage":{"input_tokens":5,"input_tokens_details":{"image_tokens":2},"output_tokens":9,
+        "output_tokens_details":{"image_tokens":9}}}"#;
+    let image = read(Reader::json(), image).0.unwrap();
+    assert_eq!(
+        (
+            image.input_image_tokens,
+            image.output_image_tokens,
+            image.total_tokens
+        ),
+        (2, 9, 14)
+    );
+    let embedding =
+        r#"{"data":[{"embedding":[0.1,-2e3]}],"usage":{"prompt_tokens":8,"total_tokens":8}}"#;
+    assert_eq!(read(Reader::json(), embedding).0.unwrap().input_tokens, 8);
+    let run = Reader::json().with_id_field("thread_id");
+    assert_eq!(
+        read(run, r#"{"id":"run_1","thread_id":"thread_1"}"#)
+            .1
+            .as_deref(),
+        Some("thread_1")
+    );
+}
+
+fn chunk(index: u8, reason: &str) -> String {
+    let choice = format!(
+        r#"{{"index":{index},"delta":{{"content":"\"usage\""}},"finish_reason":{reason}}}"#
+    );
+    format!(
+        "data: {{\"id\":\"c1\",\"object\":\"chat.completion.chunk\",\"choices\":[{choice}],\"usage\":null}}\n\n"
+    )
+}
+
+#[test]
+fn a_cut_stream_is_told_from_a_clean_one() {
+    let begun = chunk(0, "null").repeat(3);
+    assert_eq!(read(Reader::sse(), &begun).2, StreamEnd::Cut);
+    assert_eq!(
+        read(Reader::sse(), &format!("{begun}{}", chunk(0, "\"stop\""))).2,
+        StreamEnd::Clean
+    );
+    assert_eq!(
+        read(Reader::sse(), &format!("{begun}data: [DONE]\n\n")).2,
+        StreamEnd::Clean
+    );
+    assert_eq!(
+        read(Reader::sse(), &format!("{begun}data: [DON")).2,
+        StreamEnd::Cut
+    );
+    assert_eq!(
+        read(Reader::sse(), &format!("{begun}data: [DONE]]\n\n")).2,
+        StreamEnd::Cut
+    );
+    let mut failed = Reader::sse();
+    failed.feed(b"data: {\"error\":{\"message\":\"x\"}}\n\n");
+    assert!(failed.failed());
+    assert_eq!(failed.end(), StreamEnd::Clean);
+    let mut fine = Reader::json();
+    fine.feed(br#"{"id":"resp_1","error":null}"#);
+    assert!(!fine.failed());
+}
+
+#[test]
+fn each_choice_must_finish() {
+    let both = [
+        chunk(0, "null"),
+        chunk(1, "null"),
+        chunk(0, "null"),
+        chunk(0, "\"stop\""),
+    ]
+    .concat();
+    assert_eq!(read(Reader::sse(), &both).2, StreamEnd::Cut);
+    assert_eq!(
+        read(Reader::sse(), &format!("{both}{}", chunk(1, "\"length\""))).2,
+        StreamEnd::Clean
+    );
+}
+
+#[test]
+fn a_responses_stream_tells_its_id_usage_and_end() {
+    let created = "event: response.created\ndata: {\"type\":\"response.created\",\"response\":{\"id\":\"resp_1\"}}\n\n";
+    assert_eq!(
+        read(Reader::sse(), created),
+        (None, Some("resp_1".into()), StreamEnd::Cut)
+    );
+    for (kind, failed) in [
+        ("completed", false),
+        ("incomplete", false),
+        ("failed", true),
+    ] {
+        let last = json!({"type": format!("response.{kind}"),
+            "response": {"id": "resp_1", "output": [{"usage": {}}], "usage": {"input_tokens": 5, "output_tokens": 3}}});
+        let mut reader = Reader::sse();
+        reader.feed(format!("{created}data: {last}\n\n").as_bytes());
+        assert_eq!((reader.end(), reader.failed()), (StreamEnd::Clean, failed));
+        assert_eq!(reader.usage().unwrap().total_tokens, 8);
+    }
+}
+
+fn through(mut rename: Rename, parts: &[&'static str]) -> (String, usize) {
+    let mut out = Vec::new();
+    for part in parts {
+        rename.feed(Bytes::from_static(part.as_bytes()), &mut out);
+    }
+    (String::from_utf8(out.concat()).unwrap(), out.len())
+}
+
+#[test]
+fn an_answer_shows_the_public_name() {
+    let parts = [
+        "{\"id\":1, \"model\" : \"gp",
+        "t-4o-2024\" ,\"choices\":[{\"model\":\"in\"}]}",
+    ];
+    let expected = "{\"id\":1, \"model\" : \"fast\" ,\"choices\":[{\"model\":\"in\"}]}";
+    assert_eq!(through(Rename::json("fast"), &parts).0, expected);
+    let nested = ["{\"type\":\"x\",\"response\":{\"id\":\"r\",\"model\":\"old\"},\"n\":1}"];
+    assert!(
+        through(Rename::json("fa\"st"), &nested)
+            .0
+            .contains("\"model\":\"fa\\\"st\"},\"n\":1}")
+    );
+    let stream = [
+        "data: {\"id\":\"c\",\"model\":\"old\",\"x\":1}\n\ndata: {\"type\":\"y\"}\n\n",
+        "data: [DONE]\n\n",
+    ];
+    let (text, slices) = through(Rename::sse("new"), &stream);
+    assert_eq!(
+        text,
+        "data: {\"id\":\"c\",\"model\":\"new\",\"x\":1}\n\ndata: {\"type\":\"y\"}\n\ndata: [DONE]\n\n"
+    );
+    assert_eq!(slices, 4, "untouched chunks leave as they came");
+}
+
+#[test]
+fn errors_have_each_dialects_shape() {
+    let error = ErrorText {
+        status: 429,
+        message: "a \"b\"\n\u{1}ü",
+        kind: "rate_limit",
+        param: None,
+        code: Some("c"),
+    };
+    let parse = |bytes: &[u8]| serde_json::from_slice::<Value>(bytes).unwrap();
+    let text = error.message;
+    assert_eq!(
+        parse(&error::body(Dialect::OpenAi, &error)),
+        json!({"error": {"message": text, "type": "rate_limit", "param": null, "code": "c"}})
+    );
+    assert_eq!(
+        parse(&error::body(Dialect::Anthropic, &error)),
+        json!({"type": "error", "error": {"type": "rate_limit_error", "message": text}})
+    );
+    assert_eq!(
+        parse(&error::body(Dialect::Gemini, &error)),
+        json!({"error": {"code": 429, "message": text, "status": "RESOURCE_EXHAUSTED"}})
+    );
+    let chunk = error::sse_chunk(Dialect::Anthropic, &error);
+    let mut shown = 0;
+    Events::new(1 << 10).feed(&chunk, |event| {
+        assert_eq!((event.name, event.end), (&b"error"[..], chunk.len()));
+        assert_eq!(parse(event.data.unwrap())["type"], "error");
+        shown += 1;
+    });
+    assert_eq!(shown, 1);
+}
+
+#[test]
+fn an_event_of_our_own_fits_only_between_events() {
+    let mut lines = Lines::new();
+    let mut between = |text: &str| {
+        let mut at = 0;
+        while lines.next(text.as_bytes(), &mut at).is_some() {}
+        lines.between_events()
+    };
+    assert!(
+        between("")
+            && !between("data: x")
+            && !between("\n")
+            && between("\n")
+            && !between(":")
+            && between("\r\n\r")
+    );
+}
+
+#[test]
+fn an_event_over_the_limit_is_counted_but_not_shown() {
+    let mut sizes = Vec::new();
+    let text = format!("data: {}\n\ndata: small\n\n", "x".repeat(200));
+    Events::new(100).feed(text.as_bytes(), |event| {
+        sizes.push(event.data.map(<[u8]>::len))
+    });
+    assert_eq!(sizes, [None, Some(5)]);
+}
+
+// Properties.
+
+/// JSON-like text: whole objects of the keys that matter, then bytes changed.
+fn nearly_json() -> impl Strategy<Value = Vec<u8>> {
+    let keys = [
+        "model",
+        "stream",
+        "response",
+        "session",
+        "usage",
+        "store",
+        "n",
+        "id",
+        "choices",
+        "x",
+        "background",
+    ];
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u32>().prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[a-z\"\\\\\u{1}é😀]{0,8}".prop_map(Value::from),
+    ];
+    let tree = leaf.prop_recursive(4, 32, 6, move |inner| {
+        let key = prop::sample::select(keys.to_vec()).prop_map(str::to_owned);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::vec((key, inner), 0..6)
+                .prop_map(|pairs| Value::Object(pairs.into_iter().collect())),
+        ]
+    });
+    (
+        tree,
+        any::<bool>(),
+        prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+    )
+        .prop_map(|(tree, pretty, changes)| {
+            let text = if pretty {
+                serde_json::to_vec_pretty(&tree)
+            } else {
+                serde_json::to_vec(&tree)
+            };
+            let mut text = text.unwrap();
+            for (place, byte) in changes {
+                let place = place.index(text.len());
+                text[place] = byte;
+            }
+            text
+        })
+}
+
+/// Text made of the pieces that a format is made of.
+fn pieces(of: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop::sample::select(of), 0..24)
+        .prop_map(|parts| parts.concat().into_bytes())
+}
+
+const SSE: &[&str] = &[
+    "data",
+    ": ",
+    ":",
+    " ",
+    "\n",
+    "\r",
+    "\r\n",
+    "\n\n",
+    "event",
+    "id",
+    "{",
+    "}",
+    "[DONE]",
+    "\"model\":\"m\"",
+    "x",
+    "\u{feff}",
+    "{\"id\":\"a\",\"choices\":[{\"index\":0,\"finish_reason\":null}]}",
+    "\"usage\":{\"input_tokens\":1}",
+    ",",
+    "data: {\"response\":{\"model\":\"a\",\"usage\":{\"output_tokens\":2}},\"type\":\"response.completed\"}\n\n",
+];
+
+const FORM: &[&str] = &[
+    "--b",
+    "\r\n",
+    "\r",
+    "\n",
+    "--",
+    "-",
+    "\r\n--b",
+    "\r\n--b--",
+    "Content-Disposition: form-data; name=\"model\"",
+    "content-disposition: form-data; name=stream",
+    "\r\n\r\n",
+    "Content-Disposition: form-data; name=session",
+    "true",
+    "x",
+    "{\"model\":\"m\"}",
+    "; filename=y",
+    "b",
+];
+
+proptest! {
+    #[test]
+    fn requests_read_the_same_however_cut(body in nearly_json()) {
+        checks::json(&body);
+    }
+
+    #[test]
+    fn renamed_answers_differ_in_the_name_alone(body in nearly_json()) {
+        checks::rename(&body);
+        let event = [b"data: ", &body[..], b"\n\n"].concat();
+        checks::sse(&event);
+        checks::rename(&event);
+    }
+
+    #[test]
+    fn streams_read_the_same_however_cut(stream in pieces(SSE)) {
+        checks::sse(&stream);
+        checks::rename(&stream);
+    }
+
+    #[test]
+    fn forms_read_the_same_however_cut(body in pieces(FORM)) {
+        checks::multipart(&body);
+    }
+
+    #[test]
+    fn no_path_panics(method in "[A-Z]{0,7}", path in "(/|v1|files|models|[a-z%2.\\\\]|\\PC){0,12}") {
+        let _ = operation::find(&method, &path);
+        let _ = operation::find("GET", &format!("/v1/{path}"));
+    }
+
+    #[test]
+    fn a_splice_changes_its_span_alone(
+        body in prop::collection::vec(any::<u8>(), 1..64), ends in any::<(prop::sample::Index, prop::sample::Index)>(),
+        name in "[a-z\"\\\\é]{0,9}", size in 1_usize..9,
+    ) {
+        let (one, other) = (ends.0.index(body.len()), ends.1.index(body.len()));
+        let (start, end) = (one.min(other), one.max(other));
+        let with = escaped(&name);
+        let expected = [&body[..start], &with, &body[end..]].concat();
+        let mut splice = Splice::new(Span { start: start as u64, end: end as u64 }, with);
+        prop_assert_eq!(splice.length(body.len() as u64), expected.len() as u64);
+        let mut out = Vec::new();
+        for part in body.chunks(size) {
+            splice.feed(Bytes::copy_from_slice(part), &mut out);
+        }
+        prop_assert_eq!(out.concat(), expected);
+    }
+}
