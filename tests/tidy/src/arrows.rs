@@ -31,6 +31,35 @@ const FLOOR: &[&str] = &[
     "config",
 ];
 
+/// What control's doors open on.
+const DOOR: &[&str] = &[
+    "routing",
+    "health",
+    "ledger",
+    "registry",
+    "identity",
+    "coordinate",
+    "vault",
+    "telemetry",
+    "config",
+];
+
+/// What control's server puts together.
+const SERVER: &[&str] = &[
+    "api",
+    "console",
+    "routing",
+    "health",
+    "ledger",
+    "registry",
+    "identity",
+    "coordinate",
+    "vault",
+    "sqlite",
+    "telemetry",
+    "config",
+];
+
 /// Who may use whom. Rooms that are not built yet have their row already.
 const ARROWS: &[Row] = &[
     // The words: no room knows what travels in it.
@@ -79,50 +108,9 @@ const ARROWS: &[Row] = &[
     ("edge", "config", &[]),
     // Control: `server` puts it together; its doors know the rooms, no room knows a door.
     ("control", "main", &["server", "telemetry", "config"]),
-    (
-        "control",
-        "server",
-        &[
-            "api",
-            "console",
-            "routing",
-            "health",
-            "ledger",
-            "registry",
-            "identity",
-            "coordinate",
-            "telemetry",
-            "config",
-        ],
-    ),
-    (
-        "control",
-        "api",
-        &[
-            "routing",
-            "health",
-            "ledger",
-            "registry",
-            "identity",
-            "coordinate",
-            "telemetry",
-            "config",
-        ],
-    ),
-    (
-        "control",
-        "console",
-        &[
-            "routing",
-            "health",
-            "ledger",
-            "registry",
-            "identity",
-            "coordinate",
-            "telemetry",
-            "config",
-        ],
-    ),
+    ("control", "server", SERVER),
+    ("control", "api", DOOR),
+    ("control", "console", DOOR),
     (
         "control",
         "routing",
@@ -131,7 +119,7 @@ const ARROWS: &[Row] = &[
     (
         "control",
         "ledger",
-        &["registry", "coordinate", "telemetry", "config"],
+        &["registry", "coordinate", "sqlite", "telemetry", "config"],
     ),
     (
         "control",
@@ -141,18 +129,21 @@ const ARROWS: &[Row] = &[
     (
         "control",
         "registry",
-        &["coordinate", "telemetry", "config"],
+        &["identity", "coordinate", "vault", "telemetry", "config"],
     ),
     (
         "control",
         "identity",
-        &["coordinate", "telemetry", "config"],
+        &["coordinate", "vault", "telemetry", "config"],
     ),
-    ("control", "coordinate", &["telemetry", "config"]),
+    ("control", "coordinate", &["sqlite", "telemetry", "config"]),
+    ("control", "vault", &[]),
+    ("control", "sqlite", &[]),
     ("control", "telemetry", &["config"]),
     ("control", "config", &[]),
-    // The operator's command speaks gRPC like anybody else.
-    ("control", "vectorctl", &[]),
+    // The operator's command speaks gRPC like anybody else; it only shares how to dial control.
+    ("control", "vectorctl", &["dial"]),
+    ("control", "dial", &[]),
 ];
 
 /// Arrows in the source that no row allows.
