@@ -1,0 +1,228 @@
+//! The egress's end of an exchange: takes or refuses it, reads the request, writes the answer.
+
+use std::{
+    fmt,
+    future::Future,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use tokio_util::sync::CancellationToken;
+use vector_proto::{
+    id::ExchangeId,
+    tunnel::{
+        codec::{self, Kind, Piece},
+        v1,
+    },
+};
+
+use super::{
+    Lost, LostReason,
+    exchange::INITIAL_CREDIT_BYTES,
+    half::{ReceiveHalf, SendHalf},
+    link::{Link, Shared},
+    transport::{Receiver, Sender},
+};
+
+/// An exchange that has arrived and is neither accepted nor refused.
+pub struct Arrival {
+    /// Which exchange.
+    pub exchange: ExchangeId,
+    /// The node it came from: the ingress, or the relay before this node.
+    pub from: Arc<str>,
+    /// What is asked.
+    pub open: v1::Open,
+    pub(super) shared: Arc<Shared>,
+    pub(super) link: Arc<Link>,
+    pub(super) send: Sender,
+    pub(super) receive: Receiver,
+    pub(super) rest: Bytes,
+}
+
+impl Arrival {
+    /// Refuses: nothing was executed.
+    pub async fn refuse(mut self, refused: v1::Refused) {
+        // If the refusal cannot be said, the link is gone and the ingress knows.
+        let _ = self
+            .send
+            .write(&mut [codec::message(Kind::Refused, &refused)])
+            .await;
+        self.send.finish();
+        self.link.forget(self.exchange);
+    }
+
+    /// Takes the exchange and says so at once.
+    ///
+    /// Cancel safety: dropped half-way, the ingress sees the stream end without an answer.
+    ///
+    /// # Errors
+    /// [`Lost`] when the link is gone or the exchange was cancelled.
+    pub async fn accept(self) -> Result<(RequestBody, Answer), Lost> {
+        let Self {
+            shared,
+            link,
+            send,
+            receive,
+            rest,
+            ..
+        } = self;
+        let accepted = v1::Accepted {
+            epoch: 0,
+            request_credit: INITIAL_CREDIT_BYTES,
+        };
+        let preamble = codec::message(Kind::Accepted, &accepted);
+        let mut answer = Answer {
+            half: SendHalf::new(Arc::clone(&shared), Arc::clone(&link), send, preamble),
+            finished: false,
+        };
+        answer.half.flush().await.map_err(Lost::accepted)?;
+        let body = ReceiveHalf::new(shared, link, receive, rest).map_err(Lost::accepted)?;
+        Ok((
+            RequestBody {
+                half: body,
+                ended: false,
+            },
+            answer,
+        ))
+    }
+}
+
+impl fmt::Debug for Arrival {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Arrival({} from {})", self.exchange, self.from)
+    }
+}
+
+/// The request's body.
+#[derive(Debug)]
+pub struct RequestBody {
+    half: ReceiveHalf,
+    ended: bool,
+}
+
+impl RequestBody {
+    /// The next bytes; `None` at the end.
+    ///
+    /// Cancel safety: dropping it loses nothing.
+    ///
+    /// # Errors
+    /// [`Lost`] when the upload breaks off.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Lost> {
+        std::future::poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// [`Self::next`] for use in a body.
+    ///
+    /// # Errors
+    /// As [`Self::next`].
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Lost>> {
+        if self.ended {
+            return Poll::Ready(Ok(None));
+        }
+        Poll::Ready(match ready!(self.half.poll_piece(cx)) {
+            Ok(Piece::Data(bytes)) => Ok(Some(bytes)),
+            Ok(Piece::Frame(Kind::End, _)) => {
+                self.ended = true;
+                Ok(None)
+            }
+            Ok(Piece::Frame(kind, _)) => Err(Lost::accepted(LostReason::Protocol(
+                codec::Error::OutOfPlace(kind),
+            ))),
+            Err(reason) => Err(Lost::accepted(reason)),
+        })
+    }
+}
+
+/// Writes the answer. Dropped unfinished, it breaks the answer off.
+#[derive(Debug)]
+pub struct Answer {
+    half: SendHalf,
+    finished: bool,
+}
+
+impl Answer {
+    /// Refuses instead of answering.
+    pub async fn refuse(mut self, refused: v1::Refused) {
+        self.half.frame(codec::message(Kind::Refused, &refused));
+        // If the refusal cannot be said, the link is gone and the ingress knows.
+        let _ = self.conclude().await;
+    }
+
+    /// Begins the answer; leaves with the next flush.
+    pub fn head(&mut self, head: &v1::ResponseHead) {
+        self.half.frame(codec::message(Kind::Head, head));
+    }
+
+    /// Appends body bytes: small ones leave with the next flush, and a full window waits for credit.
+    ///
+    /// Cancel safety: the bytes are taken in before the first wait.
+    ///
+    /// # Errors
+    /// [`Lost`] when the link is gone or the exchange was cancelled.
+    pub async fn data(&mut self, bytes: Bytes) -> Result<(), Lost> {
+        self.half.data(bytes).await.map_err(Lost::accepted)
+    }
+
+    /// Sends what is held.
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub async fn flush(&mut self) -> Result<(), Lost> {
+        self.half.flush().await.map_err(Lost::accepted)
+    }
+
+    /// Ends the answer.
+    ///
+    /// # Errors
+    /// As [`Self::data`].
+    pub async fn finish(mut self, trailers: &v1::Trailers) -> Result<(), Lost> {
+        self.half.frame(codec::message(Kind::Trailers, trailers));
+        self.half.frame(codec::END);
+        self.conclude().await.map_err(Lost::accepted)
+    }
+
+    /// Resolves once nobody waits for the answer: cancelled by the ingress, or its link is gone.
+    #[must_use]
+    pub fn canceller(&self) -> Cancelled {
+        Cancelled(self.half.shared.stop.clone().unwrap_or_default())
+    }
+
+    async fn conclude(&mut self) -> Result<(), LostReason> {
+        self.half.flush().await?;
+        self.half.finish();
+        self.finished = true;
+        self.half.link.finished(&self.half.shared);
+        Ok(())
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if !self.finished {
+            self.half.link.forget(self.half.shared.exchange);
+        }
+    }
+}
+
+/// Tells whether, and waits until, nobody waits for an answer any more.
+#[derive(Clone, Debug)]
+pub struct Cancelled(CancellationToken);
+
+impl Cancelled {
+    /// Whether it is so already.
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.is_cancelled()
+    }
+
+    /// Resolves once it is so. Cancel safety: may be dropped and called again.
+    pub fn cancelled(&self) -> impl Future<Output = ()> + '_ {
+        self.0.cancelled()
+    }
+
+    /// As [`Self::cancelled`], borrowing nothing.
+    pub fn into_future(self) -> impl Future<Output = ()> + 'static {
+        self.0.cancelled_owned()
+    }
+}

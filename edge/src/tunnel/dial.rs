@@ -1,0 +1,206 @@
+//! Keeps a link to every peer that this node should reach: dialled early, dialled again when lost.
+
+use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vector_proto::tunnel::v1;
+
+use super::{
+    Credentials, Tunnel,
+    link::{self, Link},
+    transport::{self, Connection, quic::Endpoint},
+};
+
+/// First pause after a failed dial. Doubles, with jitter, up to [`BACKOFF_MAX`].
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+
+/// Longest pause between two dials of one address.
+const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// Time for one dial, handshake and HELLO included.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the exchanges on a link that is no longer wanted may go on.
+const RETIRE_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// A peer's address to keep a link to.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Wanted {
+    /// The node there.
+    pub peer: Arc<str>,
+    /// `host:port`.
+    pub address: Arc<str>,
+}
+
+/// Keeps links to the peers that it is told of.
+#[derive(Debug)]
+pub struct Dialer {
+    tunnel: Tunnel,
+    endpoint: Endpoint,
+    credentials: Arc<dyn Credentials>,
+    me: v1::Hello,
+    tasks: TaskTracker,
+    running: HashMap<Wanted, CancellationToken>,
+}
+
+impl Dialer {
+    /// A dialer that keeps nothing yet. Its tasks run on `tasks`.
+    #[must_use]
+    pub fn new(
+        tunnel: Tunnel,
+        endpoint: Endpoint,
+        credentials: Arc<dyn Credentials>,
+        me: v1::Hello,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            tunnel,
+            endpoint,
+            credentials,
+            me,
+            tasks,
+            running: HashMap::new(),
+        }
+    }
+
+    /// Dials what is new in `wanted`, and lets go of what is no longer in it.
+    pub fn keep(&mut self, wanted: &[Wanted]) {
+        self.running.retain(|known, stop| {
+            let stays = wanted.contains(known);
+            if !stays {
+                stop.cancel();
+            }
+            stays
+        });
+        for new in wanted {
+            if !self.running.contains_key(new) {
+                let stop = CancellationToken::new();
+                self.running.insert(new.clone(), stop.clone());
+                self.tasks.spawn(self.keeper(new.clone(), stop).keep());
+            }
+        }
+    }
+
+    fn keeper(&self, wanted: Wanted, stop: CancellationToken) -> Keeper {
+        Keeper {
+            tunnel: self.tunnel.clone(),
+            endpoint: self.endpoint.clone(),
+            credentials: Arc::clone(&self.credentials),
+            me: self.me.clone(),
+            wanted,
+            stop,
+        }
+    }
+}
+
+impl Drop for Dialer {
+    fn drop(&mut self) {
+        self.running.values().for_each(CancellationToken::cancel);
+    }
+}
+
+/// Keeps one link.
+struct Keeper {
+    tunnel: Tunnel,
+    endpoint: Endpoint,
+    credentials: Arc<dyn Credentials>,
+    me: v1::Hello,
+    wanted: Wanted,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum DialError {
+    #[error("cannot resolve: {0}")]
+    Resolve(#[from] std::io::Error),
+    #[error("no address")]
+    NoAddress,
+    #[error(transparent)]
+    Transport(#[from] transport::Error),
+    #[error(transparent)]
+    Link(#[from] link::Error),
+    #[error("not done within {DIAL_TIMEOUT:?}")]
+    Late,
+}
+
+impl Keeper {
+    async fn keep(self) {
+        let mut pause = BACKOFF_MIN;
+        let mut failures = 0_u32;
+        loop {
+            let dialled = tokio::select! {
+                () = self.stop.cancelled() => return,
+                dialled = tokio::time::timeout(DIAL_TIMEOUT, self.dial()) => dialled.unwrap_or(Err(DialError::Late)),
+            };
+            match dialled {
+                Ok(ready) => {
+                    (pause, failures) = (BACKOFF_MIN, 0);
+                    if self.hold(ready).await.is_break() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    failures += 1;
+                    // The first failure and every tenth: an address that stays dead is not news.
+                    if failures % 10 == 1 {
+                        tracing::warn!(peer = %self.wanted.peer, address = %self.wanted.address, failures, %error, "link dial failed");
+                    }
+                }
+            }
+            let jittered = pause.mul_f64(0.5 + fastrand::f64());
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(jittered) => pause = (pause * 2).min(BACKOFF_MAX),
+            }
+        }
+    }
+
+    async fn dial(&self) -> Result<link::Ready, DialError> {
+        let address = self.resolve().await?;
+        let name = self.credentials.server_name(&self.wanted.peer);
+        let connection = self
+            .endpoint
+            .dial(address, &name, self.credentials.client())
+            .await?;
+        let connection = Connection::Quic(connection);
+        let peer = Arc::clone(&self.wanted.peer);
+        Ok(Link::dialled(connection, &self.me, peer, Arc::clone(&self.wanted.address)).await?)
+    }
+
+    async fn resolve(&self) -> Result<SocketAddr, DialError> {
+        let mut found = tokio::net::lookup_host(&*self.wanted.address).await?;
+        let local_v4 = self.endpoint.local_addr()?.is_ipv4();
+        found
+            .find(|address| address.is_ipv4() || !local_v4)
+            .ok_or(DialError::NoAddress)
+    }
+
+    /// Holds a link until it is lost (go on) or no longer wanted (break).
+    async fn hold(&self, ready: link::Ready) -> std::ops::ControlFlow<()> {
+        let link = Arc::clone(&ready.link);
+        self.tunnel.add(&link);
+        tracing::info!(peer = %link.peer, address = %link.address, rtt_us = link.rtt().as_micros() as u64, "link up");
+        let mut serving = std::pin::pin!(ready.serve());
+        let flow = tokio::select! {
+            () = &mut serving => std::ops::ControlFlow::Continue(()),
+            () = self.stop.cancelled() => std::ops::ControlFlow::Break(()),
+        };
+        self.tunnel.remove(&link);
+        if flow.is_continue() {
+            tracing::warn!(peer = %link.peer, address = %link.address, "link down");
+            return flow;
+        }
+        // No longer wanted: what runs on it may end in peace.
+        let idle = async {
+            while link.outstanding() > 0 {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::select! {
+            () = &mut serving => {}
+            _ = tokio::time::timeout(RETIRE_TIMEOUT, idle) => {}
+        }
+        link.close("no longer wanted");
+        flow
+    }
+}

@@ -1,0 +1,453 @@
+//! The rules of one direction of an exchange: offsets, replay window, credit. Pure: no socket, no clock.
+//!
+//! A *sequence* is the bytes of one direction's frames, counted from 0. [`Outgoing`] keeps what the
+//! other end has not acknowledged, so that it can be sent again over another attachment; [`Incoming`]
+//! merges what arrives, from however many attachments, into one run without gaps or doubles.
+//! What an end may hold is bounded by the credit that the receiver gives: a full window is
+//! backpressure, never a drop.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Buf as _, Bytes};
+
+/// Credit that both ends assume before anything is said: a sequence of up to this many bytes needs no word from the receiver.
+///
+/// 256 KiB a direction; with 2,000 exchanges a node that all fill both windows, 1 GiB at the worst.
+pub const INITIAL_CREDIT_BYTES: u64 = 256 << 10;
+
+/// Largest window that a receiver opens for one sequence, once it has seen that the smaller one holds the sender up.
+///
+/// Stays below what one QUIC stream carries (2.5 MiB, see `transport::quic`).
+pub const WINDOW_BYTES_MAX: u64 = 2 << 20;
+
+/// A receiver acknowledges at least every so many bytes.
+pub const ACK_EVERY_BYTES: u64 = 32 << 10;
+
+/// Slices that may wait ahead of a gap. Two attachments in order leave few; more is a hostile peer.
+pub const AHEAD_SLICES_MAX: usize = 1024;
+
+/// A peer that breaks the rules. The attachment that carried it is closed.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Violation {
+    /// An acknowledgement of bytes that were never sent.
+    #[error("acknowledges byte {offset}, but only {sent} were sent")]
+    AckAhead {
+        /// What was acknowledged.
+        offset: u64,
+        /// What had been sent.
+        sent: u64,
+    },
+    /// Bytes beyond the credit that was given.
+    #[error("sent up to byte {end}, beyond its credit of {credit}")]
+    BeyondCredit {
+        /// End of what arrived.
+        end: u64,
+        /// What was allowed.
+        credit: u64,
+    },
+    /// Too many pieces ahead of a gap.
+    #[error("more than {AHEAD_SLICES_MAX} slices ahead of a gap")]
+    Scattered,
+}
+
+/// The sender's end of a sequence.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Everything below is in the receiver's memory and forgotten here.
+    acked: u64,
+    /// Next byte to hand to the attachment.
+    next: u64,
+    /// End of what was pushed.
+    end: u64,
+    /// First byte that may not yet be sent.
+    credit: u64,
+    /// The bytes in `acked..end`.
+    window: VecDeque<Bytes>,
+    /// Where `next` stands in `window`: index of the slice, and bytes of it already handed out.
+    cursor: (usize, usize),
+}
+
+impl Default for Outgoing {
+    fn default() -> Self {
+        Self {
+            acked: 0,
+            next: 0,
+            end: 0,
+            credit: INITIAL_CREDIT_BYTES,
+            window: VecDeque::new(),
+            cursor: (0, 0),
+        }
+    }
+}
+
+impl Outgoing {
+    /// Bytes that may be pushed now. What is pushed beyond waits in [`Self::next_slice`] for credit.
+    #[must_use]
+    pub const fn room(&self) -> u64 {
+        self.credit.saturating_sub(self.end)
+    }
+
+    /// End of what was pushed: the length of the sequence so far.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Bytes kept for a replay.
+    #[must_use]
+    pub const fn held_bytes(&self) -> u64 {
+        self.end - self.acked
+    }
+
+    /// Appends bytes to the sequence.
+    pub fn push(&mut self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            self.end += bytes.len() as u64;
+            self.window.push_back(bytes);
+        }
+    }
+
+    /// The next bytes to hand to the attachment, within the credit.
+    pub fn next_slice(&mut self) -> Option<Bytes> {
+        let allowed = usize::try_from(self.credit.saturating_sub(self.next)).unwrap_or(usize::MAX);
+        let (index, done) = self.cursor;
+        let slice = self.window.get(index)?;
+        let len = (slice.len() - done).min(allowed);
+        if len == 0 {
+            return None;
+        }
+        let part = slice.slice(done..done + len);
+        self.cursor = if done + len == slice.len() {
+            (index + 1, 0)
+        } else {
+            (index, done + len)
+        };
+        self.next += len as u64;
+        Some(part)
+    }
+
+    /// Where credit stops the sender, if it does.
+    #[must_use]
+    pub const fn blocked_at(&self) -> Option<u64> {
+        if self.next < self.end {
+            Some(self.next)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a sender that was stopped at `offset` may go on.
+    #[must_use]
+    pub const fn sendable(&self, offset: u64) -> bool {
+        self.credit > offset
+    }
+
+    /// The receiver has everything below `offset` in memory.
+    ///
+    /// # Errors
+    /// [`Violation::AckAhead`] when that much was never sent.
+    pub fn ack(&mut self, offset: u64) -> Result<(), Violation> {
+        if offset > self.next {
+            return Err(Violation::AckAhead {
+                offset,
+                sent: self.next,
+            });
+        }
+        while self.acked < offset {
+            let Some(front) = self.window.front_mut() else {
+                break;
+            };
+            let gone = usize::try_from(offset - self.acked)
+                .unwrap_or(usize::MAX)
+                .min(front.len());
+            self.acked += gone as u64;
+            if gone == front.len() {
+                self.window.pop_front();
+                self.cursor.0 = self.cursor.0.saturating_sub(1);
+            } else {
+                front.advance(gone);
+                if self.cursor.0 == 0 {
+                    self.cursor.1 -= gone;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The receiver allows bytes below `offset`. Older, smaller words are ignored.
+    pub fn allow(&mut self, offset: u64) {
+        self.credit = self.credit.max(offset);
+    }
+
+    /// Goes back to `offset`, to send the rest again over another attachment.
+    ///
+    /// # Errors
+    /// [`Violation::AckAhead`] when the receiver claims bytes that were never sent.
+    pub fn rewind(&mut self, offset: u64) -> Result<(), Violation> {
+        self.ack(offset)?;
+        self.next = self.acked;
+        self.cursor = (0, 0);
+        Ok(())
+    }
+}
+
+/// The receiver's end of a sequence.
+#[derive(Debug)]
+pub struct Incoming {
+    /// First byte that has not been taken out in order.
+    next: u64,
+    /// Bytes at or after `next`, by where they start; they never overlap.
+    ahead: BTreeMap<u64, Bytes>,
+    /// What the reader has used up.
+    consumed: u64,
+    /// What the sender was last told it may send.
+    credit: u64,
+    /// How far the credit runs ahead of `consumed`.
+    window: u64,
+    /// What the sender was last told is here.
+    acked: u64,
+}
+
+impl Default for Incoming {
+    fn default() -> Self {
+        Self {
+            next: 0,
+            ahead: BTreeMap::new(),
+            consumed: 0,
+            credit: INITIAL_CREDIT_BYTES,
+            window: INITIAL_CREDIT_BYTES,
+            acked: 0,
+        }
+    }
+}
+
+impl Incoming {
+    /// First byte that is still missing.
+    #[must_use]
+    pub const fn next_offset(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes in bytes that start at `offset`. Returns those that are next in order, if they are.
+    ///
+    /// Overlap with what is already here is cut off. Call [`Self::take_ahead`] until it is empty afterwards.
+    ///
+    /// # Errors
+    /// A [`Violation`] when the sender overruns its credit or scatters its bytes.
+    pub fn receive(
+        &mut self,
+        mut offset: u64,
+        mut bytes: Bytes,
+    ) -> Result<Option<Bytes>, Violation> {
+        let end = offset.saturating_add(bytes.len() as u64);
+        if end > self.credit {
+            return Err(Violation::BeyondCredit {
+                end,
+                credit: self.credit,
+            });
+        }
+        if offset < self.next {
+            let known = usize::try_from(self.next - offset)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            bytes.advance(known);
+            offset += known as u64;
+        }
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        if offset == self.next {
+            self.next = end;
+            return Ok(Some(bytes));
+        }
+        self.keep_ahead(offset, bytes)?;
+        Ok(None)
+    }
+
+    /// The next bytes in order that had arrived ahead of a gap which is now filled.
+    pub fn take_ahead(&mut self) -> Option<Bytes> {
+        loop {
+            let (&offset, _) = self.ahead.first_key_value()?;
+            if offset > self.next {
+                return None;
+            }
+            let mut bytes = self.ahead.remove(&offset)?;
+            let known = usize::try_from(self.next - offset)
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            bytes.advance(known);
+            if !bytes.is_empty() {
+                self.next += bytes.len() as u64;
+                return Some(bytes);
+            }
+        }
+    }
+
+    /// The reader has used up `bytes` more. Returns the new credit when the sender should be told.
+    ///
+    /// The window doubles each time a whole one was used up, so that only long sequences get large ones.
+    pub fn consume(&mut self, bytes: u64) -> Option<u64> {
+        self.consumed += bytes;
+        if self.credit - self.consumed > self.window / 2 {
+            return None;
+        }
+        if self.consumed >= self.window {
+            self.window = (self.window * 2).min(WINDOW_BYTES_MAX);
+        }
+        self.credit = self.consumed + self.window;
+        Some(self.credit)
+    }
+
+    /// The acknowledgement to send now, if one is due; `all` asks for whatever is not yet acknowledged.
+    pub fn ack_due(&mut self, all: bool) -> Option<u64> {
+        let due = if all {
+            self.next > self.acked
+        } else {
+            self.next - self.acked >= ACK_EVERY_BYTES
+        };
+        due.then(|| {
+            self.acked = self.next;
+            self.next
+        })
+    }
+
+    fn keep_ahead(&mut self, mut offset: u64, mut bytes: Bytes) -> Result<(), Violation> {
+        if let Some((&start, held)) = self.ahead.range(..=offset).next_back() {
+            let held_end = start + held.len() as u64;
+            let known = usize::try_from(held_end.saturating_sub(offset))
+                .unwrap_or(usize::MAX)
+                .min(bytes.len());
+            bytes.advance(known);
+            offset += known as u64;
+        }
+        while !bytes.is_empty() {
+            let following = self
+                .ahead
+                .range(offset..)
+                .next()
+                .map(|(&start, held)| (start, held.len()));
+            let len = match following {
+                Some((start, _)) => usize::try_from(start - offset)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len()),
+                None => bytes.len(),
+            };
+            if len > 0 {
+                if self.ahead.len() >= AHEAD_SLICES_MAX {
+                    return Err(Violation::Scattered);
+                }
+                self.ahead.insert(offset, bytes.split_to(len));
+                offset += len as u64;
+            }
+            if let Some((_, held)) = following {
+                let known = held.min(bytes.len());
+                bytes.advance(known);
+                offset += known as u64;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn drain(outgoing: &mut Outgoing) -> Vec<u8> {
+        std::iter::from_fn(|| outgoing.next_slice())
+            .flatten()
+            .collect()
+    }
+
+    fn model(len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at * 7 % 251) as u8).collect()
+    }
+
+    proptest! {
+        /// Slices of one text, doubled, overlapping and in any order, come out as the text.
+        #[test]
+        fn any_order_and_overlap_merge_to_the_text(
+            slices in prop::collection::vec((0_usize..4000, 1_usize..600), 1..200),
+        ) {
+            let text = model(4000);
+            let mut incoming = Incoming::default();
+            let mut out = Vec::new();
+            let every = (0..4000).step_by(250).map(|at| (at, 250));
+            for (start, len) in slices.into_iter().chain(every) {
+                let end = (start + len).min(text.len());
+                let bytes = Bytes::copy_from_slice(&text[start..end]);
+                out.extend(incoming.receive(start as u64, bytes).unwrap().into_iter().flatten());
+                out.extend(std::iter::from_fn(|| incoming.take_ahead()).flatten());
+            }
+            prop_assert_eq!(out, text);
+            prop_assert!(incoming.ahead.is_empty());
+        }
+
+        /// Whatever is acknowledged and wherever the path is cut, the receiver gets each byte once.
+        #[test]
+        fn a_rewind_sends_exactly_what_is_missing(
+            pushes in prop::collection::vec(1_usize..900, 1..40),
+            acks in prop::collection::vec(0.0_f64..1.0, 1..40),
+        ) {
+            let text = model(pushes.iter().sum());
+            let mut outgoing = Outgoing::default();
+            let mut incoming = Incoming::default();
+            let (mut pushed, mut out) = (0, Vec::new());
+            for (len, ack) in pushes.iter().zip(acks.iter().cycle()) {
+                outgoing.push(Bytes::copy_from_slice(&text[pushed..pushed + len]));
+                pushed += len;
+                let at = outgoing.next;
+                let sent = drain(&mut outgoing);
+                // The path is cut after some of what was sent arrived.
+                let arrived = (sent.len() as f64 * ack) as usize;
+                out.extend(incoming.receive(at, Bytes::copy_from_slice(&sent[..arrived])).unwrap().into_iter().flatten());
+                outgoing.rewind(incoming.next_offset()).unwrap();
+                prop_assert_eq!(outgoing.held_bytes(), pushed as u64 - incoming.next_offset());
+            }
+            let at = outgoing.next;
+            let rest = drain(&mut outgoing);
+            out.extend(incoming.receive(at, rest.into()).unwrap().into_iter().flatten());
+            prop_assert_eq!(out, text);
+        }
+    }
+
+    #[test]
+    fn credit_bounds_both_ends_and_grows_for_long_sequences() {
+        let (mut outgoing, mut incoming) = (Outgoing::default(), Incoming::default());
+        let total = 16 << 20;
+        let (mut sent, mut largest) = (0_u64, 0);
+        while sent < total {
+            outgoing.push(Bytes::from(vec![1; outgoing.room().min(64 << 10) as usize]));
+            largest = largest.max(outgoing.held_bytes());
+            while let Some(slice) = outgoing.next_slice() {
+                let len = slice.len() as u64;
+                assert!(incoming.receive(sent, slice).unwrap().is_some());
+                sent += len;
+                if let Some(credit) = incoming.consume(len) {
+                    outgoing.allow(credit);
+                }
+                if let Some(offset) = incoming.ack_due(false) {
+                    outgoing.ack(offset).unwrap();
+                }
+            }
+        }
+        assert!(largest <= WINDOW_BYTES_MAX);
+        assert_eq!(incoming.window, WINDOW_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_peer_that_breaks_the_rules_is_found_out() {
+        let mut outgoing = Outgoing::default();
+        outgoing.push(Bytes::from_static(b"abc"));
+        assert!(matches!(outgoing.ack(1), Err(Violation::AckAhead { .. })));
+        let mut incoming = Incoming::default();
+        let far = incoming.receive(INITIAL_CREDIT_BYTES, Bytes::from_static(b"x"));
+        assert!(matches!(far, Err(Violation::BeyondCredit { .. })));
+        let scattered = (0..=AHEAD_SLICES_MAX as u64)
+            .map(|at| incoming.receive(1 + at * 2, Bytes::from_static(b"x")))
+            .find_map(Result::err);
+        assert_eq!(scattered, Some(Violation::Scattered));
+    }
+}

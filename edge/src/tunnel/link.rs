@@ -1,0 +1,591 @@
+//! One warm connection to a peer, and the exchanges on it.
+//!
+//! The first stream of a connection is its control stream: HELLO each way, then batches of ACK,
+//! CREDIT, CANCEL and GONE about any exchange. Every further stream is an attachment. The link
+//! knows its exchanges only by id: it hands a word about one to whoever registered it, or, on a
+//! relay, to the link on the other side.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fmt,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use prost::Message as _;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use vector_proto::{
+    id::ExchangeId,
+    tunnel::{
+        VERSION,
+        codec::{self, Decoder, Entry, GoneReason, Kind, Piece},
+        v1,
+    },
+};
+
+use super::{
+    LostReason,
+    exchange::Outgoing,
+    transport::{self, Connection, Receiver, Sender},
+};
+
+/// How long acknowledgements wait for company. Credit, which a sender may be waiting for, and
+/// cancellations go at once.
+const ACK_DELAY: Duration = Duration::from_millis(10);
+
+/// Cancellations of exchanges whose OPEN is still on its way, by which it is refused when it comes.
+const EARLY_CANCELS_MAX: usize = 256;
+
+/// Time for HELLO.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a link could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The connection failed.
+    #[error(transparent)]
+    Transport(#[from] transport::Error),
+    /// The peer's first words are not ours.
+    #[error("peer speaks another protocol: {0}")]
+    Codec(#[from] codec::Error),
+    /// The peer's version of the frames differs.
+    #[error("peer speaks version {0} of the tunnel, this node {VERSION}")]
+    Version(u32),
+    /// The peer is not who its certificate says.
+    #[error("peer calls itself `{said}`, its certificate says `{certified}`")]
+    Imposter {
+        /// What HELLO says.
+        said: String,
+        /// What the certificate says.
+        certified: String,
+    },
+    /// No HELLO in time.
+    #[error("no HELLO within {HELLO_TIMEOUT:?}")]
+    Silent,
+}
+
+/// One warm connection to a peer.
+pub struct Link {
+    /// Who is at the other end.
+    pub peer: Arc<str>,
+    /// Incarnation of the peer.
+    pub epoch: u64,
+    /// Where the peer is, for people.
+    pub address: Arc<str>,
+    connection: Connection,
+    exchanges: Mutex<HashMap<ExchangeId, Target>>,
+    early_cancels: Mutex<VecDeque<ExchangeId>>,
+    outbox: Outbox,
+    outstanding: AtomicU32,
+    /// The peer takes no new exchanges.
+    draining: AtomicBool,
+    /// This node takes no new exchanges.
+    leaving: AtomicBool,
+    down: CancellationToken,
+}
+
+/// Who wants to hear of an exchange.
+#[derive(Debug)]
+pub(super) enum Target {
+    /// An end of it is here.
+    Here(Arc<Shared>),
+    /// This node is a relay; the other side is that link.
+    There(Weak<Link>),
+}
+
+/// What an exchange's two halves and its link share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) exchange: ExchangeId,
+    pub(super) outgoing: Mutex<Outgoing>,
+    /// The sequence is whole; once it is acknowledged the exchange is forgotten.
+    finished: AtomicBool,
+    fate: AtomicU8,
+    pub(super) writer: AtomicWaker,
+    pub(super) reader: AtomicWaker,
+    /// For the egress, whose provider call must stop: set once the exchange cannot go on.
+    pub(super) stop: Option<CancellationToken>,
+}
+
+impl Shared {
+    pub(super) fn new(exchange: ExchangeId, stop: Option<CancellationToken>) -> Arc<Self> {
+        Arc::new(Self {
+            exchange,
+            outgoing: Mutex::default(),
+            finished: AtomicBool::new(false),
+            fate: AtomicU8::new(0),
+            writer: AtomicWaker::new(),
+            reader: AtomicWaker::new(),
+            stop,
+        })
+    }
+
+    /// Why the exchange cannot go on, if so.
+    pub(super) fn fate(&self) -> Option<LostReason> {
+        match self.fate.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(LostReason::LinkDown),
+            2 => Some(LostReason::Cancelled),
+            _ => Some(LostReason::Gone),
+        }
+    }
+
+    fn seal(&self, reason: &LostReason) {
+        let fate = match reason {
+            LostReason::LinkDown => 1,
+            LostReason::Cancelled => 2,
+            _ => 3,
+        };
+        // The first reason stays.
+        let _ = self
+            .fate
+            .compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire);
+        self.writer.wake();
+        self.reader.wake();
+        if let Some(stop) = &self.stop {
+            stop.cancel();
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    entries: Mutex<Vec<Entry>>,
+    some: Notify,
+    urgent: Notify,
+}
+
+impl Link {
+    /// Sets a link up on a connection this node dialled.
+    ///
+    /// Cancel safety: dropping the future drops the streams, and the caller drops the connection.
+    ///
+    /// # Errors
+    /// [`Error`] when the peer does not answer as a node of this network.
+    pub async fn dialled(
+        connection: Connection,
+        me: &v1::Hello,
+        peer: Arc<str>,
+        address: Arc<str>,
+    ) -> Result<Ready, Error> {
+        let (send, receive) = connection.open().await?;
+        Self::greet(connection, send, receive, me, (peer, address)).await
+    }
+
+    /// Sets a link up on a connection that `peer` dialled.
+    ///
+    /// # Errors
+    /// As [`Self::dialled`].
+    pub async fn accepted(
+        connection: Connection,
+        me: &v1::Hello,
+        peer: Arc<str>,
+        address: Arc<str>,
+    ) -> Result<Ready, Error> {
+        let first = tokio::time::timeout(HELLO_TIMEOUT, connection.accept()).await;
+        let (send, receive) = first.map_err(|_| Error::Silent)??;
+        Self::greet(connection, send, receive, me, (peer, address)).await
+    }
+
+    async fn greet(
+        connection: Connection,
+        mut send: Sender,
+        receive: Receiver,
+        me: &v1::Hello,
+        (peer, address): (Arc<str>, Arc<str>),
+    ) -> Result<Ready, Error> {
+        send.write(&mut [codec::message(Kind::Hello, me)]).await?;
+        let mut control = Control {
+            receive,
+            decoder: Decoder::default(),
+            input: Bytes::new(),
+        };
+        let hello = tokio::time::timeout(HELLO_TIMEOUT, control.hello())
+            .await
+            .map_err(|_| Error::Silent)??;
+        if hello.version != VERSION {
+            return Err(Error::Version(hello.version));
+        }
+        if *hello.node != *peer {
+            return Err(Error::Imposter {
+                said: hello.node,
+                certified: peer.to_string(),
+            });
+        }
+        let link = Arc::new(Self {
+            peer,
+            epoch: hello.epoch,
+            address,
+            connection,
+            exchanges: Mutex::default(),
+            early_cancels: Mutex::default(),
+            outbox: Outbox::default(),
+            outstanding: AtomicU32::new(0),
+            draining: AtomicBool::new(hello.draining),
+            leaving: AtomicBool::new(me.draining),
+            down: CancellationToken::new(),
+        });
+        Ok(Ready {
+            link,
+            send,
+            control,
+        })
+    }
+
+    /// Whether new exchanges may go over it.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        !self.draining.load(Ordering::Relaxed) && !self.down.is_cancelled()
+    }
+
+    /// Whether the peer asked for no new exchanges.
+    #[must_use]
+    pub fn draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether the connection is gone.
+    #[must_use]
+    pub fn is_down(&self) -> bool {
+        self.down.is_cancelled()
+    }
+
+    /// Exchanges that this node opened over it and that have not ended.
+    #[must_use]
+    pub fn outstanding(&self) -> u32 {
+        self.outstanding.load(Ordering::Relaxed)
+    }
+
+    /// Smoothed round trip.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        self.connection.rtt()
+    }
+
+    /// Packets sent, and those of them found lost.
+    #[must_use]
+    pub fn packets(&self) -> (u64, u64) {
+        self.connection.packets()
+    }
+
+    /// Returns once the connection is gone.
+    pub async fn closed(&self) {
+        self.down.cancelled().await;
+    }
+
+    /// Closes the connection.
+    pub fn close(&self, reason: &'static str) {
+        self.connection.close(reason);
+    }
+
+    /// Tells the peer to open no new exchanges here.
+    pub fn announce_drain(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+        self.outbox.urgent.notify_one();
+    }
+
+    /// Lets words about `exchange` pass from either link to the other, until the guard is dropped.
+    #[must_use]
+    pub fn splice(up: &Arc<Self>, down: &Arc<Self>, exchange: ExchangeId) -> Splice {
+        down.register(exchange, Target::There(Arc::downgrade(up)));
+        if !up.register(exchange, Target::There(Arc::downgrade(down))) {
+            // Cancelled before it came: say so behind the OPEN that is about to leave.
+            down.say(Entry::Cancel {
+                exchange,
+                reason: GoneReason::ClientGone as u64,
+            });
+        }
+        Splice {
+            up: Arc::clone(up),
+            down: Arc::clone(down),
+            exchange,
+        }
+    }
+
+    pub(crate) async fn open_stream(&self) -> Result<(Sender, Receiver), transport::Error> {
+        self.connection.open().await
+    }
+
+    pub(super) async fn accept_stream(&self) -> Result<(Sender, Receiver), transport::Error> {
+        self.connection.accept().await
+    }
+
+    /// Registers who hears of an exchange. `false` when its cancellation came before it.
+    pub(super) fn register(&self, exchange: ExchangeId, target: Target) -> bool {
+        let mut early = self.early_cancels.lock();
+        if let Some(at) = early.iter().position(|cancelled| *cancelled == exchange) {
+            early.remove(at);
+            return false;
+        }
+        drop(early);
+        self.exchanges.lock().insert(exchange, target);
+        true
+    }
+
+    pub(super) fn forget(&self, exchange: ExchangeId) {
+        self.exchanges.lock().remove(&exchange);
+    }
+
+    pub(super) fn count(&self, opened: bool) {
+        if opened {
+            self.outstanding.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.outstanding.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Says something about an exchange: acknowledgements soon, everything else at once.
+    pub(super) fn say(&self, entry: Entry) {
+        let urgent = !matches!(entry, Entry::Ack { .. });
+        self.outbox.entries.lock().push(entry);
+        if urgent {
+            self.outbox.urgent.notify_one()
+        } else {
+            self.outbox.some.notify_one()
+        }
+    }
+
+    /// The egress has written its whole answer: forgotten when it is acknowledged.
+    pub(super) fn finished(&self, shared: &Shared) {
+        shared.finished.store(true, Ordering::Release);
+        if shared.outgoing.lock().held_bytes() == 0 {
+            self.forget(shared.exchange);
+        }
+    }
+
+    fn hear(&self, entry: Entry) {
+        let exchange = entry.exchange();
+        let shared = match self.exchanges.lock().get(&exchange) {
+            Some(Target::Here(shared)) => Arc::clone(shared),
+            Some(Target::There(link)) => {
+                if let Some(link) = link.upgrade() {
+                    link.say(entry);
+                }
+                return;
+            }
+            None => {
+                self.hear_of_unknown(entry);
+                return;
+            }
+        };
+        match entry {
+            Entry::Ack { offset, .. } => self.acked(&shared, offset),
+            Entry::Credit { offset, .. } => {
+                shared.outgoing.lock().allow(offset);
+                shared.writer.wake();
+            }
+            Entry::Cancel { .. } => {
+                self.forget(exchange);
+                shared.seal(&LostReason::Cancelled);
+            }
+            Entry::Gone { .. } => {
+                self.forget(exchange);
+                shared.seal(&LostReason::Gone);
+            }
+            // A peer that can resume says so in HELLO's version; this one has nothing to resume.
+            Entry::Resume { .. } => self.say(Entry::Gone {
+                exchange,
+                reason: GoneReason::Unknown as u64,
+            }),
+        }
+    }
+
+    fn acked(&self, shared: &Shared, offset: u64) {
+        let held = {
+            let mut outgoing = shared.outgoing.lock();
+            if let Err(violation) = outgoing.ack(offset) {
+                drop(outgoing);
+                tracing::warn!(peer = %self.peer, exchange = %shared.exchange, %violation, "peer breaks the tunnel's rules");
+                shared.seal(&LostReason::Gone);
+                return;
+            }
+            outgoing.held_bytes()
+        };
+        shared.writer.wake();
+        if held == 0 && shared.finished.load(Ordering::Acquire) {
+            self.forget(shared.exchange);
+        }
+    }
+
+    fn hear_of_unknown(&self, entry: Entry) {
+        match entry {
+            Entry::Cancel { exchange, .. } => {
+                let mut early = self.early_cancels.lock();
+                if early.len() == EARLY_CANCELS_MAX {
+                    early.pop_front();
+                }
+                early.push_back(exchange);
+            }
+            Entry::Resume { exchange, .. } => self.say(Entry::Gone {
+                exchange,
+                reason: GoneReason::Unknown as u64,
+            }),
+            // Late words about an exchange that has ended.
+            Entry::Ack { .. } | Entry::Credit { .. } | Entry::Gone { .. } => {}
+        }
+    }
+
+    /// Ends every exchange on it. Exchanges that go on over another link come with resume.
+    fn fail(&self) {
+        self.down.cancel();
+        let exchanges = std::mem::take(&mut *self.exchanges.lock());
+        for (exchange, target) in exchanges {
+            match target {
+                Target::Here(shared) => shared.seal(&LostReason::LinkDown),
+                Target::There(link) => {
+                    if let Some(link) = link.upgrade() {
+                        link.forget(exchange);
+                        link.say(Entry::Gone {
+                            exchange,
+                            reason: GoneReason::HopDown as u64,
+                        });
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Two links that pass on each other's words about one exchange.
+#[derive(Debug)]
+pub struct Splice {
+    up: Arc<Link>,
+    down: Arc<Link>,
+    exchange: ExchangeId,
+}
+
+impl Drop for Splice {
+    fn drop(&mut self) {
+        self.up.forget(self.exchange);
+        self.down.forget(self.exchange);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Link({} at {})", self.peer, self.address)
+    }
+}
+
+/// A link that is set up but whose control stream nobody serves yet.
+#[derive(Debug)]
+pub struct Ready {
+    /// The link.
+    pub link: Arc<Link>,
+    send: Sender,
+    control: Control,
+}
+
+impl Ready {
+    /// Serves the control stream until the connection is gone.
+    pub async fn serve(self) {
+        let Self {
+            link,
+            mut send,
+            mut control,
+        } = self;
+        let reason = tokio::select! {
+            error = control.listen(&link) => error,
+            error = speak(&link, &mut send) => error,
+            gone = link.connection.closed() => Error::Transport(gone),
+        };
+        if let Error::Codec(error) = &reason {
+            tracing::warn!(peer = %link.peer, %error, "link closed: peer breaks the tunnel's rules");
+            link.connection.close("protocol error");
+        }
+        link.connection.close("control stream ended");
+        link.fail();
+    }
+}
+
+#[derive(Debug)]
+struct Control {
+    receive: Receiver,
+    decoder: Decoder,
+    input: Bytes,
+}
+
+impl Control {
+    async fn frame(&mut self) -> Result<(Kind, Bytes), Error> {
+        loop {
+            match self.decoder.next(&mut self.input)? {
+                Some(Piece::Frame(kind, payload)) => return Ok((kind, payload)),
+                Some(Piece::Data(_)) => return Err(codec::Error::OutOfPlace(Kind::Data).into()),
+                None => self.input = self.receive.read().await?.ok_or(codec::Error::Truncated)?,
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Result<v1::Hello, Error> {
+        match self.frame().await? {
+            (Kind::Hello, payload) => {
+                v1::Hello::decode(payload).map_err(|_| codec::Error::Malformed(Kind::Hello).into())
+            }
+            (kind, _) => Err(codec::Error::OutOfPlace(kind).into()),
+        }
+    }
+
+    async fn listen(&mut self, link: &Link) -> Error {
+        loop {
+            let frame = match self.frame().await {
+                Ok(frame) => frame,
+                Err(error) => return error,
+            };
+            match frame {
+                (Kind::Drain, _) => link.draining.store(true, Ordering::Relaxed),
+                (kind, payload) => match codec::entries(kind, &payload) {
+                    Ok(entries) => entries.into_iter().for_each(|entry| link.hear(entry)),
+                    Err(error) => return error.into(),
+                },
+            }
+        }
+    }
+}
+
+async fn speak(link: &Link, send: &mut Sender) -> Error {
+    let mut said_drain = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = link.outbox.urgent.notified() => {}
+            () = link.outbox.some.notified() => {
+                let _ = tokio::time::timeout(ACK_DELAY, link.outbox.urgent.notified()).await;
+            }
+        }
+        let entries = std::mem::take(&mut *link.outbox.entries.lock());
+        let mut out = BytesMut::new();
+        if !said_drain && link.leaving.load(Ordering::Relaxed) {
+            said_drain = true;
+            codec::put_header(&mut out, Kind::Drain, 0);
+        }
+        codec::put_entries(&mut out, &entries);
+        if let Err(error) = send.write(&mut [out.freeze()]).await {
+            return error.into();
+        }
+    }
+}
+
+/// Waits until an exchange's sender has room, or cannot go on.
+pub(super) fn poll_room(
+    shared: &Shared,
+    cx: &mut Context<'_>,
+    wanted: impl Fn(&Outgoing) -> bool,
+) -> Poll<Result<(), LostReason>> {
+    shared.writer.register(cx.waker());
+    if let Some(reason) = shared.fate() {
+        return Poll::Ready(Err(reason));
+    }
+    if wanted(&shared.outgoing.lock()) {
+        Poll::Ready(Ok(()))
+    } else {
+        Poll::Pending
+    }
+}

@@ -1,0 +1,164 @@
+//! Connections and streams under the tunnel. Nothing above this room names quinn.
+//!
+//! [`Connection`], [`Sender`] and [`Receiver`] are either QUIC (`quic`) or their in-memory twin
+//! (`memory`), which tests use and which carries exchanges between two roles of one process. An
+//! enum rather than trait objects: an async call through a trait object allocates, and these are
+//! called for every chunk of every answer. Another transport is another variant.
+
+pub mod memory;
+
+pub mod quic;
+
+use std::{
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+/// Why a stream or connection is of no further use.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// The connection is gone: closed, timed out or reset.
+    #[error("connection lost: {0}")]
+    ConnectionLost(String),
+    /// The peer gave up on this stream alone.
+    #[error("stream reset by the peer (code {0})")]
+    Reset(u64),
+    /// Another stream cannot be opened now.
+    #[error("no more streams")]
+    Full,
+}
+
+/// One warm connection to a peer.
+#[derive(Clone, Debug)]
+pub enum Connection {
+    /// Over the network.
+    Quic(quic::Connection),
+    /// Within the process.
+    Memory(memory::Connection),
+}
+
+impl Connection {
+    /// Opens a stream in both directions. Waits while the peer allows no more of them.
+    ///
+    /// Cancel safety: dropping the future opens nothing.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`].
+    pub async fn open(&self) -> Result<(Sender, Receiver), Error> {
+        match self {
+            Self::Quic(connection) => connection.open().await,
+            Self::Memory(connection) => connection.open().await,
+        }
+    }
+
+    /// The next stream that the peer opens.
+    ///
+    /// Cancel safety: dropping the future loses no stream.
+    ///
+    /// # Errors
+    /// [`Error::ConnectionLost`].
+    pub async fn accept(&self) -> Result<(Sender, Receiver), Error> {
+        match self {
+            Self::Quic(connection) => connection.accept().await,
+            Self::Memory(connection) => connection.accept().await,
+        }
+    }
+
+    /// Closes it and everything on it.
+    pub fn close(&self, reason: &'static str) {
+        match self {
+            Self::Quic(connection) => connection.close(reason),
+            Self::Memory(connection) => connection.close(),
+        }
+    }
+
+    /// Returns once the connection is gone, with the reason.
+    pub async fn closed(&self) -> Error {
+        match self {
+            Self::Quic(connection) => connection.closed().await,
+            Self::Memory(connection) => connection.closed().await,
+        }
+    }
+
+    /// Smoothed round trip.
+    #[must_use]
+    pub fn rtt(&self) -> Duration {
+        match self {
+            Self::Quic(connection) => connection.rtt(),
+            Self::Memory(_) => Duration::ZERO,
+        }
+    }
+
+    /// Packets sent, and those of them found lost.
+    #[must_use]
+    pub fn packets(&self) -> (u64, u64) {
+        match self {
+            Self::Quic(connection) => connection.packets(),
+            Self::Memory(_) => (0, 0),
+        }
+    }
+}
+
+/// The sending half of a stream. Dropping it unfinished resets the stream.
+#[derive(Debug)]
+pub enum Sender {
+    /// Over the network.
+    Quic(quic::Sender),
+    /// Within the process.
+    Memory(memory::Sender),
+}
+
+impl Sender {
+    /// Hands over all `chunks` without copying them; they are empty afterwards.
+    ///
+    /// Cancel safety: what was handed over is gone from `chunks`, so calling again goes on.
+    ///
+    /// # Errors
+    /// [`Error`] when the stream or its connection is gone.
+    pub async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), Error> {
+        match self {
+            Self::Quic(sender) => sender.write(chunks).await,
+            Self::Memory(sender) => sender.write(chunks).await,
+        }
+    }
+
+    /// Says that nothing follows.
+    pub fn finish(&mut self) {
+        match self {
+            Self::Quic(sender) => sender.finish(),
+            Self::Memory(sender) => sender.finish(),
+        }
+    }
+}
+
+/// The receiving half of a stream. Dropping it tells the peer to stop.
+#[derive(Debug)]
+pub enum Receiver {
+    /// Over the network.
+    Quic(quic::Receiver),
+    /// Within the process.
+    Memory(memory::Receiver),
+}
+
+impl Receiver {
+    /// The next bytes in order; `None` at the end.
+    ///
+    /// # Errors
+    /// [`Error`] when the stream or its connection is gone.
+    pub fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
+        match self {
+            Self::Quic(receiver) => receiver.poll_read(cx),
+            Self::Memory(receiver) => receiver.poll_read(cx),
+        }
+    }
+
+    /// [`Self::poll_read`] as a future. Cancel safety: dropping it loses no bytes.
+    ///
+    /// # Errors
+    /// As [`Self::poll_read`].
+    pub async fn read(&mut self) -> Result<Option<Bytes>, Error> {
+        std::future::poll_fn(|cx| self.poll_read(cx)).await
+    }
+}

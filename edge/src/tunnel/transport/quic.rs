@@ -1,0 +1,298 @@
+//! QUIC through quinn, with the settings that long, lossy paths and many small exchanges need.
+//!
+//! Each number says what it costs when it is wrong. The congestion controller is quinn's for now;
+//! it is set in one place, [`transport_config`].
+
+use std::{
+    fmt, io,
+    net::{SocketAddr, UdpSocket},
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::Error;
+
+/// What both ends offer in TLS; another version of the frames is another name.
+pub const ALPN: &[u8] = b"vector/1";
+
+/// Window of one stream. Above about 2.7 MB a slow-start overshoot leaves more gaps than quinn
+/// tolerates, and it kills the connection.
+const STREAM_WINDOW_BYTES: u32 = 2_621_440;
+
+/// Window of one connection, over all streams.
+const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+
+/// Streams a peer may have open. They are allocated ahead: 1,024 cost 0.4 MiB a connection.
+const STREAMS_MAX: u32 = 1024;
+
+/// First congestion window. With the customary 12 KB a prompt of 64 KB takes two more round trips.
+const INITIAL_WINDOW_BYTES: u64 = 512 << 10;
+
+/// Kernel buffers. With the default 208 KiB, bursts of many connections are dropped.
+const SOCKET_BUFFER_BYTES: usize = 4 << 20;
+
+/// Silence after which a connection is lost.
+const IDLE: Duration = Duration::from_millis(1_500);
+
+/// How often a silent connection says that it lives: four tries within [`IDLE`].
+const KEEP_ALIVE: Duration = Duration::from_millis(350);
+
+/// Handshakes of strangers that may wait. What is above is ignored and comes again.
+const INCOMING_MAX: usize = 1024;
+
+/// One UDP socket, and every connection over it.
+#[derive(Clone, Debug)]
+pub struct Endpoint(quinn::Endpoint);
+
+/// A handshake that is not yet done.
+#[derive(Debug)]
+pub struct Incoming(quinn::Incoming);
+
+/// A connection over the network.
+#[derive(Clone)]
+pub struct Connection(quinn::Connection);
+
+impl Endpoint {
+    /// Binds a socket and serves and dials over it.
+    ///
+    /// `reset_key` must outlive the process: with it a peer learns within one round trip that this
+    /// node lost its connections in a restart.
+    ///
+    /// # Errors
+    /// When the socket cannot be bound, or the TLS configuration lacks what QUIC needs.
+    pub fn bind(
+        address: SocketAddr,
+        server: Arc<rustls::ServerConfig>,
+        reset_key: &[u8; 64],
+    ) -> io::Result<Self> {
+        let socket = bind_socket(address)?;
+        let crypto =
+            quinn::crypto::rustls::QuicServerConfig::try_from(server).map_err(io::Error::other)?;
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server
+            .transport_config(Arc::new(transport_config()))
+            .migration(false)
+            .max_incoming(INCOMING_MAX)
+            .incoming_buffer_size(64 << 10)
+            .incoming_buffer_size_total(16 << 20);
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
+        let config = quinn::EndpointConfig::new(Arc::new(key));
+        let runtime = Arc::new(quinn::TokioRuntime);
+        quinn::Endpoint::new(config, Some(server), socket, runtime).map(Self)
+    }
+
+    /// Where it is bound.
+    ///
+    /// # Errors
+    /// When the socket is gone.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    /// Dials a peer. `name` is what its certificate must say.
+    ///
+    /// # Errors
+    /// When the handshake fails.
+    pub async fn dial(
+        &self,
+        address: SocketAddr,
+        name: &str,
+        client: Arc<rustls::ClientConfig>,
+    ) -> Result<Connection, Error> {
+        let lost = |error: &dyn fmt::Display| Error::ConnectionLost(error.to_string());
+        let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(client)
+            .map_err(|error| lost(&error))?;
+        let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+        config.transport_config(Arc::new(transport_config()));
+        let connecting = self
+            .0
+            .connect_with(config, address, name)
+            .map_err(|error| lost(&error))?;
+        connecting
+            .await
+            .map(Connection)
+            .map_err(|error| lost(&error))
+    }
+
+    /// The next stranger's handshake; `None` when the endpoint is closed.
+    pub async fn accept(&self) -> Option<Incoming> {
+        self.0.accept().await.map(Incoming)
+    }
+
+    /// Closes every connection, saying why, and waits until the peers were told.
+    pub async fn close(&self, reason: &'static str) {
+        self.0.close(VarInt::from_u32(0), reason.as_bytes());
+        self.0.wait_idle().await;
+    }
+}
+
+impl Incoming {
+    /// Whether the stranger has shown that it receives at its address.
+    #[must_use]
+    pub fn validated(&self) -> bool {
+        self.0.remote_address_validated()
+    }
+
+    /// Asks the stranger to show it.
+    pub fn retry(self) {
+        // Fails only where it was validated already, and then the stranger simply tries again.
+        let _ = self.0.retry();
+    }
+
+    /// Completes the handshake.
+    ///
+    /// # Errors
+    /// When it fails, for instance as the certificate is not of this network.
+    pub async fn complete(self) -> Result<Connection, Error> {
+        let connecting = self.0.accept().map_err(connection_lost)?;
+        connecting.await.map(Connection).map_err(connection_lost)
+    }
+}
+
+impl Connection {
+    /// The peer's certificate chain, leaf first.
+    #[must_use]
+    pub fn peer_certificates(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
+        let identity = self.0.peer_identity();
+        identity
+            .and_then(|any| any.downcast().ok())
+            .map(|chain| *chain)
+            .unwrap_or_default()
+    }
+
+    /// The peer's address.
+    #[must_use]
+    pub fn remote_address(&self) -> SocketAddr {
+        self.0.remote_address()
+    }
+
+    pub(super) async fn open(&self) -> Result<(super::Sender, super::Receiver), Error> {
+        self.0.open_bi().await.map(halves).map_err(connection_lost)
+    }
+
+    pub(super) async fn accept(&self) -> Result<(super::Sender, super::Receiver), Error> {
+        self.0
+            .accept_bi()
+            .await
+            .map(halves)
+            .map_err(connection_lost)
+    }
+
+    pub(super) fn close(&self, reason: &'static str) {
+        self.0.close(VarInt::from_u32(0), reason.as_bytes());
+    }
+
+    pub(super) async fn closed(&self) -> Error {
+        connection_lost(self.0.closed().await)
+    }
+
+    pub(super) fn rtt(&self) -> Duration {
+        self.0.rtt()
+    }
+
+    pub(super) fn packets(&self) -> (u64, u64) {
+        let path = self.0.stats().path;
+        (path.sent_packets, path.lost_packets)
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "quic({})", self.0.remote_address())
+    }
+}
+
+/// The sending half of a stream.
+#[derive(Debug)]
+pub struct Sender(quinn::SendStream);
+
+impl Sender {
+    pub(super) async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), Error> {
+        self.0
+            .write_all_chunks(chunks)
+            .await
+            .map_err(|error| match error {
+                WriteError::Stopped(code) => Error::Reset(code.into_inner()),
+                WriteError::ConnectionLost(error) => connection_lost(error),
+                WriteError::ClosedStream | WriteError::ZeroRttRejected => Error::Reset(0),
+            })
+    }
+
+    pub(super) fn finish(&mut self) {
+        // Fails only on a stream that is finished or reset already.
+        let _ = self.0.finish();
+    }
+}
+
+/// The receiving half of a stream.
+#[derive(Debug)]
+pub struct Receiver(quinn::RecvStream);
+
+impl Receiver {
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
+        let read = std::pin::pin!(self.0.read_chunk(usize::MAX, true));
+        let chunk = ready!(read.poll(cx)).map_err(|error| match error {
+            ReadError::Reset(code) => Error::Reset(code.into_inner()),
+            ReadError::ConnectionLost(error) => connection_lost(error),
+            ReadError::ClosedStream
+            | ReadError::IllegalOrderedRead
+            | ReadError::ZeroRttRejected => Error::Reset(0),
+        })?;
+        Poll::Ready(Ok(chunk.map(|chunk| chunk.bytes)))
+    }
+}
+
+fn halves(
+    (send, receive): (quinn::SendStream, quinn::RecvStream),
+) -> (super::Sender, super::Receiver) {
+    (
+        super::Sender::Quic(Sender(send)),
+        super::Receiver::Quic(Receiver(receive)),
+    )
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "fits `map_err`")]
+fn connection_lost(error: ConnectionError) -> Error {
+    Error::ConnectionLost(error.to_string())
+}
+
+fn transport_config() -> quinn::TransportConfig {
+    let mut cubic = quinn::congestion::CubicConfig::default();
+    cubic.initial_window(INITIAL_WINDOW_BYTES);
+    let mut config = quinn::TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(STREAMS_MAX.into())
+        .max_concurrent_uni_streams(0_u32.into())
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        .receive_window(CONNECTION_WINDOW_BYTES.into())
+        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .send_fairness(true)
+        .initial_rtt(Duration::from_millis(100))
+        .initial_mtu(1400)
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .datagram_receive_buffer_size(Some(16 << 10))
+        .datagram_send_buffer_size(16 << 10)
+        .congestion_controller_factory(Arc::new(cubic));
+    if let Ok(idle) = IDLE.try_into() {
+        config.max_idle_timeout(Some(idle));
+    }
+    config
+}
+
+fn bind_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::DGRAM,
+        Some(Protocol::UDP),
+    )?;
+    // A kernel that allows less gives what it allows; the tunnel then works, with more loss under bursts.
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
