@@ -29,6 +29,10 @@ mod chat;
 
 mod complete;
 
+mod response;
+
+mod response_events;
+
 mod embed;
 
 mod moderate;

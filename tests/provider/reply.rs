@@ -108,7 +108,9 @@ impl Reply {
         let headers = response.headers_mut();
         headers.reserve(ALWAYS.len() + self.headers.len() + 4);
         headers.extend(ALWAYS);
-        headers.insert(CONTENT_TYPE, self.content_type);
+        if self.status != StatusCode::SWITCHING_PROTOCOLS {
+            headers.insert(CONTENT_TYPE, self.content_type);
+        }
         headers.insert(HeaderName::from_static("x-request-id"), request_id());
         let elapsed = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
         headers.insert(

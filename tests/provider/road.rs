@@ -57,10 +57,11 @@ async fn walk(
     } else {
         authenticate(desk, request.headers())?
     };
-    if row.input == Input::Upgrade {
-        return realtime::open(desk, tasks, caller, request);
-    }
     let (head, body) = request.into_parts();
+    if row.input == Input::Upgrade {
+        desk.stats.remember(&head, 0);
+        return realtime::open(desk, tasks, Request::from_parts(head, body));
+    }
     let body = ask::read(row.input, &head, body, &desk.stats).await?;
     if let Some(reply) = prepared(found.row, &head.headers, &body, desk) {
         return Ok(reply);

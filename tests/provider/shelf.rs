@@ -26,6 +26,7 @@ const LIST_MAX: usize = 100;
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) enum Kind {
     File,
+    Response,
     Upload,
     UploadPart,
     Batch,
@@ -38,6 +39,7 @@ impl Kind {
     fn name(self) -> &'static str {
         match self {
             Self::File => "file",
+            Self::Response => "response",
             Self::Upload => "upload",
             Self::UploadPart => "upload part",
             Self::Batch => "batch",

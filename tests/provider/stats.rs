@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use http::header::AUTHORIZATION;
+use http::header::{AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL};
 use http::request::Parts;
 use parking_lot::Mutex;
 use serde_json::{Map, Value, json};
@@ -25,6 +25,7 @@ pub(crate) struct Stats {
     keys: Vec<AtomicU64>,
     refused_keys: AtomicU64,
     in_flight: AtomicU64,
+    sessions_open: AtomicU64,
     connections_open: AtomicU64,
     connections: AtomicU64,
     bytes_received: AtomicU64,
@@ -41,6 +42,7 @@ impl Stats {
             keys: zeros(keys),
             refused_keys: AtomicU64::new(0),
             in_flight: AtomicU64::new(0),
+            sessions_open: AtomicU64::new(0),
             connections_open: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             bytes_received: AtomicU64::new(0),
@@ -55,6 +57,12 @@ impl Stats {
         self.connections_open.fetch_add(1, Relaxed);
         self.connections.fetch_add(1, Relaxed);
         Connection(Arc::clone(self))
+    }
+
+    /// Counts a realtime session for as long as the mark lives.
+    pub(crate) fn session(self: &Arc<Self>) -> Session {
+        self.sessions_open.fetch_add(1, Relaxed);
+        Session(Arc::clone(self))
     }
 
     /// Counts a request; the mark goes with its answer and notices when the client leaves early.
@@ -88,7 +96,7 @@ impl Stats {
             .iter()
             .map(|(name, value)| {
                 let text = String::from_utf8_lossy(value.as_bytes());
-                if name == AUTHORIZATION {
+                if name == AUTHORIZATION || name == SEC_WEBSOCKET_PROTOCOL {
                     json!([name.as_str(), last_four(&text)])
                 } else {
                     json!([name.as_str(), text])
@@ -124,6 +132,7 @@ impl Stats {
             "requests": requests,
             "requests_total": self.requests.iter().map(|count| count.load(Relaxed)).sum::<u64>(),
             "in_flight": self.in_flight.load(Relaxed),
+            "sessions_open": self.sessions_open.load(Relaxed),
             "connections_open": self.connections_open.load(Relaxed),
             "connections_total": self.connections.load(Relaxed),
             "bytes_received": self.bytes_received.load(Relaxed),
@@ -174,6 +183,16 @@ pub(crate) struct Connection(Arc<Stats>);
 impl Drop for Connection {
     fn drop(&mut self) {
         self.0.connections_open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A realtime session that is open.
+#[derive(Debug)]
+pub(crate) struct Session(Arc<Stats>);
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.sessions_open.fetch_sub(1, Relaxed);
     }
 }
 

@@ -6,8 +6,8 @@ use crate::ask::{Ask, Input};
 use crate::desk::Desk;
 use crate::reply::{Refusal, Reply};
 use crate::{
-    admin, audio, batch, chat, complete, echo, embed, file, image, model, moderate, tune, upload,
-    vector_store, video,
+    admin, audio, batch, chat, complete, echo, embed, file, image, model, moderate, response, tune,
+    upload, vector_store, video,
 };
 
 /// Answers a request whose body has been read. Never waits: pace is in the reply.
@@ -75,6 +75,11 @@ pub(crate) const CHAT: usize = 0;
 pub(crate) static ROWS: &[Row] = &[
     json("/v1/chat/completions", chat::create),
     json("/v1/completions", complete::create),
+    json("/v1/responses", response::create),
+    get("/v1/responses/{}", response::retrieve),
+    delete("/v1/responses/{}", response::delete),
+    json("/v1/responses/{}/cancel", response::cancel),
+    get("/v1/responses/{}/input_items", response::input_items),
     json("/v1/embeddings", embed::create),
     json("/v1/moderations", moderate::create),
     json("/v1/images/generations", image::create),
