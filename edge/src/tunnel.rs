@@ -30,6 +30,9 @@ pub mod accept;
 
 pub mod path;
 
+// All of it together.
+pub mod network;
+
 #[cfg(test)]
 mod tests;
 

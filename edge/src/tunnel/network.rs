@@ -1,0 +1,163 @@
+//! The tunnel of one node, started and stopped as a whole: sockets, acceptor, dialer.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use tokio_util::task::TaskTracker;
+use vector_proto::tunnel::v1;
+
+use super::{
+    ArrivalHandler, Credentials, TransitHandler, Tunnel,
+    accept::Acceptor,
+    dial::{Dialer, Wanted},
+    link::{self, Link},
+    transport::{Connection, memory, quic::Endpoint},
+};
+
+/// Sockets that are bound but not yet served, so that a busy port is found before anything starts.
+#[derive(Debug)]
+pub struct Sockets(Vec<Endpoint>);
+
+impl Sockets {
+    /// Binds every address.
+    ///
+    /// # Errors
+    /// The first address that cannot be bound, named.
+    pub fn bind(
+        listen: &[SocketAddr],
+        credentials: &dyn Credentials,
+        reset_key: &[u8; 64],
+    ) -> io::Result<Self> {
+        let bind = |&address: &SocketAddr| {
+            Endpoint::bind(address, credentials.server(), reset_key).map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("tunnel.listen {address} (udp): {error}"),
+                )
+            })
+        };
+        listen.iter().map(bind).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Where they are bound.
+    #[must_use]
+    pub fn local_addrs(&self) -> Vec<SocketAddr> {
+        self.0
+            .iter()
+            .filter_map(|endpoint| endpoint.local_addr().ok())
+            .collect()
+    }
+}
+
+/// What a node's tunnel consists of.
+pub struct Parts {
+    /// Who this node is.
+    pub me: v1::Hello,
+    /// How it proves that.
+    pub credentials: Arc<dyn Credentials>,
+    /// Present on an egress.
+    pub arrivals: Option<ArrivalHandler>,
+    /// Present on a relay.
+    pub transits: Option<TransitHandler>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Parts({})", self.me.node)
+    }
+}
+
+/// The running tunnel of one node.
+#[derive(Debug)]
+pub struct Network {
+    tunnel: Tunnel,
+    acceptor: Arc<Acceptor>,
+    dialer: Dialer,
+    endpoints: Vec<Endpoint>,
+    tasks: TaskTracker,
+}
+
+impl Network {
+    /// Serves the sockets; links are kept in `tunnel`, which the roles already hold.
+    ///
+    /// # Errors
+    /// When there is no socket at all.
+    pub fn start(tunnel: Tunnel, sockets: Sockets, parts: Parts) -> io::Result<Self> {
+        let Parts {
+            me,
+            credentials,
+            arrivals,
+            transits,
+        } = parts;
+        let endpoints = sockets.0;
+        let tasks = TaskTracker::new();
+        let first = endpoints
+            .first()
+            .ok_or_else(|| io::Error::other("tunnel.listen is empty"))?
+            .clone();
+        let acceptor = Acceptor::new(
+            Arc::clone(&credentials),
+            me.clone(),
+            arrivals,
+            transits,
+            tasks.clone(),
+        );
+        for endpoint in &endpoints {
+            tasks.spawn(Arc::clone(&acceptor).run(endpoint.clone()));
+        }
+        let dialer = Dialer::new(tunnel.clone(), first, credentials, me, tasks.clone());
+        Ok(Self {
+            tunnel,
+            acceptor,
+            dialer,
+            endpoints,
+            tasks,
+        })
+    }
+
+    /// Links this node to itself, so that its ingress reaches its egress without a network.
+    ///
+    /// # Errors
+    /// Never in practice: both ends are this process.
+    pub async fn link_to_self(&self, me: &v1::Hello) -> Result<(), link::Error> {
+        let name: Arc<str> = me.node.as_str().into();
+        let (here, there) = memory::pair();
+        let (ready, adopted) = tokio::join!(
+            Link::dialled(
+                Connection::Memory(here),
+                me,
+                Arc::clone(&name),
+                "self".into()
+            ),
+            self.acceptor.adopt(Connection::Memory(there), name),
+        );
+        adopted?;
+        let ready = ready?;
+        self.tunnel.add(&ready.link);
+        self.tasks.spawn(ready.serve());
+        Ok(())
+    }
+
+    /// Dials what is new in `wanted`, and lets go of what is no longer in it.
+    pub fn keep(&mut self, wanted: &[Wanted]) {
+        self.dialer.keep(wanted);
+    }
+
+    /// Links that other nodes hold to this one.
+    #[must_use]
+    pub fn accepted_links(&self) -> usize {
+        self.acceptor.links_up()
+    }
+
+    /// Tells every peer to open no new exchanges here.
+    pub fn drain(&self) {
+        self.acceptor.drain();
+    }
+
+    /// Closes every link, saying so. What still runs on them breaks off.
+    pub async fn close(self) {
+        drop(self.dialer);
+        for endpoint in &self.endpoints {
+            endpoint.close("node is going down").await;
+        }
+    }
+}
