@@ -234,7 +234,7 @@ fn malformed_json_is_named_with_its_place() {
     refused("{\u{1}}", 1, "key");
     refused(r#"{"model":"x""#, 12, "ends in the middle");
     refused(r#"{"model":"x"}}"#, 13, "more follows");
-    refused(r#"{"model":"x","mod\u0065l":"y"}"#, 25, "twice");
+    refused(r#"{"model":"x","mod\u0065l":"y"}"#, 14, "twice");
     refused(r#"{"model":{}}"#, 9, "not a string");
     refused(r#"{"model":7}"#, 9, "not a string");
     refused(&format!(r#"{{"a":{}"#, "[".repeat(64)), 5 + 63, "deeper");

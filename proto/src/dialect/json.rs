@@ -33,7 +33,7 @@ pub enum Progress {
 }
 
 /// What a request's body says about how to treat it. A field that is absent, null or of another type is `None`.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Fields {
     model: Text,
     /// The string contents of `model` (of `session.model` if there is none) in the body, without the quotes.
@@ -175,12 +175,12 @@ impl Peek {
                 Step::NeedMore => return Progress::NeedMore,
                 Step::Malformed(why) => return Progress::Malformed(why),
                 Step::Key => {
-                    if let Err(why) = self.key(at as u64) {
+                    if let Err(why) = self.key(chunk) {
                         return Progress::Malformed(self.lexer.refuse(why));
                     }
                 }
                 Step::Text { string, start, end } => {
-                    if let Err(why) = self.value(string, Span { start, end }) {
+                    if let Err(why) = self.value(chunk, string, Span { start, end }) {
                         return Progress::Malformed(self.lexer.refuse(why));
                     }
                     if enough(&self.fields) {
@@ -206,8 +206,8 @@ impl Peek {
         self.lexer.finish()
     }
 
-    fn key(&mut self, at: u64) -> Result<(), Malformed> {
-        let raw = self.lexer.raw().unwrap_or_default();
+    fn key(&mut self, chunk: &[u8]) -> Result<(), Malformed> {
+        let raw = self.lexer.raw(chunk).unwrap_or_default();
         let name = match memchr::memchr(b'\\', raw) {
             None => raw,
             Some(_) => unescape(raw, &mut self.scratch)
@@ -225,7 +225,7 @@ impl Peek {
         };
         if seen {
             return Err(Malformed {
-                at: self.lexer.offset(at),
+                at: self.lexer.start(),
                 why: "`model` is given twice",
             });
         }
@@ -238,8 +238,8 @@ impl Peek {
         Ok(())
     }
 
-    fn value(&mut self, string: bool, span: Span) -> Result<(), Malformed> {
-        let raw = self.lexer.raw();
+    fn value(&mut self, chunk: &[u8], string: bool, span: Span) -> Result<(), Malformed> {
+        let raw = self.lexer.raw(chunk);
         let fields = &mut self.fields;
         match self.key {
             Key::Model | Key::SessionModel if string => {

@@ -5,9 +5,11 @@
 //! The reader says for each key what it wants of the value; what it does not want is skipped, long strings at
 //! memory speed. Memory is one fixed buffer for the key or value in hand.
 
+use std::ops::Range;
+
 use memchr::memchr2;
 
-use super::text::Text;
+use super::text::{TEXT_BYTES_MAX, Text};
 
 /// Deepest nesting that is followed: the bits of the stack that remembers object or array.
 pub const DEPTH_MAX: usize = 64;
@@ -21,6 +23,19 @@ pub struct Malformed {
     /// What was wrong, fit for the client to read.
     pub why: &'static str,
 }
+
+/// Bytes that a number is made of.
+static NUMBER: [bool; 256] = {
+    let mut part = [false; 256];
+    let mut index = 0;
+    while index < 13 {
+        part[b"0123456789.-+"[index] as usize] = true;
+        index += 1;
+    }
+    part[b'e' as usize] = true;
+    part[b'E' as usize] = true;
+    part
+};
 
 /// What the reader wants of the value that comes next.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -100,6 +115,10 @@ pub(super) struct Lexer {
     /// Offset of the chunk in hand.
     base: u64,
     start: u64,
+    /// Where the captured text stands in the chunk in hand.
+    held: Range<usize>,
+    /// It began in an earlier chunk: that part of it is in `text`.
+    spilled: bool,
     text: Text,
     broken: Malformed,
 }
@@ -119,9 +138,19 @@ impl Lexer {
             word: b"",
             base: 0,
             start: 0,
+            held: 0..0,
+            spilled: false,
             text: Text::new(),
             broken: Malformed { at: 0, why: "" },
         }
+    }
+
+    /// Back to the start of another object.
+    pub(super) fn reset(&mut self) {
+        (self.state, self.want) = (State::Start, Want::Skip);
+        (self.escaped, self.marked, self.capturing) = (false, false, false);
+        (self.depth, self.entered, self.objects) = (0, 0, 0);
+        self.base = 0;
     }
 
     /// Says what is wanted of the value after a [`Step::Key`] or [`Step::Element`]; unsaid means skip.
@@ -129,9 +158,14 @@ impl Lexer {
         self.want = want;
     }
 
-    /// The raw text in hand after a [`Step::Key`] or [`Step::Text`]; `None` if it was too long to keep.
-    pub(super) fn raw(&self) -> Option<&[u8]> {
-        self.text.bytes()
+    /// The raw text in hand after a [`Step::Key`] or [`Step::Text`] in `chunk`; `None` if it is too long.
+    pub(super) fn raw<'a>(&'a self, chunk: &'a [u8]) -> Option<&'a [u8]> {
+        match self.spilled {
+            true => self.text.bytes(),
+            false => chunk
+                .get(self.held.clone())
+                .filter(|held| held.len() <= TEXT_BYTES_MAX),
+        }
     }
 
     /// Entered containers, the outermost being 1.
@@ -139,7 +173,7 @@ impl Lexer {
         self.entered
     }
 
-    /// Where the last value began; for a string, behind its quote.
+    /// Where the last key or value began; for a string, behind its quote.
     pub(super) fn start(&self) -> u64 {
         self.start
     }
@@ -186,6 +220,9 @@ impl Lexer {
                 return step;
             }
             if *at >= chunk.len() {
+                if self.capturing {
+                    self.spill(chunk);
+                }
                 self.base += chunk.len() as u64;
                 *at = 0;
                 return Step::NeedMore;
@@ -193,22 +230,14 @@ impl Lexer {
         }
     }
 
-    /// Offset in the body of a place in the chunk in hand.
-    pub(super) fn offset(&self, at: u64) -> u64 {
-        self.base + at
-    }
-
     fn here(&self, at: usize) -> u64 {
         self.base + at as u64
     }
 
+    #[cold]
     fn die(&mut self, at: usize, why: &'static str) -> Option<Step> {
-        self.broken = Malformed {
-            at: self.here(at),
-            why,
-        };
-        self.state = State::Dead;
-        Some(Step::Malformed(self.broken))
+        let at = self.here(at);
+        Some(Step::Malformed(self.refuse(Malformed { at, why })))
     }
 
     /// Whether the container in hand is one that the reader went into.
@@ -216,63 +245,86 @@ impl Lexer {
         self.entered == self.depth
     }
 
+    /// A text that is wanted begins at `at`.
+    fn hold(&mut self, at: usize) {
+        self.held = at..at;
+        self.spilled = false;
+        self.capturing = true;
+    }
+
+    /// The chunk ends inside of a wanted text.
+    #[cold]
+    fn spill(&mut self, chunk: &[u8]) {
+        if !std::mem::replace(&mut self.spilled, true) {
+            self.text.clear();
+        }
+        self.text
+            .push(chunk.get(self.held.start..).unwrap_or_default());
+        self.held = 0..0;
+    }
+
+    /// The text in hand ends at `at`. True if it was wanted.
+    fn held(&mut self, chunk: &[u8], at: usize) -> bool {
+        if !std::mem::take(&mut self.capturing) {
+            return false;
+        }
+        self.held.end = at;
+        if self.spilled {
+            self.text
+                .push(chunk.get(self.held.clone()).unwrap_or_default());
+        }
+        true
+    }
+
     fn string(&mut self, chunk: &[u8], at: &mut usize) -> Option<Step> {
-        let rest = chunk.get(*at..)?;
-        if self.escaped {
-            let (first, _) = rest.split_first()?;
-            self.keep(&[*first]);
+        let mut end = *at;
+        if self.escaped && end < chunk.len() {
             self.escaped = false;
-            *at += 1;
-            return None;
+            end += 1;
         }
-        let Some(found) = memchr2(b'"', b'\\', rest) else {
-            self.keep(rest);
-            *at = chunk.len();
-            return None;
-        };
-        self.keep(&rest[..found]);
-        *at += found;
-        if rest[found] == b'\\' {
-            self.keep(b"\\");
-            self.escaped = true;
-            *at += 1;
-            return None;
+        loop {
+            match memchr2(b'"', b'\\', chunk.get(end..)?) {
+                Some(found) if chunk[end + found] == b'"' => {
+                    end += found;
+                    break;
+                }
+                Some(found) if end + found + 1 < chunk.len() => end += found + 2,
+                found => {
+                    self.escaped |= found.is_some();
+                    *at = chunk.len();
+                    return None;
+                }
+            }
         }
+        *at = end;
         if std::mem::take(&mut self.marked) {
             return Some(Step::MarkEnd);
         }
-        let end = self.here(*at);
         *at += 1;
-        let wanted = std::mem::take(&mut self.capturing);
+        let wanted = self.held(chunk, end);
+        // What comes next is nearly always known; taking it here saves a turn of the loop.
+        let next = chunk.get(*at);
         if self.is_key {
-            self.state = State::Colon;
+            let colon = next == Some(&b':');
+            *at += usize::from(colon);
+            self.state = if colon { State::Value } else { State::Colon };
             return wanted.then_some(Step::Key);
         }
-        self.state = State::After;
-        wanted.then_some(Step::Text {
+        let comma = next == Some(&b',') && self.in_object();
+        *at += usize::from(comma);
+        self.state = if comma { State::Key } else { State::After };
+        wanted.then(|| Step::Text {
             string: true,
             start: self.start,
-            end,
+            end: self.here(end),
         })
-    }
-
-    fn keep(&mut self, bytes: &[u8]) {
-        if self.capturing {
-            self.text.push(bytes);
-        }
     }
 
     fn number(&mut self, chunk: &[u8], at: &mut usize) -> Option<Step> {
         let rest = chunk.get(*at..)?;
-        let part =
-            |byte: &u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'-' | b'+' | b'e' | b'E');
-        let length = rest
-            .iter()
-            .position(|byte| !part(byte))
-            .unwrap_or(rest.len());
-        self.keep(&rest[..length]);
-        *at += length;
-        (*at < chunk.len()).then(|| self.scalar_end(*at)).flatten()
+        let length = rest.iter().position(|byte| !NUMBER[usize::from(*byte)]);
+        *at += length.unwrap_or(rest.len());
+        length.and_then(|_| self.scalar_end(chunk, *at))
     }
 
     fn word(&mut self, chunk: &[u8], at: &mut usize) -> Option<Step> {
@@ -281,29 +333,27 @@ impl Lexer {
             if byte != *first {
                 return self.die(*at, "a word other than true, false or null");
             }
-            self.keep(&[byte]);
             self.word = left;
             *at += 1;
         }
-        self.scalar_end(*at)
+        self.scalar_end(chunk, *at)
     }
 
-    fn scalar_end(&mut self, at: usize) -> Option<Step> {
+    fn scalar_end(&mut self, chunk: &[u8], at: usize) -> Option<Step> {
         self.state = State::After;
-        let (start, end) = (self.start, self.here(at));
-        std::mem::take(&mut self.capturing).then_some(Step::Text {
+        self.held(chunk, at).then(|| Step::Text {
             string: false,
-            start,
-            end,
+            start: self.start,
+            end: self.here(at),
         })
     }
 
     /// One byte between the tokens.
     fn structure(&mut self, chunk: &[u8], at: &mut usize) -> Option<Step> {
-        let byte = *chunk.get(*at)?;
-        if matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
+        let mut byte = *chunk.get(*at)?;
+        while matches!(byte, b' ' | b'\n' | b'\r' | b'\t') {
             *at += 1;
-            return None;
+            byte = *chunk.get(*at)?;
         }
         match (self.state, byte) {
             (State::Start, b'{') => self.open(true, at),
@@ -313,9 +363,11 @@ impl Lexer {
                 *at += 1;
                 self.state = State::String;
                 self.is_key = true;
-                self.capturing = self.inside();
-                self.text.clear();
-                None
+                self.start = self.here(*at);
+                if self.inside() {
+                    self.hold(*at);
+                }
+                self.string(chunk, at)
             }
             (State::FirstKey | State::Key, _) => self.die(*at, "a key in quotes was expected"),
             (State::Colon, b':') => {
@@ -338,7 +390,7 @@ impl Lexer {
                 self.state = State::Value;
                 Some(Step::Element)
             }
-            _ => self.value(byte, at),
+            _ => self.value(chunk, byte, at),
         }
     }
 
@@ -346,12 +398,11 @@ impl Lexer {
         self.objects & 1 == 1
     }
 
-    fn value(&mut self, byte: u8, at: &mut usize) -> Option<Step> {
+    fn value(&mut self, chunk: &[u8], byte: u8, at: &mut usize) -> Option<Step> {
         let want = std::mem::replace(&mut self.want, Want::Skip);
         self.start = self.here(*at);
-        self.capturing = matches!(want, Want::Text | Want::TextOrEnter);
-        if self.capturing {
-            self.text.clear();
+        if matches!(want, Want::Text | Want::TextOrEnter) {
+            self.hold(*at + usize::from(byte == b'"'));
         }
         self.word = match byte {
             b'{' | b'[' => {
@@ -364,11 +415,14 @@ impl Lexer {
                 self.state = State::String;
                 self.is_key = false;
                 self.marked = want == Want::Mark;
-                return self.marked.then_some(Step::MarkBegin);
+                if self.marked {
+                    return Some(Step::MarkBegin);
+                }
+                return self.string(chunk, at);
             }
             b'-' | b'0'..=b'9' => {
                 self.state = State::Number;
-                return None;
+                return self.number(chunk, at);
             }
             b't' => b"true",
             b'f' => b"false",

@@ -166,7 +166,7 @@ fn feed_lines(lines: &mut Lines, walk: &mut Walk, cut: &mut Cut<'_>) {
                 }
                 walk.feed(b"\n", end - 1, cut);
             }
-            Piece::Event { .. } => *walk = Walk::new(),
+            Piece::Event { .. } => walk.reset(),
             Piece::Value { .. } | Piece::Line { .. } => {}
         }
     }
@@ -218,6 +218,11 @@ impl Walk {
         }
     }
 
+    fn reset(&mut self) {
+        self.lexer.reset();
+        (self.fresh, self.over) = (true, false);
+    }
+
     fn is_fresh(&self) -> bool {
         self.fresh
     }
@@ -230,7 +235,7 @@ impl Walk {
             match self.lexer.step(part, &mut at) {
                 Step::NeedMore => return,
                 Step::Key => {
-                    let want = match (self.lexer.level(), self.lexer.raw()) {
+                    let want = match (self.lexer.level(), self.lexer.raw(part)) {
                         (1 | 2, Some(b"model")) => Want::Mark,
                         (1, Some(b"response" | b"session")) => Want::Enter,
                         _ => Want::Skip,

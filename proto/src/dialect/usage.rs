@@ -238,7 +238,7 @@ impl Reader {
     }
 
     fn next_event(&mut self) {
-        self.lexer = Lexer::new();
+        self.lexer.reset();
         self.fresh = true;
         self.over = false;
         self.done_matched = 0;
@@ -287,7 +287,7 @@ impl Reader {
             match self.lexer.step(part, &mut at) {
                 Step::NeedMore => return,
                 Step::Malformed(_) => self.over = true,
-                Step::Key => self.key(),
+                Step::Key => self.key(part),
                 Step::Element => {
                     self.key = match self.place() {
                         Place::Choices => Key::Enter(Place::Choice),
@@ -297,7 +297,7 @@ impl Reader {
                 }
                 Step::Opened => self.opened(),
                 Step::Closed => self.closed(),
-                Step::Text { string, .. } => self.text(string),
+                Step::Text { string, .. } => self.text(part, string),
                 Step::End | Step::MarkBegin | Step::MarkEnd => {}
             }
         }
@@ -319,8 +319,8 @@ impl Reader {
         });
     }
 
-    fn key(&mut self) {
-        let name = self.lexer.raw().unwrap_or_default();
+    fn key(&mut self, part: &[u8]) {
+        let name = self.lexer.raw(part).unwrap_or_default();
         self.key = match self.place() {
             Place::Root | Place::Response if name == self.id_field => Key::Id,
             Place::Root => root_key(name),
@@ -384,8 +384,10 @@ impl Reader {
         }
     }
 
-    fn text(&mut self, string: bool) {
-        let Some(raw) = self.lexer.raw() else { return };
+    fn text(&mut self, part: &[u8], string: bool) {
+        let Some(raw) = self.lexer.raw(part) else {
+            return;
+        };
         match self.key {
             Key::Id if string && !self.id_known => {
                 self.id_known = unescape(raw, &mut self.id).is_some()
