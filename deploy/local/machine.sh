@@ -30,6 +30,7 @@ build_binaries() {
   mkdir -p "$dir/log"
   local log=$dir/log/build.log pid began=$SECONDS told=$SECONDS line
   (
+    umask "$usual_umask"
     cd "$top" && CARGO_TERM_COLOR=never CARGO_TERM_PROGRESS_WHEN=always CARGO_TERM_PROGRESS_WIDTH=100 exec \
       cargo build --release --locked -p vector-edge -p vector-control -p tests --bins
   ) </dev/null >"$log" 2>&1 9>&- &

@@ -50,10 +50,10 @@ started_at() {
 
 # pid_of NAME: the number of our running process of that name.
 pid_of() {
-  local name pid start
+  local name pid start now
   [ -f "$dir/starts" ] || return 1
   while read -r name pid start; do
-    if [ "$name" = "$1" ] && [ "$(started_at "$pid")" = "$start" ]; then
+    if [ "$name" = "$1" ] && now=$(started_at "$pid") && [ "$now" = "$start" ]; then
       echo "$pid"
       return 0
     fi
