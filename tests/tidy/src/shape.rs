@@ -88,7 +88,7 @@ fn first_sentence<'a>(file: &'a File, marks: &[&str]) -> &'a str {
 /// Rust files that are too long before their tests.
 pub fn sizes(tree: &Tree) -> Vec<String> {
     tree.files()
-        .filter(|file| file.is_rust())
+        .filter(|file| file.is_rust() && !file.is_tests())
         .filter_map(|file| {
             let lines = lines_before_tests(&file.text);
             (lines > LINES_MAX).then(|| format!("{}: {lines} lines before its tests", file.path))
@@ -200,6 +200,13 @@ mod tests {
         check(sizes, "a.rs", &long, &["a.rs: 501 lines before its tests"]);
         let tests = format!("//! a\n#[cfg(test)]\nmod tests {{\n{long}}}");
         check(sizes, "a.rs", &tests, &[]);
+        check(sizes, "edge/src/tunnel/tests.rs", &long, &[]);
+        check(
+            sizes,
+            "tests/it/main.rs",
+            &long,
+            &["tests/it/main.rs: 501 lines before its tests"],
+        );
         let early = format!("#[cfg(test)]\nuse a::b;\n{long}");
         check(sizes, "a.rs", &early, &["a.rs: 503 lines before its tests"]);
     }

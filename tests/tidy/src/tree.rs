@@ -32,6 +32,11 @@ impl File {
         self.path.ends_with(".rs")
     }
 
+    /// Whether the whole file is tests: `tests.rs` of a room, or a crate's own `tests/` folder.
+    pub fn is_tests(&self) -> bool {
+        self.is_rust() && (self.name() == "tests.rs" || self.path.contains("/tests/"))
+    }
+
     /// The program named by a `#!` line, without its folder, or nothing.
     pub fn interpreter(&self) -> Option<&str> {
         let line = self.text.strip_prefix("#!")?.lines().next()?;
