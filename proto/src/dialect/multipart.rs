@@ -299,8 +299,7 @@ impl Form {
         self.value.clear();
         self.state = State::Value(kind);
         self.session = (kind == Kind::Session).then(Box::default);
-        // An empty value's delimiter begins with the blank line's own line end, as some clients write it? No: RFC 2046
-        // gives the delimiter its own, so nothing is matched yet.
+        // The delimiter has a line end of its own, so nothing of it is matched yet.
         self.matched = 0;
         if kind == Kind::Model && std::mem::replace(&mut self.model_seen, true) {
             self.die(at, "`model` is given twice");

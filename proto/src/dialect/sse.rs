@@ -289,7 +289,12 @@ impl Events {
                     self.data.push(b'\n');
                 }
             }
-            Field::Event => self.named = true,
+            Field::Event => {
+                // Still true: no value came since the line before, so this name is empty.
+                if std::mem::replace(&mut self.named, true) {
+                    self.name.clear();
+                }
+            }
             Field::Other => {}
         }
     }
