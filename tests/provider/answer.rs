@@ -194,6 +194,8 @@ pub(crate) struct Outgoing {
     answer: Answer,
     /// Chunks after which the connection is cut.
     cut_after: Option<u32>,
+    /// Whether hyper has had the time to write what came before the cut.
+    flushed: bool,
     mark: Option<Mark>,
 }
 
@@ -202,6 +204,7 @@ impl Outgoing {
         let mut outgoing = Self {
             answer,
             cut_after,
+            flushed: false,
             mark,
         };
         outgoing.note_end();
@@ -225,6 +228,10 @@ impl Body for Outgoing {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
         if self.cut_after == Some(0) {
+            if !std::mem::replace(&mut self.flushed, true) {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
             return Poll::Ready(Some(Err(Cut)));
         }
         let chunk = ready!(self.answer.poll_chunk(context));

@@ -9,7 +9,9 @@ use std::sync::OnceLock;
 use bytes::Bytes;
 use memchr::memmem;
 
+use crate::answer::Answer;
 use crate::desk;
+use crate::reply::Reply;
 
 /// Chunks of a `bench-stream` that does not say.
 const CHUNKS: u32 = 20;
@@ -78,6 +80,19 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// The prepared answer.
+    pub(crate) fn reply(self) -> Reply {
+        let reply = match self {
+            Self::Plain => Reply::prepared(Bytes::from_static(PLAIN.as_bytes())),
+            Self::Stream { chunks, gap_ms } => {
+                Reply::events(Answer::bench(Stream::new(chunks, gap_ms)))
+            }
+        };
+        reply.at_once()
+    }
+}
+
 /// The model a JSON body names, found without parsing it.
 pub(crate) fn model(body: &[u8]) -> Option<&str> {
     let after = body.get(memmem::find(body, b"\"model\"")? + 7..)?;
@@ -88,11 +103,6 @@ pub(crate) fn model(body: &[u8]) -> Option<&str> {
         .strip_prefix(b"\"")?;
     let end = memchr::memchr(b'"', value)?;
     std::str::from_utf8(value.get(..end)?).ok()
-}
-
-/// The one plain answer.
-pub(crate) fn plain() -> Bytes {
-    Bytes::from_static(PLAIN.as_bytes())
 }
 
 /// The block of which generated content is made: byte `i` is `i mod 251`.
@@ -198,7 +208,7 @@ mod tests {
 
     #[test]
     fn prepared_answers_are_well_formed() {
-        serde_json::from_slice::<serde_json::Value>(&plain()).unwrap();
+        serde_json::from_str::<serde_json::Value>(PLAIN).unwrap();
         for gap_ms in [0, 1] {
             let mut stream = Stream::new(3, gap_ms);
             let mut events = 0;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use crate::answer::Answer;
 use crate::ask::Ask;
+use crate::bench::Plan;
 use crate::desk::{self, Desk};
 use crate::reply::{Refusal, Reply};
 use crate::schema;
@@ -24,6 +25,9 @@ pub(crate) enum Says {
 pub(crate) fn create(desk: &Desk, ask: &Ask) -> Result<Reply, Refusal> {
     let body = ask.json();
     let model = ask.model()?;
+    if let Some(plan) = Plan::of(model) {
+        return Ok(plan.reply());
+    }
     let messages = body
         .get("messages")
         .ok_or_else(|| Refusal::missing("messages"))?;
@@ -47,11 +51,11 @@ pub(crate) fn create(desk: &Desk, ask: &Ask) -> Result<Reply, Refusal> {
         model,
         says: &says,
         prompt_tokens,
+        tells_usage: body.pointer("/stream_options/include_usage") == Some(&json!(true)),
     };
     if ask.switch("stream") {
-        let usage = body.pointer("/stream_options/include_usage") == Some(&json!(true));
         let gap_ms = ask.tuned("token_ms").unwrap_or(desk.pace.token_ms);
-        return Ok(Reply::events(Answer::paced(chat.chunks(usage), gap_ms)));
+        return Ok(Reply::events(Answer::paced(chat.chunks(), gap_ms)));
     }
     let choices = body
         .get("n")
@@ -154,6 +158,8 @@ struct Chat<'a> {
     model: &'a str,
     says: &'a Says,
     prompt_tokens: u64,
+    /// Whether the chunks of a stream speak of usage: null in each, the numbers in one of their own.
+    tells_usage: bool,
 }
 
 impl Chat<'_> {
@@ -207,7 +213,7 @@ impl Chat<'_> {
     }
 
     /// The events of a stream: role, pieces, and one last chunk with the reason, usage if asked, and the end mark.
-    fn chunks(&self, usage: bool) -> Vec<Bytes> {
+    fn chunks(&self) -> Vec<Bytes> {
         let mut chunks = Vec::new();
         match self.says {
             Says::Words(words) => {
@@ -239,7 +245,7 @@ impl Chat<'_> {
             }
         }
         let mut last = self.event(&json!([{"index": 0, "delta": {}, "logprobs": null, "finish_reason": self.finish_reason()}]), Value::Null);
-        if usage {
+        if self.tells_usage {
             last.push_str(&self.event(&json!([]), self.usage(1)));
         }
         last.push_str("data: [DONE]\n\n");
@@ -254,10 +260,13 @@ impl Chat<'_> {
     }
 
     fn event(&self, choices: &Value, usage: Value) -> String {
-        let event = json!({
+        let mut event = json!({
             "id": self.id, "object": "chat.completion.chunk", "created": self.created, "model": self.model,
-            "service_tier": "default", "system_fingerprint": "fp_sample", "choices": choices, "usage": usage,
+            "service_tier": "default", "system_fingerprint": "fp_sample", "choices": choices,
         });
+        if self.tells_usage {
+            event["usage"] = usage;
+        }
         format!("data: {event}\n\n")
     }
 }

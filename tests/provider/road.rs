@@ -11,7 +11,7 @@ use hyper::body::Incoming;
 use tokio::time::{Duration, Instant};
 use tokio_util::task::TaskTracker;
 
-use crate::answer::{Answer, Outgoing};
+use crate::answer::Outgoing;
 use crate::ask::{self, Ask, Body, Input};
 use crate::bench::{self, Plan};
 use crate::desk::Desk;
@@ -31,6 +31,10 @@ pub(crate) async fn serve(
     let began = Instant::now();
     let found = table::find(request.method().as_str(), request.uri().path());
     let mut mark = desk.stats.enter(found.row);
+    if request.method() == http::Method::HEAD {
+        // The answer's body will not be asked for.
+        mark.finish();
+    }
     let reply = match walk(&desk, &tasks, found, request).await {
         Ok(reply) => reply,
         Err(refusal) => refusal.reply(),
@@ -101,13 +105,7 @@ fn prepared(row: usize, headers: &HeaderMap, body: &Body, desk: &Desk) -> Option
     if row != table::CHAT || desk.faults.armed() || headers.contains_key("x-sample-fault") {
         return None;
     }
-    let reply = match Plan::of(bench::model(bytes)?)? {
-        Plan::Plain => Reply::prepared(bench::plain()),
-        Plan::Stream { chunks, gap_ms } => {
-            Reply::events(Answer::bench(bench::Stream::new(chunks, gap_ms)))
-        }
-    };
-    Some(reply.at_once())
+    Plan::of(bench::model(bytes)?).map(Plan::reply)
 }
 
 /// Finds whose key a request carries.
