@@ -81,6 +81,32 @@ impl Plan {
 }
 
 impl Plan {
+    /// The same with what a request's headers say; one that asks for chunks is streamed.
+    pub(crate) fn tuned(self, chunks: Option<u64>, gap_ms: Option<u64>) -> Self {
+        match (self, chunks) {
+            (Self::Plain, None) => self,
+            (Self::Plain, Some(_)) => Self::Stream {
+                chunks: CHUNKS,
+                gap_ms: 0,
+            }
+            .tuned(chunks, gap_ms),
+            (
+                Self::Stream {
+                    chunks: named,
+                    gap_ms: named_gap_ms,
+                },
+                _,
+            ) => {
+                let asked =
+                    chunks.map_or(named, |chunks| u32::try_from(chunks).unwrap_or(CHUNKS_MAX));
+                Self::Stream {
+                    chunks: asked.clamp(1, CHUNKS_MAX),
+                    gap_ms: gap_ms.unwrap_or(named_gap_ms),
+                }
+            }
+        }
+    }
+
     /// The prepared answer.
     pub(crate) fn reply(self) -> Reply {
         let reply = match self {
@@ -191,6 +217,15 @@ mod tests {
         ] {
             assert_eq!(Plan::of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn headers_tune_a_plan() {
+        let stream = |chunks, gap_ms| Plan::Stream { chunks, gap_ms };
+        assert_eq!(Plan::Plain.tuned(None, Some(5)), Plan::Plain);
+        assert_eq!(Plan::Plain.tuned(Some(7), None), stream(7, 0));
+        assert_eq!(stream(9, 3).tuned(Some(0), Some(4)), stream(1, 4));
+        assert_eq!(stream(9, 3).tuned(None, None), stream(9, 3));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use crate::ask::{self, Ask};
 use crate::desk::Desk;
 use crate::reply::{Refusal, Reply};
 
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 15] = [
     "gpt-4o-mini",
     "gpt-4o",
     "text-embedding-3-small",
@@ -20,6 +20,8 @@ const NAMES: [&str; 13] = [
     "gpt-3.5-turbo-instruct",
     "bench",
     "bench-stream",
+    "bench-stream-20",
+    "bench-stream-100x20",
 ];
 
 fn model(name: &str) -> Value {

@@ -105,7 +105,12 @@ fn prepared(row: usize, headers: &HeaderMap, body: &Body, desk: &Desk) -> Option
     if row != table::CHAT || desk.faults.armed() || headers.contains_key("x-sample-fault") {
         return None;
     }
-    Plan::of(bench::model(bytes)?).map(Plan::reply)
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.parse().ok();
+    let plan = Plan::of(bench::model(bytes)?)?;
+    Some(
+        plan.tuned(number("x-sample-chunks"), number("x-sample-token-ms"))
+            .reply(),
+    )
 }
 
 /// Finds whose key a request carries.

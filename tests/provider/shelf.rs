@@ -207,3 +207,42 @@ pub(crate) fn page(data: Vec<Value>, has_more: bool) -> Reply {
 pub(crate) fn deleted(id: &str, object: &str) -> Reply {
     Reply::json(&serde_json::json!({"id": id, "object": object, "deleted": true})).at_once()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ask::Body;
+
+    fn asked_by(caller: usize) -> Ask {
+        let head = http::Request::new(()).into_parts().0;
+        Ask {
+            caller,
+            ids: Vec::new(),
+            head,
+            body: Body::Nothing,
+        }
+    }
+
+    #[test]
+    fn objects_are_found_by_their_owner_under_their_kind_only() {
+        let shelf = Shelf::default();
+        shelf.put("a", Object::new(Kind::File, 0, Value::Null));
+        assert!(shelf.find(Kind::File, &asked_by(0), "a").is_ok());
+        assert!(shelf.find(Kind::File, &asked_by(1), "a").is_err());
+        assert!(shelf.find(Kind::Video, &asked_by(0), "a").is_err());
+        assert!(shelf.take(Kind::File, &asked_by(1), "a").is_err());
+        assert!(shelf.take(Kind::File, &asked_by(0), "a").is_ok());
+        assert_eq!(shelf.len(), 0);
+    }
+
+    #[test]
+    fn the_oldest_goes_when_there_are_too_many() {
+        let shelf = Shelf::default();
+        for number in 0..=OBJECTS_MAX {
+            shelf.put(&number.to_string(), Object::new(Kind::File, 0, Value::Null));
+        }
+        assert_eq!(shelf.len(), OBJECTS_MAX);
+        assert!(shelf.find(Kind::File, &asked_by(0), "0").is_err());
+        assert!(shelf.find(Kind::File, &asked_by(0), "1").is_ok());
+    }
+}
