@@ -1,0 +1,1 @@
+//! The operator's door: `/livez`, `/readyz` and `/metrics` on a loopback port.

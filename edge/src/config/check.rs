@@ -1,0 +1,270 @@
+//! From settings as written to settings as meant: defaults, ranges, and what must go together.
+
+use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use super::{
+    Admin, Config, Control, Egress, Format, Ingress, Node, Role, Secret, Telemetry, TlsFiles,
+    Tunnel,
+    raw::{RawConfig, RawControl, RawEgress, RawIngress, RawNode, RawTelemetry, RawTunnel},
+};
+
+/// An hour: no time of ours may be longer.
+const MS_MAX: u64 = 3_600_000;
+
+/// Addresses of one node.
+const ADDRESSES_MAX: usize = 8;
+
+/// Every fault goes to `faults`; without a value nothing useful can be said of the rest.
+pub(super) fn check(raw: RawConfig, faults: &mut Vec<String>) -> Option<Config> {
+    let node = node(raw.node, faults);
+    let control = control(raw.control, faults);
+    let drain = ms(faults, "ingress.drain_ms", raw.ingress.drain_ms, 30_000, 0..=MS_MAX);
+    let has = |role| node.as_ref().is_some_and(|node| node.roles.contains(&role));
+    let ingress = has(Role::Ingress)
+        .then(|| ingress(raw.ingress, drain, faults))
+        .flatten();
+    let reached = has(Role::Relay) || has(Role::Egress);
+    let tunnel = tunnel(raw.tunnel, reached, faults);
+    let egress_wanted = has(Role::Egress);
+    let egress = egress(raw.egress, faults);
+    let admin = address(faults, "admin.listen", raw.admin.listen, "127.0.0.1:9100");
+    let telemetry = telemetry(raw.telemetry, faults);
+    Some(Config {
+        node: node?,
+        control: control?,
+        ingress,
+        tunnel: tunnel?,
+        egress: egress_wanted.then_some(egress),
+        admin: Admin { listen: admin? },
+        telemetry: telemetry?,
+        drain,
+    })
+}
+
+fn node(raw: RawNode, faults: &mut Vec<String>) -> Option<Node> {
+    let name = |faults: &mut Vec<String>, key: &str, text: Option<String>| {
+        text.filter(|text| !text.is_empty()).and_then(|text| {
+            let read = text.parse();
+            read.map_err(|error| faults.push(format!("{key}: {error}"))).ok()
+        })
+    };
+    let id = name(faults, "node.id", raw.id);
+    let region = name(faults, "node.region", raw.region);
+    let mut roles: Vec<Role> = Vec::new();
+    for text in raw.roles.unwrap_or_default() {
+        match text.parse() {
+            Ok(role) => roles.push(role),
+            Err(error) => faults.push(format!("node.roles: `{text}`: {error}")),
+        }
+    }
+    if roles.is_empty() {
+        let told = faults.iter().any(|fault| fault.starts_with("node.roles:"));
+        if !told {
+            faults.push("node.roles: must name at least one of ingress, relay, egress".into());
+        }
+    }
+    roles.sort_unstable();
+    roles.dedup();
+    let state_dir = raw.state_dir.filter(|text| !text.is_empty());
+    if state_dir.is_none() {
+        faults.push("node.state_dir: must name a folder that survives restarts".into());
+    }
+    let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let workers = match raw.workers {
+        None | Some(0) => cores(),
+        Some(workers @ 1..=1_024) => usize::try_from(workers).unwrap_or(1),
+        Some(workers) => {
+            faults.push(format!("node.workers: {workers} is outside 1..=1024"));
+            1
+        }
+    };
+    Some(Node {
+        id,
+        region,
+        roles,
+        state_dir: PathBuf::from(state_dir?),
+        workers,
+    })
+}
+
+fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
+    let invite = match (raw.invite, raw.invite_file) {
+        (Some(_), Some(_)) => {
+            faults.push("control.invite_file: give either this or control.invite".into());
+            None
+        }
+        (Some(text), None) => Some(text),
+        // A file that is gone is fine once the node is enrolled, so it is no fault here.
+        (None, Some(path)) => std::fs::read_to_string(path).ok(),
+        (None, None) => None,
+    };
+    let invite = invite
+        .map(|text| text.trim().to_owned())
+        .filter(|text| !text.is_empty())
+        .map(Secret::new);
+    let Some(text) = raw.url else {
+        let told = faults.iter().any(|fault| fault.starts_with("control.url:"));
+        if !told {
+            faults.push("control.url: must say where control is, such as https://127.0.0.1:7000".into());
+        }
+        return None;
+    };
+    let url: http::Uri = text
+        .parse()
+        .map_err(|error| faults.push(format!("control.url: `{text}`: {error}")))
+        .ok()?;
+    if url.scheme_str() != Some("https") || url.host().is_none() {
+        faults.push(format!("control.url: `{text}` is not of the form https://host:port"));
+        return None;
+    }
+    Some(Control { url, invite })
+}
+
+fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option<Ingress> {
+    let listen = address(faults, "ingress.listen", raw.listen, "127.0.0.1:8080");
+    let tls = match (raw.tls_cert, raw.tls_key) {
+        (Some(cert), Some(key)) => Some(TlsFiles {
+            cert: cert.into(),
+            key: key.into(),
+        }),
+        (Some(_), None) => {
+            faults.push("ingress.tls_key: must go with ingress.tls_cert".into());
+            None
+        }
+        (None, Some(_)) => {
+            faults.push("ingress.tls_cert: must go with ingress.tls_key".into());
+            None
+        }
+        (None, None) => {
+            let open = listen.is_some_and(|listen| !listen.ip().is_loopback());
+            if open && !raw.insecure.unwrap_or(false) {
+                let why = "needed unless ingress.listen is a loopback address or ingress.insecure is true";
+                faults.push(format!("ingress.tls_cert: {why}"));
+            }
+            None
+        }
+    };
+    let number = |faults: &mut Vec<String>, key, value, default, range| {
+        ms(faults, key, value, default, range)
+    };
+    let header_read = number(faults, "ingress.header_read_ms", raw.header_read_ms, 10_000, 100..=MS_MAX);
+    let body_idle = number(faults, "ingress.body_idle_ms", raw.body_idle_ms, 30_000, 100..=MS_MAX);
+    let ping = number(faults, "ingress.ping_ms", raw.ping_ms, 15_000, 100..=MS_MAX);
+    let request = number(faults, "ingress.request_ms", raw.request_ms, 600_000, 1_000..=24 * MS_MAX);
+    let connections_max = within(faults, "ingress.connections_max", raw.connections_max, 16_384, 1..=1_000_000);
+    let body_bytes_max = within(faults, "ingress.body_bytes_max", raw.body_bytes_max, 4 << 30, 1..=1 << 40);
+    let listen = listen?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = raw.url.unwrap_or_else(|| format!("{scheme}://{listen}"));
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        faults.push(format!("ingress.url: `{url}` is not of the form https://host"));
+    }
+    Some(Ingress {
+        listen,
+        url: url.trim_end_matches('/').to_owned(),
+        tls,
+        body_bytes_max,
+        header_read,
+        body_idle,
+        ping,
+        connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
+        drain,
+        request,
+    })
+}
+
+fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tunnel> {
+    let default = if reached { "127.0.0.1:7440" } else { "0.0.0.0:0" };
+    let texts = raw.listen.filter(|texts| !texts.is_empty());
+    let texts = texts.unwrap_or_else(|| vec![default.to_owned()]);
+    if texts.len() > ADDRESSES_MAX {
+        faults.push(format!("tunnel.listen: more than {ADDRESSES_MAX} addresses"));
+    }
+    let listen: Option<Vec<SocketAddr>> = texts
+        .into_iter()
+        .map(|text| address(faults, "tunnel.listen", Some(text), default))
+        .collect();
+    let listen = listen?;
+    let told = raw.advertise.filter(|texts| !texts.is_empty());
+    let advertise = told.unwrap_or_else(|| {
+        let known = listen.iter().filter(|at| at.port() != 0 && !at.ip().is_unspecified());
+        known.map(SocketAddr::to_string).collect()
+    });
+    for text in &advertise {
+        let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
+        if !matches!(port, Some(Ok(1..))) {
+            faults.push(format!("tunnel.advertise: `{text}` is not of the form host:port"));
+        }
+    }
+    if reached && advertise.is_empty() {
+        let why = "needed, since tunnel.listen names no address that others could reach";
+        faults.push(format!("tunnel.advertise: {why}"));
+    }
+    Some(Tunnel { listen, advertise })
+}
+
+fn egress(raw: RawEgress, faults: &mut Vec<String>) -> Egress {
+    Egress {
+        connect: ms(faults, "egress.connect_ms", raw.connect_ms, 5_000, 1..=MS_MAX),
+        first_byte: ms(faults, "egress.first_byte_ms", raw.first_byte_ms, 600_000, 1..=MS_MAX),
+        idle: ms(faults, "egress.idle_ms", raw.idle_ms, 300_000, 1..=MS_MAX),
+        tls_roots: raw.tls_roots.filter(|text| !text.is_empty()).map(PathBuf::from),
+    }
+}
+
+fn telemetry(raw: RawTelemetry, faults: &mut Vec<String>) -> Option<Telemetry> {
+    let log = raw.log.unwrap_or_else(|| "info".to_owned());
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&log) {
+        faults.push(format!("telemetry.log: `{log}`: {error}"));
+    }
+    let format = match raw.format.as_deref() {
+        None | Some("json") => Format::Json,
+        Some("text") => Format::Text,
+        Some(other) => {
+            faults.push(format!("telemetry.format: `{other}` is neither `json` nor `text`"));
+            return None;
+        }
+    };
+    let otlp = raw.otlp.filter(|text| !text.is_empty());
+    if let Some(url) = &otlp
+        && url.parse::<http::Uri>().ok().and_then(|url| url.host().map(str::len)).is_none()
+    {
+        faults.push(format!("telemetry.otlp: `{url}` is not of the form http://host:port"));
+    }
+    Some(Telemetry { log, format, otlp })
+}
+
+fn address(faults: &mut Vec<String>, key: &str, text: Option<String>, default: &str) -> Option<SocketAddr> {
+    let text = text.unwrap_or_else(|| default.to_owned());
+    let read = text.parse();
+    read.map_err(|_| {
+        faults.push(format!("{key}: `{text}` is not an address and port, such as {default}"));
+    })
+    .ok()
+}
+
+fn within(
+    faults: &mut Vec<String>,
+    key: &str,
+    value: Option<u64>,
+    default: u64,
+    range: RangeInclusive<u64>,
+) -> u64 {
+    let value = value.unwrap_or(default);
+    if !range.contains(&value) {
+        let (low, high) = (range.start(), range.end());
+        faults.push(format!("{key}: {value} is outside {low}..={high}"));
+        return default;
+    }
+    value
+}
+
+fn ms(
+    faults: &mut Vec<String>,
+    key: &str,
+    value: Option<u64>,
+    default: u64,
+    range: RangeInclusive<u64>,
+) -> Duration {
+    Duration::from_millis(within(faults, key, value, default, range))
+}

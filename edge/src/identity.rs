@@ -1,0 +1,1 @@
+//! Who this node is, and how it proves that to others.

@@ -1,0 +1,1 @@
+//! Puts a node together, starts it, and stops it without breaking what runs.

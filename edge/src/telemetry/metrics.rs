@@ -1,0 +1,367 @@
+//! What is counted, under OpenTelemetry's GenAI names where it has one and `vector_…` elsewhere.
+//!
+//! A label never takes a value that a stranger chose: models are named only when a snapshot
+//! names them, and the number of series is bounded. Finding an exchange's series is two look-ups
+//! under a read lock; using one is a few atomics.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
+
+use parking_lot::{Mutex, RwLock};
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::{Metric, Registry},
+};
+
+use super::{Exchange, Outcome, process::Process};
+use crate::config::Role;
+
+/// Operation and model pairs that get series of their own; all others share one.
+/// 2,000 pairs x 3 roles x about 4 KiB = 24 MiB at the worst.
+const PAIRS_MAX: usize = 2_000;
+
+/// Stands for every operation or model that has no series of its own.
+const OTHER: &str = "other";
+
+/// Seconds, as OpenTelemetry's GenAI conventions want them.
+const DURATION_S: [f64; 16] = [
+    0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 20.48, 81.92,
+    327.68,
+];
+
+/// Tokens, as the same conventions want them.
+const TOKENS: [f64; 10] = [
+    1.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0,
+];
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct CallLabels {
+    role: &'static str,
+    gen_ai_operation_name: String,
+    gen_ai_request_model: String,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct TokenLabels {
+    gen_ai_operation_name: String,
+    gen_ai_request_model: String,
+    gen_ai_token_type: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct OutcomeLabels {
+    role: &'static str,
+    operation: String,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct RoleLabels {
+    role: &'static str,
+}
+
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct LinkLabels {
+    peer: String,
+    address: String,
+}
+
+type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
+
+/// Everything that one operation with one model counts, found once for each exchange.
+#[derive(Debug)]
+struct Series {
+    duration: Histogram,
+    first_byte: Histogram,
+    input_tokens: Histogram,
+    output_tokens: Histogram,
+    outcomes: [Counter; 4],
+}
+
+/// Model to series, below operation.
+type Found = HashMap<Box<str>, HashMap<Box<str>, Arc<Series>>>;
+
+pub(super) struct Metrics {
+    registry: Mutex<Registry>,
+    process: Process,
+    pub(super) lines_dropped: Counter,
+    exchanges: Family<OutcomeLabels, Counter>,
+    running: Family<RoleLabels, Gauge>,
+    running_as: [Gauge; 3],
+    duration: Histograms<CallLabels>,
+    first_byte: Histograms<CallLabels>,
+    tokens: Histograms<TokenLabels>,
+    found: [RwLock<Found>; 3],
+    named: RwLock<HashSet<Box<str>>>,
+    link_up: Family<LinkLabels, Gauge>,
+    link_rtt: Family<LinkLabels, Gauge<f64, AtomicU64>>,
+    link_sent: Family<LinkLabels, Counter>,
+    link_lost: Family<LinkLabels, Counter>,
+}
+
+/// An exchange that runs. Dropped, it no longer counts.
+#[derive(Debug)]
+pub struct InFlight(Gauge);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// The series of one link.
+#[derive(Clone, Debug)]
+pub struct LinkSeries {
+    /// 1 while the link is up.
+    pub up: Gauge,
+    /// Smoothed round trip in seconds.
+    pub rtt: Gauge<f64, AtomicU64>,
+    /// Packets sent.
+    pub sent: Counter,
+    /// Packets lost.
+    pub lost: Counter,
+}
+
+const fn place(role: Role) -> usize {
+    match role {
+        Role::Ingress => 0,
+        Role::Relay => 1,
+        Role::Egress => 2,
+    }
+}
+
+const fn outcome_place(outcome: Outcome) -> usize {
+    match outcome {
+        Outcome::Whole => 0,
+        Outcome::Cancelled => 1,
+        Outcome::Broken => 2,
+        Outcome::Refused => 3,
+    }
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let running = Family::<RoleLabels, Gauge>::default();
+        let running_as = [Role::Ingress, Role::Relay, Role::Egress].map(|role| {
+            running.get_or_create_owned(&RoleLabels { role: role.as_str() })
+        });
+        let metrics = Self {
+            registry: Mutex::new(Registry::default()),
+            process: Process::default(),
+            lines_dropped: Counter::default(),
+            exchanges: Family::default(),
+            running,
+            running_as,
+            duration: Family::new_with_constructor(|| Histogram::new(DURATION_S)),
+            first_byte: Family::new_with_constructor(|| Histogram::new(DURATION_S)),
+            tokens: Family::new_with_constructor(|| Histogram::new(TOKENS)),
+            found: std::array::from_fn(|_| RwLock::default()),
+            named: RwLock::default(),
+            link_up: Family::default(),
+            link_rtt: Family::default(),
+            link_sent: Family::default(),
+            link_lost: Family::default(),
+        };
+        metrics.register_all();
+        metrics
+    }
+
+    fn register_all(&self) {
+        let mut registry = self.registry.lock();
+        let all = &mut *registry;
+        all.register(
+            "gen_ai_server_request_duration_seconds",
+            "Duration of exchanges",
+            self.duration.clone(),
+        );
+        all.register(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Time to an answer's first byte",
+            self.first_byte.clone(),
+        );
+        all.register(
+            "gen_ai_client_token_usage",
+            "Tokens of an exchange, as the provider reported them",
+            self.tokens.clone(),
+        );
+        all.register("vector_exchanges", "Exchanges that have ended", self.exchanges.clone());
+        all.register("vector_exchanges_in_flight", "Exchanges that run", self.running.clone());
+        all.register("vector_link_up", "1 while a link is up", self.link_up.clone());
+        all.register("vector_link_rtt_seconds", "Round trip of a link", self.link_rtt.clone());
+        all.register("vector_link_packets_sent", "Packets sent on a link", self.link_sent.clone());
+        all.register("vector_link_packets_lost", "Packets lost on a link", self.link_lost.clone());
+        all.register(
+            "vector_log_lines_dropped",
+            "Log lines that did not fit",
+            self.lines_dropped.clone(),
+        );
+        self.process.register(all);
+    }
+
+    pub(super) fn register(&self, name: &str, help: &str, metric: impl Metric) {
+        let name = format!("vector_{name}");
+        self.registry.lock().register(name, help, metric);
+    }
+
+    pub(super) fn in_flight(&self, role: Role) -> InFlight {
+        let gauge = self.running_as[place(role)].clone();
+        gauge.inc();
+        InFlight(gauge)
+    }
+
+    pub(super) fn exchange(&self, ended: &Exchange<'_>) {
+        let series = self.series(ended.role, ended.operation, ended.model);
+        series.outcomes[outcome_place(ended.outcome)].inc();
+        series.duration.observe(ended.duration.as_secs_f64());
+        if let Some(first_byte) = ended.first_byte {
+            series.first_byte.observe(Duration::as_secs_f64(&first_byte));
+        }
+        let reported = ended.usage.filter(|usage| usage.reported);
+        if let (Role::Egress, Some(usage)) = (ended.role, reported) {
+            #[expect(clippy::cast_precision_loss, reason = "a histogram of tokens may round above 2^53")]
+            let counts = (usage.input_tokens as f64, usage.output_tokens as f64);
+            series.input_tokens.observe(counts.0);
+            series.output_tokens.observe(counts.1);
+        }
+    }
+
+    pub(super) fn name_models<'a>(&self, models: impl Iterator<Item = &'a str>) {
+        let named: HashSet<Box<str>> = models.take(PAIRS_MAX).map(Box::from).collect();
+        *self.named.write() = named;
+    }
+
+    pub(super) fn link(&self, peer: &str, address: &str) -> LinkSeries {
+        let labels = LinkLabels {
+            peer: peer.to_owned(),
+            address: address.to_owned(),
+        };
+        LinkSeries {
+            up: self.link_up.get_or_create_owned(&labels),
+            rtt: self.link_rtt.get_or_create_owned(&labels),
+            sent: self.link_sent.get_or_create_owned(&labels),
+            lost: self.link_lost.get_or_create_owned(&labels),
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        self.process.look();
+        let mut text = String::new();
+        let registry = self.registry.lock();
+        // Writing to a text cannot fail.
+        let _infallible = prometheus_client::encoding::text::encode(&mut text, &registry);
+        text
+    }
+
+    fn series(&self, role: Role, operation: &str, model: &str) -> Arc<Series> {
+        let found = &self.found[place(role)];
+        let look = |found: &Found, model: &str| found.get(operation)?.get(model).cloned();
+        if let Some(series) = look(&found.read(), model) {
+            return series;
+        }
+        let named = model.is_empty() || self.named.read().contains(model);
+        let model = if named { model } else { OTHER };
+        if let Some(series) = look(&found.read(), model) {
+            return series;
+        }
+        let mut found = found.write();
+        let pairs: usize = found.values().map(HashMap::len).sum();
+        let (operation, model) = if pairs < PAIRS_MAX { (operation, model) } else { (OTHER, OTHER) };
+        let below = found.entry(operation.into()).or_default();
+        let series = below
+            .entry(model.into())
+            .or_insert_with(|| Arc::new(self.make(role, operation, model)));
+        Arc::clone(series)
+    }
+
+    fn make(&self, role: Role, operation: &str, model: &str) -> Series {
+        let call = CallLabels {
+            role: role.as_str(),
+            gen_ai_operation_name: operation.to_owned(),
+            gen_ai_request_model: model.to_owned(),
+        };
+        let tokens = |kind| {
+            self.tokens.get_or_create_owned(&TokenLabels {
+                gen_ai_operation_name: operation.to_owned(),
+                gen_ai_request_model: model.to_owned(),
+                gen_ai_token_type: kind,
+            })
+        };
+        Series {
+            duration: self.duration.get_or_create_owned(&call),
+            first_byte: self.first_byte.get_or_create_owned(&call),
+            input_tokens: tokens("input"),
+            output_tokens: tokens("output"),
+            outcomes: Outcome::ALL.map(|outcome| {
+                self.exchanges.get_or_create_owned(&OutcomeLabels {
+                    role: role.as_str(),
+                    operation: operation.to_owned(),
+                    outcome: outcome.as_str(),
+                })
+            }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vector_proto::{id::ExchangeId, tunnel::v1::Usage};
+
+    use super::*;
+
+    fn end(metrics: &Metrics, model: &str) {
+        let usage = Usage {
+            input_tokens: 7,
+            output_tokens: 9,
+            reported: true,
+            ..Usage::default()
+        };
+        metrics.exchange(&Exchange {
+            role: Role::Egress,
+            exchange: ExchangeId::fresh(),
+            key: "",
+            account: "",
+            model,
+            operation: "chat.completions.create",
+            egress: "",
+            upstream: "",
+            credential: "",
+            attempts: 1,
+            status: 200,
+            request_bytes: 0,
+            response_bytes: 0,
+            first_byte: None,
+            duration: Duration::from_millis(3),
+            outcome: Outcome::Whole,
+            reason: "",
+            usage: Some(&usage),
+        });
+    }
+
+    #[test]
+    fn strangers_do_not_make_series() {
+        let metrics = Metrics::new();
+        metrics.name_models(["gpt-known"].into_iter());
+        end(&metrics, "gpt-known");
+        for number in 0..100 {
+            end(&metrics, &format!("nonsense-{number}"));
+        }
+        let running = metrics.in_flight(Role::Ingress);
+        let text = metrics.text();
+        for wanted in [
+            r#"vector_exchanges_total{role="egress",operation="chat.completions.create",outcome="whole"} 101"#,
+            r#"gen_ai_request_model="gpt-known"} 1"#,
+            r#"gen_ai_request_model="other"} 100"#,
+            r#"vector_exchanges_in_flight{role="ingress"} 1"#,
+            "process_resident_memory_bytes",
+        ] {
+            assert!(text.contains(wanted), "{wanted} in {text}");
+        }
+        assert!(!text.contains("nonsense"));
+        drop(running);
+        assert!(metrics.text().contains(r#"vector_exchanges_in_flight{role="ingress"} 0"#));
+    }
+}
