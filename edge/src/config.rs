@@ -330,7 +330,9 @@ mod tests {
             "telemetry.format",
             "attic",
         ] {
-            let told = faults.iter().filter(|fault| fault.starts_with(&format!("{key}:")));
+            let told = faults
+                .iter()
+                .filter(|fault| fault.starts_with(&format!("{key}:")));
             assert_eq!(told.count(), 1, "{key} in {faults:#?}");
         }
     }
@@ -350,15 +352,22 @@ mod tests {
         let config = check(GOOD, &env).unwrap();
         assert_eq!(config.node.id.as_ref().map(NodeId::as_str), Some("other"));
         assert_eq!(config.node.roles, [Role::Relay, Role::Egress]);
-        assert_eq!(config.egress.as_ref().unwrap().idle, Duration::from_millis(1234));
-        assert_eq!(config.tunnel.advertise, ["127.0.0.1:7441", "127.0.0.1:7442"]);
+        assert_eq!(
+            config.egress.as_ref().unwrap().idle,
+            Duration::from_millis(1234)
+        );
+        assert_eq!(
+            config.tunnel.advertise,
+            ["127.0.0.1:7441", "127.0.0.1:7442"]
+        );
         assert!(config.ingress.is_none());
         assert!(!format!("{config:?}").contains("vinv_"));
     }
 
     #[test]
     fn plain_http_stays_at_home_unless_forced() {
-        let open = GOOD.to_owned() + "[ingress]\nlisten = \"0.0.0.0:8080\"\nurl = \"http://edge.example\"\n";
+        let open = GOOD.to_owned()
+            + "[ingress]\nlisten = \"0.0.0.0:8080\"\nurl = \"http://edge.example\"\n";
         let faults = check(&open, &[]).unwrap_err();
         assert!(faults[0].starts_with("ingress.tls_cert:"), "{faults:?}");
         assert!(check(&(open + "insecure = true\n"), &[]).is_ok());

@@ -1,1 +1,264 @@
-//! What control says, as the roles of this node need it: routes, keys, objects, usage.
+//! What control tells this node, and what this node tells control.
+//!
+//! Two halves: [`ControlPlane`] is what the roles hold, cheap to clone, answering from memory
+//! wherever it can; [`Service`] keeps the long stream to control and runs until the node stops.
+//! A node that has once heard from control serves without it: the last good snapshot is on disk,
+//! admitted keys stay admitted, and what is to be reported waits in bounded queues.
+
+// What control tells.
+pub mod snapshot;
+
+pub mod routes;
+
+mod sync;
+
+// What is asked when a request needs it.
+mod admit;
+
+mod objects;
+
+// What this node tells.
+mod report;
+
+mod channel;
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+
+use arc_swap::{ArcSwap, Guard};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Channel;
+use vector_proto::{
+    control::v1::{self, node_client::NodeClient},
+    id::ApiKey,
+    refusal::{Code, Refusal},
+};
+
+pub use self::{
+    channel::connect,
+    routes::{ModelRow, NodeRow, PathRow, ProviderRow, Routes, UpstreamRow},
+};
+
+/// Time for one question to control while a client waits.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads the node's state for a report.
+pub type StatusSource = Arc<dyn Fn() -> v1::Status + Send + Sync>;
+
+/// What the roles hold. Cheap to clone.
+#[derive(Clone)]
+pub struct ControlPlane(Arc<Inner>);
+
+struct Inner {
+    client: NodeClient<Channel>,
+    routes: ArcSwap<Routes>,
+    revision: watch::Sender<u64>,
+    credentials: watch::Sender<Arc<v1::Credentials>>,
+    drained: watch::Sender<bool>,
+    connected: watch::Sender<bool>,
+    admission: admit::Admission,
+    objects: objects::Objects,
+    reports: report::Reports,
+    status: OnceLock<StatusSource>,
+}
+
+/// Who this node is, as it registers.
+#[derive(Clone, Debug)]
+pub struct Registration {
+    /// Everything but the revisions, which the stream fills in.
+    pub register: v1::Register,
+    /// Where the last good snapshot is kept.
+    pub state_dir: PathBuf,
+}
+
+/// Keeps the stream to control. Runs beside everything else.
+#[derive(Debug)]
+pub struct Service {
+    control: ControlPlane,
+    registration: Registration,
+    inbox: report::Inbox,
+}
+
+impl ControlPlane {
+    /// A control plane over a channel that need not be up. Routes by what is on disk until control says more.
+    #[must_use]
+    pub fn new(channel: Channel, registration: Registration) -> (Self, Service) {
+        let (reports, inbox) = report::queues();
+        let routes = snapshot::load(&registration.state_dir, &registration.register.region);
+        let control = Self(Arc::new(Inner {
+            client: NodeClient::new(channel),
+            revision: watch::Sender::new(routes.revision),
+            routes: ArcSwap::from_pointee(routes),
+            credentials: watch::Sender::default(),
+            drained: watch::Sender::new(false),
+            connected: watch::Sender::new(false),
+            admission: admit::Admission::default(),
+            objects: objects::Objects::default(),
+            reports,
+            status: OnceLock::new(),
+        }));
+        let service = Service {
+            control: control.clone(),
+            registration,
+            inbox,
+        };
+        (control, service)
+    }
+
+    /// What this node routes by. Costs an atomic load.
+    #[must_use]
+    pub fn routes(&self) -> Guard<Arc<Routes>> {
+        self.0.routes.load()
+    }
+
+    /// Tells when the routes change; the value is their revision.
+    #[must_use]
+    pub fn routes_changed(&self) -> watch::Receiver<u64> {
+        self.0.revision.subscribe()
+    }
+
+    /// Whether the stream to control is up.
+    #[must_use]
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.0.connected.subscribe()
+    }
+
+    /// The policy of a key that was admitted before. Asks nobody.
+    #[must_use]
+    pub fn cached_policy(&self, digest: &[u8; 32]) -> Option<Arc<v1::KeyPolicy>> {
+        self.0.admission.cached(digest)
+    }
+
+    /// The policy of a key, asking control about one that is new here.
+    ///
+    /// Cancel safety: the question goes on for others who wait for the same key.
+    ///
+    /// # Errors
+    /// Why the key may not be used, or that control cannot be asked.
+    pub async fn admit(
+        &self,
+        key: ApiKey<'_>,
+        digest: [u8; 32],
+    ) -> Result<Arc<v1::KeyPolicy>, Refusal> {
+        let now = Instant::now();
+        if let Some(answer) = self.0.admission.known(&digest, now) {
+            return answer;
+        }
+        let request = v1::AdmitRequest {
+            key: key.id().to_owned(),
+            digest: digest.to_vec().into(),
+        };
+        let mut client = self.0.client.clone();
+        let ask = async move {
+            let answer = tokio::time::timeout(ASK_TIMEOUT, client.admit(request)).await;
+            match answer {
+                Ok(Ok(answer)) => Ok(answer.into_inner()),
+                Ok(Err(status)) => Err(unreachable(status.message())),
+                Err(_) => Err(unreachable("no answer in time")),
+            }
+        };
+        admit::Admission::ask(self.0.clone(), digest, ask).await
+    }
+
+    /// Which provider and credential made an object of this account, if anyone knows.
+    ///
+    /// # Errors
+    /// That control cannot be asked.
+    pub async fn locate(
+        &self,
+        account: &str,
+        object: &str,
+    ) -> Result<Option<Arc<v1::Object>>, Refusal> {
+        if let Some(known) = self.0.objects.get(account, object) {
+            return Ok(Some(known));
+        }
+        let request = v1::LocateRequest {
+            account: account.to_owned(),
+            object: object.to_owned(),
+        };
+        let mut client = self.0.client.clone();
+        let answer = match tokio::time::timeout(ASK_TIMEOUT, client.locate(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => return Err(unreachable(status.message())),
+            Err(_) => return Err(unreachable("no answer in time")),
+        };
+        let found = answer.object.filter(|_| answer.found);
+        Ok(found.map(|object| self.0.objects.remember(object)))
+    }
+
+    /// Remembers an object that an answer named, so that calls about it need not ask.
+    pub fn remember_object(&self, object: v1::Object) {
+        self.0.objects.remember(object);
+    }
+
+    /// Tells control of an object, at once.
+    pub fn object_made(&self, object: v1::Object) {
+        self.0.objects.remember(object.clone());
+        self.0.reports.object(object);
+    }
+
+    /// Hands over what an exchange consumed. Never waits; reaches control at least once.
+    pub fn record(&self, record: v1::UsageRecord) {
+        self.0.reports.usage(record);
+    }
+
+    /// The provider credentials this node may use; egress only.
+    #[must_use]
+    pub fn credentials(&self) -> watch::Receiver<Arc<v1::Credentials>> {
+        self.0.credentials.subscribe()
+    }
+
+    /// Whether an operator drains this node.
+    #[must_use]
+    pub fn drained(&self) -> watch::Receiver<bool> {
+        self.0.drained.subscribe()
+    }
+
+    /// Says how the node's state is read for reports. The first word counts.
+    pub fn set_status_source(&self, source: StatusSource) {
+        let _ = self.0.status.set(source);
+    }
+
+    /// Usage records and objects that were dropped, as their queue was full.
+    #[must_use]
+    pub fn dropped_reports(&self) -> u64 {
+        self.0.reports.dropped()
+    }
+}
+
+impl fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ControlPlane(revision {})", self.routes().revision)
+    }
+}
+
+impl Service {
+    /// Keeps the stream to control and delivers reports until `stop`; then delivers what is left, for a moment.
+    pub async fn run(self, stop: CancellationToken) {
+        let Self {
+            control,
+            registration,
+            inbox,
+        } = self;
+        let report::Inbox { objects, usage } = inbox;
+        let epoch = registration.register.epoch;
+        tokio::join!(
+            sync::run(&control, registration, objects, stop.clone()),
+            report::deliver_usage(control.0.client.clone(), epoch, usage, stop),
+        );
+    }
+}
+
+fn unreachable(why: &str) -> Refusal {
+    tracing::warn!(why, "control could not be asked");
+    Refusal::new(
+        Code::ControlUnreachable,
+        "the network's control plane cannot be asked about this at the moment",
+    )
+    .after_ms(1_000)
+}

@@ -114,7 +114,9 @@ impl Limiter {
     /// # Errors
     /// [`Refused`] with the limit that was reached first.
     pub fn check(&self, policy: &KeyPolicy, now: Instant) -> Result<Permit, Refused> {
-        let limited = policy.requests_per_minute > 0 || policy.tokens_per_minute > 0 || policy.concurrency > 0;
+        let limited = policy.requests_per_minute > 0
+            || policy.tokens_per_minute > 0
+            || policy.concurrency > 0;
         if !limited {
             return Ok(Permit {
                 state: None,
@@ -215,7 +217,10 @@ impl Permit {
         if let Some(state) = &self.state
             && self.tokens_per_minute > 0
         {
-            state.lock().tokens.take(self.tokens_per_minute, tokens, now);
+            state
+                .lock()
+                .tokens
+                .take(self.tokens_per_minute, tokens, now);
         }
     }
 }
@@ -260,17 +265,31 @@ mod tests {
         assert_eq!(refused.which, Which::Concurrency);
         assert_eq!(refused.rates.requests.unwrap().remaining, 9);
         drop(first);
-        assert_eq!(limiter.check(&policy, now).unwrap().rates.requests.unwrap().remaining, 8);
+        assert_eq!(
+            limiter
+                .check(&policy, now)
+                .unwrap()
+                .rates
+                .requests
+                .unwrap()
+                .remaining,
+            8
+        );
     }
 
     #[test]
     fn a_minute_of_requests_may_come_at_once_and_then_one_by_one() {
         let (limiter, now) = (Limiter::new(), Instant::now());
         let policy = policy(60, 0, 0);
-        let count = (0..100).filter(|_| limiter.check(&policy, now).is_ok()).count();
+        let count = (0..100)
+            .filter(|_| limiter.check(&policy, now).is_ok())
+            .count();
         assert_eq!(count, 60);
         let refused = limiter.check(&policy, now).unwrap_err();
-        assert_eq!((refused.which, refused.retry_after), (Which::Requests, Duration::from_secs(1)));
+        assert_eq!(
+            (refused.which, refused.retry_after),
+            (Which::Requests, Duration::from_secs(1))
+        );
         assert!(limiter.check(&policy, now + refused.retry_after).is_ok());
     }
 

@@ -162,7 +162,11 @@ impl Telemetry {
     pub fn start(config: &config::Telemetry) -> Result<(Self, Flush), Error> {
         let metrics = Metrics::new();
         let writer = Writer::start(Box::new(io::stderr()), metrics.lines_dropped.clone())?;
-        let traces = config.otlp.as_deref().map(trace::Traces::start).transpose()?;
+        let traces = config
+            .otlp
+            .as_deref()
+            .map(trace::Traces::start)
+            .transpose()?;
         let events = || tracing_subscriber::filter::filter_fn(|about| about.is_event());
         let filter = EnvFilter::try_new(&config.log)?.and(events());
         let lines = tracing_subscriber::fmt::layer().with_writer(writer.clone());
@@ -177,7 +181,10 @@ impl Telemetry {
             Format::Text => lines.with_ansi(false).with_filter(filter).boxed(),
         };
         let spans = traces.as_ref().map(trace::Traces::layer);
-        tracing_subscriber::registry().with(spans).with(lines).try_init()?;
+        tracing_subscriber::registry()
+            .with(spans)
+            .with(lines)
+            .try_init()?;
         let telemetry = Self(Arc::new(Inner {
             metrics,
             writer,

@@ -18,7 +18,13 @@ const ADDRESSES_MAX: usize = 8;
 pub(super) fn check(raw: RawConfig, faults: &mut Vec<String>) -> Option<Config> {
     let node = node(raw.node, faults);
     let control = control(raw.control, faults);
-    let drain = ms(faults, "ingress.drain_ms", raw.ingress.drain_ms, 30_000, 0..=MS_MAX);
+    let drain = ms(
+        faults,
+        "ingress.drain_ms",
+        raw.ingress.drain_ms,
+        30_000,
+        0..=MS_MAX,
+    );
     let has = |role| node.as_ref().is_some_and(|node| node.roles.contains(&role));
     let ingress = has(Role::Ingress)
         .then(|| ingress(raw.ingress, drain, faults))
@@ -45,7 +51,8 @@ fn node(raw: RawNode, faults: &mut Vec<String>) -> Option<Node> {
     let name = |faults: &mut Vec<String>, key: &str, text: Option<String>| {
         text.filter(|text| !text.is_empty()).and_then(|text| {
             let read = text.parse();
-            read.map_err(|error| faults.push(format!("{key}: {error}"))).ok()
+            read.map_err(|error| faults.push(format!("{key}: {error}")))
+                .ok()
         })
     };
     let id = name(faults, "node.id", raw.id);
@@ -105,7 +112,9 @@ fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
     let Some(text) = raw.url else {
         let told = faults.iter().any(|fault| fault.starts_with("control.url:"));
         if !told {
-            faults.push("control.url: must say where control is, such as https://127.0.0.1:7000".into());
+            faults.push(
+                "control.url: must say where control is, such as https://127.0.0.1:7000".into(),
+            );
         }
         return None;
     };
@@ -114,7 +123,9 @@ fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
         .map_err(|error| faults.push(format!("control.url: `{text}`: {error}")))
         .ok()?;
     if url.scheme_str() != Some("https") || url.host().is_none() {
-        faults.push(format!("control.url: `{text}` is not of the form https://host:port"));
+        faults.push(format!(
+            "control.url: `{text}` is not of the form https://host:port"
+        ));
         return None;
     }
     Some(Control { url, invite })
@@ -147,17 +158,49 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
     let number = |faults: &mut Vec<String>, key, value, default, range| {
         ms(faults, key, value, default, range)
     };
-    let header_read = number(faults, "ingress.header_read_ms", raw.header_read_ms, 10_000, 100..=MS_MAX);
-    let body_idle = number(faults, "ingress.body_idle_ms", raw.body_idle_ms, 30_000, 100..=MS_MAX);
+    let header_read = number(
+        faults,
+        "ingress.header_read_ms",
+        raw.header_read_ms,
+        10_000,
+        100..=MS_MAX,
+    );
+    let body_idle = number(
+        faults,
+        "ingress.body_idle_ms",
+        raw.body_idle_ms,
+        30_000,
+        100..=MS_MAX,
+    );
     let ping = number(faults, "ingress.ping_ms", raw.ping_ms, 15_000, 100..=MS_MAX);
-    let request = number(faults, "ingress.request_ms", raw.request_ms, 600_000, 1_000..=24 * MS_MAX);
-    let connections_max = within(faults, "ingress.connections_max", raw.connections_max, 16_384, 1..=1_000_000);
-    let body_bytes_max = within(faults, "ingress.body_bytes_max", raw.body_bytes_max, 4 << 30, 1..=1 << 40);
+    let request = number(
+        faults,
+        "ingress.request_ms",
+        raw.request_ms,
+        600_000,
+        1_000..=24 * MS_MAX,
+    );
+    let connections_max = within(
+        faults,
+        "ingress.connections_max",
+        raw.connections_max,
+        16_384,
+        1..=1_000_000,
+    );
+    let body_bytes_max = within(
+        faults,
+        "ingress.body_bytes_max",
+        raw.body_bytes_max,
+        4 << 30,
+        1..=1 << 40,
+    );
     let listen = listen?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = raw.url.unwrap_or_else(|| format!("{scheme}://{listen}"));
     if !url.starts_with("http://") && !url.starts_with("https://") {
-        faults.push(format!("ingress.url: `{url}` is not of the form https://host"));
+        faults.push(format!(
+            "ingress.url: `{url}` is not of the form https://host"
+        ));
     }
     Some(Ingress {
         listen,
@@ -174,11 +217,17 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
 }
 
 fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tunnel> {
-    let default = if reached { "127.0.0.1:7440" } else { "0.0.0.0:0" };
+    let default = if reached {
+        "127.0.0.1:7440"
+    } else {
+        "0.0.0.0:0"
+    };
     let texts = raw.listen.filter(|texts| !texts.is_empty());
     let texts = texts.unwrap_or_else(|| vec![default.to_owned()]);
     if texts.len() > ADDRESSES_MAX {
-        faults.push(format!("tunnel.listen: more than {ADDRESSES_MAX} addresses"));
+        faults.push(format!(
+            "tunnel.listen: more than {ADDRESSES_MAX} addresses"
+        ));
     }
     let listen: Option<Vec<SocketAddr>> = texts
         .into_iter()
@@ -187,13 +236,17 @@ fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tun
     let listen = listen?;
     let told = raw.advertise.filter(|texts| !texts.is_empty());
     let advertise = told.unwrap_or_else(|| {
-        let known = listen.iter().filter(|at| at.port() != 0 && !at.ip().is_unspecified());
+        let known = listen
+            .iter()
+            .filter(|at| at.port() != 0 && !at.ip().is_unspecified());
         known.map(SocketAddr::to_string).collect()
     });
     for text in &advertise {
         let port = text.rsplit_once(':').map(|(_, port)| port.parse::<u16>());
         if !matches!(port, Some(Ok(1..))) {
-            faults.push(format!("tunnel.advertise: `{text}` is not of the form host:port"));
+            faults.push(format!(
+                "tunnel.advertise: `{text}` is not of the form host:port"
+            ));
         }
     }
     if reached && advertise.is_empty() {
@@ -205,10 +258,25 @@ fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tun
 
 fn egress(raw: RawEgress, faults: &mut Vec<String>) -> Egress {
     Egress {
-        connect: ms(faults, "egress.connect_ms", raw.connect_ms, 5_000, 1..=MS_MAX),
-        first_byte: ms(faults, "egress.first_byte_ms", raw.first_byte_ms, 600_000, 1..=MS_MAX),
+        connect: ms(
+            faults,
+            "egress.connect_ms",
+            raw.connect_ms,
+            5_000,
+            1..=MS_MAX,
+        ),
+        first_byte: ms(
+            faults,
+            "egress.first_byte_ms",
+            raw.first_byte_ms,
+            600_000,
+            1..=MS_MAX,
+        ),
         idle: ms(faults, "egress.idle_ms", raw.idle_ms, 300_000, 1..=MS_MAX),
-        tls_roots: raw.tls_roots.filter(|text| !text.is_empty()).map(PathBuf::from),
+        tls_roots: raw
+            .tls_roots
+            .filter(|text| !text.is_empty())
+            .map(PathBuf::from),
     }
 }
 
@@ -221,24 +289,39 @@ fn telemetry(raw: RawTelemetry, faults: &mut Vec<String>) -> Option<Telemetry> {
         None | Some("json") => Format::Json,
         Some("text") => Format::Text,
         Some(other) => {
-            faults.push(format!("telemetry.format: `{other}` is neither `json` nor `text`"));
+            faults.push(format!(
+                "telemetry.format: `{other}` is neither `json` nor `text`"
+            ));
             return None;
         }
     };
     let otlp = raw.otlp.filter(|text| !text.is_empty());
     if let Some(url) = &otlp
-        && url.parse::<http::Uri>().ok().and_then(|url| url.host().map(str::len)).is_none()
+        && url
+            .parse::<http::Uri>()
+            .ok()
+            .and_then(|url| url.host().map(str::len))
+            .is_none()
     {
-        faults.push(format!("telemetry.otlp: `{url}` is not of the form http://host:port"));
+        faults.push(format!(
+            "telemetry.otlp: `{url}` is not of the form http://host:port"
+        ));
     }
     Some(Telemetry { log, format, otlp })
 }
 
-fn address(faults: &mut Vec<String>, key: &str, text: Option<String>, default: &str) -> Option<SocketAddr> {
+fn address(
+    faults: &mut Vec<String>,
+    key: &str,
+    text: Option<String>,
+    default: &str,
+) -> Option<SocketAddr> {
     let text = text.unwrap_or_else(|| default.to_owned());
     let read = text.parse();
     read.map_err(|_| {
-        faults.push(format!("{key}: `{text}` is not an address and port, such as {default}"));
+        faults.push(format!(
+            "{key}: `{text}` is not an address and port, such as {default}"
+        ));
     })
     .ok()
 }

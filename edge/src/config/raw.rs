@@ -235,7 +235,9 @@ fn from_env(text: &str, kind: Kind) -> Result<Value, &'static str> {
         List => {
             let parts = text.split(',').map(str::trim);
             let parts = parts.filter(|part| !part.is_empty());
-            Ok(Value::Array(parts.map(|part| Value::String(part.to_owned())).collect()))
+            Ok(Value::Array(
+                parts.map(|part| Value::String(part.to_owned())).collect(),
+            ))
         }
     }
 }
@@ -254,7 +256,9 @@ mod tests {
         };
         let env = |name: &str| {
             let rest = name.strip_prefix("VECTOR_").unwrap().to_lowercase();
-            let row = KEYS.iter().find(|row| format!("{}_{}", row.0, row.1) == rest);
+            let row = KEYS
+                .iter()
+                .find(|row| format!("{}_{}", row.0, row.1) == rest);
             row.map(|row| value(row.2).to_owned())
         };
         let (raw, faults) = read("", &env).unwrap();

@@ -35,7 +35,16 @@ const DURATION_S: [f64; 16] = [
 
 /// Tokens, as the same conventions want them.
 const TOKENS: [f64; 10] = [
-    1.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0, 1_048_576.0,
+    1.0,
+    16.0,
+    64.0,
+    256.0,
+    1_024.0,
+    4_096.0,
+    16_384.0,
+    65_536.0,
+    262_144.0,
+    1_048_576.0,
 ];
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
@@ -147,7 +156,9 @@ impl Metrics {
     pub(super) fn new() -> Self {
         let running = Family::<RoleLabels, Gauge>::default();
         let running_as = [Role::Ingress, Role::Relay, Role::Egress].map(|role| {
-            running.get_or_create_owned(&RoleLabels { role: role.as_str() })
+            running.get_or_create_owned(&RoleLabels {
+                role: role.as_str(),
+            })
         });
         let metrics = Self {
             registry: Mutex::new(Registry::default()),
@@ -188,12 +199,36 @@ impl Metrics {
             "Tokens of an exchange, as the provider reported them",
             self.tokens.clone(),
         );
-        all.register("vector_exchanges", "Exchanges that have ended", self.exchanges.clone());
-        all.register("vector_exchanges_in_flight", "Exchanges that run", self.running.clone());
-        all.register("vector_link_up", "1 while a link is up", self.link_up.clone());
-        all.register("vector_link_rtt_seconds", "Round trip of a link", self.link_rtt.clone());
-        all.register("vector_link_packets_sent", "Packets sent on a link", self.link_sent.clone());
-        all.register("vector_link_packets_lost", "Packets lost on a link", self.link_lost.clone());
+        all.register(
+            "vector_exchanges",
+            "Exchanges that have ended",
+            self.exchanges.clone(),
+        );
+        all.register(
+            "vector_exchanges_in_flight",
+            "Exchanges that run",
+            self.running.clone(),
+        );
+        all.register(
+            "vector_link_up",
+            "1 while a link is up",
+            self.link_up.clone(),
+        );
+        all.register(
+            "vector_link_rtt_seconds",
+            "Round trip of a link",
+            self.link_rtt.clone(),
+        );
+        all.register(
+            "vector_link_packets_sent",
+            "Packets sent on a link",
+            self.link_sent.clone(),
+        );
+        all.register(
+            "vector_link_packets_lost",
+            "Packets lost on a link",
+            self.link_lost.clone(),
+        );
         all.register(
             "vector_log_lines_dropped",
             "Log lines that did not fit",
@@ -218,11 +253,16 @@ impl Metrics {
         series.outcomes[outcome_place(ended.outcome)].inc();
         series.duration.observe(ended.duration.as_secs_f64());
         if let Some(first_byte) = ended.first_byte {
-            series.first_byte.observe(Duration::as_secs_f64(&first_byte));
+            series
+                .first_byte
+                .observe(Duration::as_secs_f64(&first_byte));
         }
         let reported = ended.usage.filter(|usage| usage.reported);
         if let (Role::Egress, Some(usage)) = (ended.role, reported) {
-            #[expect(clippy::cast_precision_loss, reason = "a histogram of tokens may round above 2^53")]
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a histogram of tokens may round above 2^53"
+            )]
             let counts = (usage.input_tokens as f64, usage.output_tokens as f64);
             series.input_tokens.observe(counts.0);
             series.output_tokens.observe(counts.1);
@@ -269,7 +309,11 @@ impl Metrics {
         }
         let mut found = found.write();
         let pairs: usize = found.values().map(HashMap::len).sum();
-        let (operation, model) = if pairs < PAIRS_MAX { (operation, model) } else { (OTHER, OTHER) };
+        let (operation, model) = if pairs < PAIRS_MAX {
+            (operation, model)
+        } else {
+            (OTHER, OTHER)
+        };
         let below = found.entry(operation.into()).or_default();
         let series = below
             .entry(model.into())
@@ -362,6 +406,10 @@ mod tests {
         }
         assert!(!text.contains("nonsense"));
         drop(running);
-        assert!(metrics.text().contains(r#"vector_exchanges_in_flight{role="ingress"} 0"#));
+        assert!(
+            metrics
+                .text()
+                .contains(r#"vector_exchanges_in_flight{role="ingress"} 0"#)
+        );
     }
 }

@@ -1,10 +1,7 @@
 //! What the operating system says of this process, read when metrics are asked for.
 
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use std::{
-    fs,
-    sync::atomic::AtomicU64,
-};
+use std::{fs, sync::atomic::AtomicU64};
 
 /// Clock ticks a second in `/proc`, fixed by Linux's ABI.
 const TICKS: f64 = 100.0;
@@ -18,9 +15,21 @@ pub(super) struct Process {
 
 impl Process {
     pub(super) fn register(&self, registry: &mut Registry) {
-        registry.register("process_resident_memory_bytes", "Memory in RAM", self.memory.clone());
-        registry.register("process_cpu_seconds", "CPU time used since the start", self.cpu.clone());
-        registry.register("process_open_fds", "Open files and sockets", self.files.clone());
+        registry.register(
+            "process_resident_memory_bytes",
+            "Memory in RAM",
+            self.memory.clone(),
+        );
+        registry.register(
+            "process_cpu_seconds",
+            "CPU time used since the start",
+            self.cpu.clone(),
+        );
+        registry.register(
+            "process_open_fds",
+            "Open files and sockets",
+            self.files.clone(),
+        );
     }
 
     /// Reads the current figures; where there is no `/proc`, they stay 0.
@@ -39,7 +48,9 @@ impl Process {
 
 fn memory() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kibibytes * 1024)
 }

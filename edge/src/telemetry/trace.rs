@@ -50,7 +50,9 @@ impl Traces {
         let tracer = self.0.tracer("vector-edge");
         tracing_opentelemetry::layer()
             .with_tracer(tracer)
-            .with_filter(filter_fn(|about| about.is_span() && about.target() == TARGET))
+            .with_filter(filter_fn(|about| {
+                about.is_span() && about.target() == TARGET
+            }))
     }
 
     /// Sends what is left.

@@ -1,0 +1,220 @@
+//! Keys that control has admitted, and those it has not.
+//!
+//! An admitted key stays admitted until control says that it changed, also while control is away.
+//! Control tells of every change on the stream, and after a reconnect of all that were missed. An
+//! answer that was on its way while a key changed is used once and not kept.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    future::Future,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use futures_util::future::{BoxFuture, FutureExt as _, Shared};
+use parking_lot::{Mutex, RwLock};
+use vector_proto::{
+    control::v1,
+    refusal::{Code, Refusal},
+};
+
+use super::Inner;
+
+/// Keys known at once. A policy is about 300 bytes: 30 MB at the worst. Beyond, an arbitrary one makes room.
+const KEYS_MAX: usize = 100_000;
+
+/// Refused keys known at once, and for how long: a client that hammers with a bad key asks control once in a while.
+const REFUSED_MAX: usize = 10_000;
+const REFUSED_FOR: Duration = Duration::from_secs(2);
+
+const SHARDS: usize = 16;
+
+type Digest = [u8; 32];
+type Answer = Result<Arc<v1::KeyPolicy>, Refusal>;
+type Question = Shared<BoxFuture<'static, Answer>>;
+
+#[derive(Default)]
+pub(super) struct Admission {
+    admitted: [RwLock<HashMap<Digest, Arc<v1::KeyPolicy>>>; SHARDS],
+    refused: Mutex<HashMap<Digest, (Instant, Refusal)>>,
+    asking: Mutex<HashMap<Digest, Question>>,
+    /// Grows with every change of keys.
+    generation: AtomicU64,
+    /// `KeysChanged.revision` last heard.
+    pub(super) keys_revision: AtomicU64,
+}
+
+impl fmt::Debug for Admission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Admission")
+    }
+}
+
+impl Admission {
+    pub(super) fn cached(&self, digest: &Digest) -> Option<Arc<v1::KeyPolicy>> {
+        self.shard(digest).read().get(digest).cloned()
+    }
+
+    pub(super) fn known(&self, digest: &Digest, now: Instant) -> Option<Answer> {
+        if let Some(policy) = self.cached(digest) {
+            return Some(Ok(policy));
+        }
+        let refused = self.refused.lock();
+        let (since, refusal) = refused.get(digest)?;
+        (now.saturating_duration_since(*since) < REFUSED_FOR).then(|| Err(refusal.clone()))
+    }
+
+    /// Asks control about a key, once for all who want to know at the same time.
+    pub(super) async fn ask(
+        inner: Arc<Inner>,
+        digest: Digest,
+        ask: impl Future<Output = Result<v1::AdmitResponse, Refusal>> + Send + 'static,
+    ) -> Answer {
+        let question = {
+            let here = Arc::clone(&inner);
+            let mut asking = inner.admission.asking.lock();
+            let question = asking.entry(digest).or_insert_with(|| {
+                let generation = here.admission.generation.load(Ordering::Acquire);
+                let whole = async move {
+                    let answer = ask.await;
+                    here.admission.asking.lock().remove(&digest);
+                    here.admission.learn(digest, generation, answer)
+                };
+                whole.boxed().shared()
+            });
+            question.clone()
+        };
+        question.await
+    }
+
+    fn learn(
+        &self,
+        digest: Digest,
+        generation: u64,
+        answer: Result<v1::AdmitResponse, Refusal>,
+    ) -> Answer {
+        let answer = answer?;
+        let Some(policy) = answer.policy else {
+            let code = answer.refusal.parse().unwrap_or(Code::BadKey);
+            let refusal = Refusal::new(code, text_of(code));
+            self.remember_refusal(digest, &refusal);
+            return Err(refusal);
+        };
+        let policy = Arc::new(policy);
+        let mut shard = self.shard(&digest).write();
+        // Checked under the shard's lock, which a change of keys takes after it counted itself.
+        if self.generation.load(Ordering::Acquire) == generation {
+            if shard.len() >= KEYS_MAX / SHARDS
+                && let Some(any) = shard.keys().next().copied()
+            {
+                shard.remove(&any);
+            }
+            shard.insert(digest, Arc::clone(&policy));
+        }
+        Ok(policy)
+    }
+
+    fn remember_refusal(&self, digest: Digest, refusal: &Refusal) {
+        let now = Instant::now();
+        let mut refused = self.refused.lock();
+        if refused.len() >= REFUSED_MAX {
+            refused.retain(|_, (since, _)| now.saturating_duration_since(*since) < REFUSED_FOR);
+        }
+        if refused.len() < REFUSED_MAX {
+            refused.insert(digest, (now, refusal.clone()));
+        }
+    }
+
+    /// Forgets keys that control says have changed.
+    pub(super) fn changed(&self, changed: &v1::KeysChanged) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        for shard in &self.admitted {
+            shard
+                .write()
+                .retain(|_, policy| !changed.all && !changed.keys.contains(&policy.key));
+        }
+        self.refused.lock().clear();
+        self.asking.lock().clear();
+        self.keys_revision
+            .fetch_max(changed.revision, Ordering::AcqRel);
+    }
+
+    fn shard(&self, digest: &Digest) -> &RwLock<HashMap<Digest, Arc<v1::KeyPolicy>>> {
+        &self.admitted[usize::from(digest[0]) % SHARDS]
+    }
+}
+
+fn text_of(code: Code) -> &'static str {
+    match code {
+        Code::KeyDisabled => "this API key or its account is disabled",
+        Code::KeyExpired => "this API key has expired",
+        _ => "Incorrect API key provided",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn admitted(key: &str) -> Result<v1::AdmitResponse, Refusal> {
+        let policy = v1::KeyPolicy {
+            key: key.into(),
+            ..v1::KeyPolicy::default()
+        };
+        Ok(v1::AdmitResponse {
+            policy: Some(policy),
+            refusal: String::new(),
+        })
+    }
+
+    #[test]
+    fn an_answer_that_raced_with_a_change_is_not_kept() {
+        let admission = Admission::default();
+        let before = admission.generation.load(Ordering::Acquire);
+        admission.changed(&v1::KeysChanged {
+            keys: vec!["k".into()],
+            ..v1::KeysChanged::default()
+        });
+        assert!(admission.learn([1; 32], before, admitted("k")).is_ok());
+        assert!(admission.cached(&[1; 32]).is_none());
+        let now = admission.generation.load(Ordering::Acquire);
+        assert!(admission.learn([1; 32], now, admitted("k")).is_ok());
+        assert!(admission.cached(&[1; 32]).is_some());
+    }
+
+    #[test]
+    fn a_change_forgets_the_key_and_no_other() {
+        let admission = Admission::default();
+        admission.learn([1; 32], 0, admitted("a")).unwrap();
+        admission.learn([2; 32], 0, admitted("b")).unwrap();
+        admission.changed(&v1::KeysChanged {
+            keys: vec!["a".into()],
+            ..v1::KeysChanged::default()
+        });
+        assert!(admission.cached(&[1; 32]).is_none());
+        assert!(admission.cached(&[2; 32]).is_some());
+        admission.changed(&v1::KeysChanged {
+            all: true,
+            ..v1::KeysChanged::default()
+        });
+        assert!(admission.cached(&[2; 32]).is_none());
+    }
+
+    #[test]
+    fn a_refused_key_is_refused_from_memory_for_a_while() {
+        let admission = Admission::default();
+        let no = v1::AdmitResponse {
+            policy: None,
+            refusal: "api_key_disabled".into(),
+        };
+        let refusal = admission.learn([3; 32], 0, Ok(no)).unwrap_err();
+        assert_eq!(refusal.code, Code::KeyDisabled);
+        let now = Instant::now();
+        assert!(matches!(admission.known(&[3; 32], now), Some(Err(_))));
+        assert!(admission.known(&[3; 32], now + REFUSED_FOR * 2).is_none());
+    }
+}
