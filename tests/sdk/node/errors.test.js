@@ -50,6 +50,8 @@ test("a stream that dies is never a clean end", async () => {
 });
 
 test("a client that leaves is noticed", { skip: uncounted }, async () => {
+  // Nothing runs but the question itself.
+  assert.ok(await until(async () => (await stats()).in_flight === 1), "earlier requests still run at the provider");
   const before = (await stats()).client_gone;
   const metadata = { sample_chunks: "2000", sample_token_ms: "20" };
   const stream = await client.chat.completions.create({ model: MODEL, messages: ask("count"), stream: true, metadata });

@@ -31,14 +31,19 @@ def test_two_hundred_streams_each_complete():
         assert f'"stream number {number}."' in text and text.endswith("as a real model's would."), text
 
 
-def leave(client, sample, **more):
-    """Reads a little of a long stream, leaves, and waits for the provider to notice."""
-    before = sample.stats()["client_gone"]
+def quiet(sample):
+    """Waits until nothing runs but the question itself; how many clients have gone so far."""
+    assert until(lambda: sample.stats()["in_flight"] == 1), "earlier requests still run at the provider"
+    return sample.stats()["client_gone"]
+
+
+def test_a_client_that_leaves_is_noticed(client, sample):
+    before = quiet(sample)
     stream = client.chat.completions.create(
         model=MODEL,
         messages=[{"role": "user", "content": "count"}],
         stream=True,
-        metadata={"sample_chunks": "2000", "sample_token_ms": "20", **more},
+        metadata={"sample_chunks": "2000", "sample_token_ms": "20"},
     )
     for _, _ in zip(range(5), stream):
         pass
@@ -47,12 +52,8 @@ def leave(client, sample, **more):
     assert until(lambda: sample.stats()["client_gone"] > before, seconds=10)
 
 
-def test_a_client_that_leaves_is_noticed(client, sample):
-    leave(client, sample)
-
-
 def test_a_client_that_leaves_before_the_first_byte_is_noticed(sample):
-    before = sample.stats()["client_gone"]
+    before = quiet(sample)
 
     async def give_up():
         async with openai.AsyncOpenAI(max_retries=0, timeout=0.5) as client:

@@ -5,7 +5,7 @@ import time
 import openai
 import pytest
 
-from conftest import WEBSOCKET_URL
+from conftest import WEBSOCKET_URL, until
 
 
 def said(text):
@@ -64,3 +64,11 @@ def test_a_wrong_key_is_refused():
         with pytest.raises(Exception, match="401"):
             with client.realtime.connect(model="gpt-realtime") as connection:
                 connection.recv()
+
+
+def test_a_session_ends_at_the_provider_when_its_client_leaves(client, sample):
+    assert until(lambda: sample.stats()["sessions_open"] == 0), "earlier sessions are still open"
+    with client.realtime.connect(model="gpt-realtime") as connection:
+        connection.recv()
+        assert sample.stats()["sessions_open"] == 1
+    assert until(lambda: sample.stats()["sessions_open"] == 0)
