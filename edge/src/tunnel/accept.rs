@@ -7,7 +7,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -77,7 +77,7 @@ pub struct Acceptor {
     tasks: TaskTracker,
     links: parking_lot::Mutex<Vec<Arc<Link>>>,
     handshakes: AtomicUsize,
-    drain: CancellationToken,
+    draining: AtomicBool,
 }
 
 impl fmt::Debug for Acceptor {
@@ -104,7 +104,7 @@ impl Acceptor {
             tasks,
             links: parking_lot::Mutex::default(),
             handshakes: AtomicUsize::new(0),
-            drain: CancellationToken::new(),
+            draining: AtomicBool::new(false),
         })
     }
 
@@ -120,13 +120,19 @@ impl Acceptor {
         }
     }
 
-    /// Tells every peer to open no new exchanges here, now and when it links later.
-    pub fn drain(&self) {
-        self.drain.cancel();
+    /// This node's id.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.me.node
+    }
+
+    /// Tells every peer to open no new exchanges here, now and when it links later; or that they may again.
+    pub fn drain(&self, on: bool) {
+        self.draining.store(on, Ordering::Relaxed);
         self.links
             .lock()
             .iter()
-            .for_each(|link| link.announce_drain());
+            .for_each(|link| link.announce_drain(on));
     }
 
     /// State of the links that others dialled: how many are up.
@@ -196,8 +202,8 @@ impl Acceptor {
     async fn serve(self: Arc<Self>, ready: link::Ready) {
         let link = Arc::clone(&ready.link);
         self.links.lock().push(Arc::clone(&link));
-        if self.drain.is_cancelled() {
-            link.announce_drain();
+        if self.draining.load(Ordering::Relaxed) {
+            link.announce_drain(true);
         }
         tracing::info!(peer = %link.peer, address = %link.address, "link accepted");
         tokio::select! {

@@ -286,9 +286,9 @@ impl Link {
         self.connection.close(reason);
     }
 
-    /// Tells the peer to open no new exchanges here.
-    pub fn announce_drain(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+    /// Tells the peer to open no new exchanges here, or that it may again.
+    pub fn announce_drain(&self, on: bool) {
+        self.leaving.store(on, Ordering::Relaxed);
         self.outbox.urgent.notify_one();
     }
 
@@ -540,7 +540,10 @@ impl Control {
                 Err(error) => return error,
             };
             match frame {
-                (Kind::Drain, _) => link.draining.store(true, Ordering::Relaxed),
+                (Kind::Drain, payload) => {
+                    let on = payload.first() != Some(&0);
+                    link.draining.store(on, Ordering::Relaxed);
+                }
                 (kind, payload) => match codec::entries(kind, &payload) {
                     Ok(entries) => entries.into_iter().for_each(|entry| link.hear(entry)),
                     Err(error) => return error.into(),
@@ -551,7 +554,7 @@ impl Control {
 }
 
 async fn speak(link: &Link, send: &mut Sender) -> Error {
-    let mut said_drain = false;
+    let mut said_leaving = false;
     loop {
         tokio::select! {
             biased;
@@ -562,9 +565,11 @@ async fn speak(link: &Link, send: &mut Sender) -> Error {
         }
         let entries = std::mem::take(&mut *link.outbox.entries.lock());
         let mut out = BytesMut::new();
-        if !said_drain && link.leaving.load(Ordering::Relaxed) {
-            said_drain = true;
-            codec::put_header(&mut out, Kind::Drain, 0);
+        let leaving = link.leaving.load(Ordering::Relaxed);
+        if leaving != said_leaving {
+            said_leaving = leaving;
+            codec::put_header(&mut out, Kind::Drain, 1);
+            out.extend_from_slice(&[u8::from(leaving)]);
         }
         codec::put_entries(&mut out, &entries);
         if let Err(error) = send.write(&mut [out.freeze()]).await {

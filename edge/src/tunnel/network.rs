@@ -148,9 +148,15 @@ impl Network {
         self.acceptor.links_up()
     }
 
-    /// Tells every peer to open no new exchanges here.
-    pub fn drain(&self) {
-        self.acceptor.drain();
+    /// This node's id.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.acceptor.name()
+    }
+
+    /// Tells every peer to open no new exchanges here, or that they may again.
+    pub fn drain(&self, on: bool) {
+        self.acceptor.drain(on);
     }
 
     /// Closes every link, saying so. What still runs on them breaks off.

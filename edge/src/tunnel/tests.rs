@@ -340,7 +340,7 @@ async fn a_draining_egress_gets_no_new_exchanges() {
     let tunnel = Tunnel::default();
     tunnel.add(&link);
     assert!(tunnel.path_state(&direct_path()).is_some());
-    acceptor.drain();
+    acceptor.drain(true);
     while tunnel.path_state(&direct_path()).is_some() {
         tokio::task::yield_now().await;
     }
@@ -349,6 +349,10 @@ async fn a_draining_egress_gets_no_new_exchanges() {
         tunnel.open(&direct_path(), exchange, &open).await,
         Err(OpenError::NoLink)
     ));
+    acceptor.drain(false);
+    while tunnel.path_state(&direct_path()).is_none() {
+        tokio::task::yield_now().await;
+    }
 }
 
 #[tokio::test]

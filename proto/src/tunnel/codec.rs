@@ -55,7 +55,7 @@ pub enum Kind {
     Resume = 0x24,
     /// Control stream: `(exchange, reason)*`: not known here.
     Gone = 0x25,
-    /// Control stream: this node takes no new exchanges. Empty.
+    /// Control stream: one byte, 1 for «no new exchanges to this node», 0 for «again as usual».
     Drain = 0x26,
 }
 
@@ -88,7 +88,8 @@ impl Kind {
             Self::Open | Self::Refused | Self::Head | Self::Trailers => HEAD_BYTES_MAX,
             Self::Attach | Self::Accepted | Self::Hello => 4 << 10,
             Self::Data => DATA_BYTES_MAX,
-            Self::End | Self::Drain => 0,
+            Self::End => 0,
+            Self::Drain => 1,
             Self::Ack | Self::Credit | Self::Cancel | Self::Resume | Self::Gone => BATCH_BYTES_MAX,
         }
     }
