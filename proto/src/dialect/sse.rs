@@ -125,10 +125,14 @@ impl Lines {
         }
     }
 
+    /// Whether this byte belongs to the byte order mark. Where it turns out to be none, its bytes were a field's name.
     fn skip_mark(&mut self, byte: u8) -> bool {
-        let expected = [0xef, 0xbb, 0xbf][self.mark];
-        self.mark = if byte == expected { self.mark + 1 } else { 3 };
-        byte == expected
+        let expected = byte == [0xef, 0xbb, 0xbf][self.mark];
+        if !expected {
+            self.name_length = self.mark;
+        }
+        self.mark = if expected { self.mark + 1 } else { 3 };
+        expected
     }
 
     fn name(&mut self, byte: u8, end: usize) -> Option<Piece> {
