@@ -5,6 +5,9 @@
 //! A node that has once heard from control serves without it: the last good snapshot is on disk,
 //! admitted keys stay admitted, and what is to be reported waits in bounded queues.
 
+// How this node gets to be known.
+pub mod enroll;
+
 // What control tells.
 pub mod snapshot;
 

@@ -1,1 +1,302 @@
 //! Who this node is, and how it proves that to others.
+//!
+//! A key that never leaves `state_dir`, a short-lived certificate that control issued for it, and
+//! the network's roots. TLS settings made from them look the certificate up at every handshake,
+//! so that a renewed one is used at once and no link is dropped. Getting certificates is
+//! `control_plane::enroll`'s work; nothing here speaks to anybody.
+
+mod peer;
+
+mod state;
+
+mod tls;
+
+use std::{
+    fmt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
+use vector_proto::{control::v1::EnrollResponse, id::NodeId};
+
+pub use self::{
+    peer::{NotANode, Peer, peer},
+    tls::{CONTROL_NAME, Pin, pinned_client},
+};
+
+use self::{state::State, tls::Held};
+use crate::config::Role;
+
+/// Why this node cannot prove who it is.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file in the state folder.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// A file in the state folder holds something else.
+    #[error("{path}: {why}; to enrol anew, empty the folder and give the node a new invite")]
+    Stored {
+        /// Which.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// What control issued cannot be used.
+    #[error("control issued a certificate that cannot be used: {0}")]
+    Issued(String),
+    /// A key or signing request could not be made.
+    #[error("key: {0}")]
+    Key(#[from] rcgen::Error),
+    /// TLS settings could not be made.
+    #[error("TLS: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The verifier of peers could not be made.
+    #[error("TLS: {0}")]
+    Verifier(#[from] rustls::server::VerifierBuilderError),
+    /// No randomness.
+    #[error("the operating system gives no randomness")]
+    Random,
+}
+
+/// Who this node is. Cheap to clone.
+#[derive(Clone)]
+pub struct Identity(Arc<Inner>);
+
+struct Inner {
+    state: State,
+    peer: Peer,
+    region: String,
+    epoch: u64,
+    reset_key: [u8; 64],
+    held: Arc<ArcSwap<Held>>,
+    tls: tls::Settings,
+}
+
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Identity({})", self.0.peer.id)
+    }
+}
+
+/// A key that has no certificate yet.
+pub struct Request {
+    key: rcgen::KeyPair,
+    csr: Vec<u8>,
+}
+
+impl Request {
+    /// A fresh key, and the request to certify it.
+    ///
+    /// # Errors
+    /// [`Error::Key`], without randomness.
+    pub fn fresh() -> Result<Self, Error> {
+        Self::of(rcgen::KeyPair::generate()?)
+    }
+
+    fn of(key: rcgen::KeyPair) -> Result<Self, Error> {
+        // Names in a request are ignored: control knows who this is.
+        let request = rcgen::CertificateParams::default().serialize_request(&key)?;
+        let csr = request.der().to_vec();
+        Ok(Self { key, csr })
+    }
+
+    /// PKCS#10, DER.
+    #[must_use]
+    pub fn csr(&self) -> &[u8] {
+        &self.csr
+    }
+}
+
+impl fmt::Debug for Request {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Request(..)")
+    }
+}
+
+impl Identity {
+    /// Reads what a former start left in `state_dir`, and begins a new epoch. `None` before the
+    /// first enrolment.
+    ///
+    /// # Errors
+    /// [`Error`], naming the file that cannot be used.
+    pub fn load(state_dir: &Path) -> Result<Option<Self>, Error> {
+        let state = State::open(state_dir)?;
+        let Some(kept) = state.read()? else {
+            return Ok(None);
+        };
+        let stored = |why: String| Error::Stored {
+            path: state.certificate(),
+            why,
+        };
+        let leaf = kept
+            .chain
+            .first()
+            .ok_or_else(|| stored("it is empty".into()))?;
+        let peer = peer(std::slice::from_ref(leaf)).map_err(|error| stored(error.to_string()))?;
+        let held = Held::new(&kept.key, kept.chain).map_err(|error| stored(error.to_string()))?;
+        let held = Arc::new(ArcSwap::from_pointee(held));
+        let tls = tls::Settings::new(&kept.roots, &held)?;
+        let epoch = state.next_epoch(unix_ms(SystemTime::now()))?;
+        let reset_key = state.reset_key()?;
+        Ok(Some(Self(Arc::new(Inner {
+            state,
+            peer,
+            region: kept.region,
+            epoch,
+            reset_key,
+            held,
+            tls,
+        }))))
+    }
+
+    /// Keeps what control issued for a first key, so that [`Identity::load`] finds it.
+    ///
+    /// # Errors
+    /// [`Error::Issued`] when key, certificate and roots do not belong together.
+    pub fn enrolled(
+        state_dir: &Path,
+        request: &Request,
+        issued: &EnrollResponse,
+    ) -> Result<(), Error> {
+        let (chain, roots) = (ders(&issued.certificate_chain), ders(&issued.roots));
+        let peer = tls::check_issued(&request.key.serialize_der(), &chain, &roots)?;
+        if peer.id.as_str() != issued.node {
+            return Err(Error::Issued(format!(
+                "it names {}, not {}",
+                peer.id, issued.node
+            )));
+        }
+        State::open(state_dir)?.write(&request.key.serialize_pem(), &chain, &roots, &issued.region)
+    }
+
+    /// A request to renew the certificate. The key stays, so that one file is all that changes.
+    ///
+    /// # Errors
+    /// [`Error::Stored`] when the key cannot be read again.
+    pub fn renewal(&self) -> Result<Request, Error> {
+        Request::of(self.0.state.key()?)
+    }
+
+    /// Keeps a renewed certificate, and uses it from the next handshake on.
+    ///
+    /// # Errors
+    /// [`Error::Issued`] when it is not for this node and key; the old one stays in use.
+    pub fn renewed(&self, request: &Request, issued: &EnrollResponse) -> Result<(), Error> {
+        let (chain, roots) = (ders(&issued.certificate_chain), ders(&issued.roots));
+        let key = request.key.serialize_der();
+        let peer = tls::check_issued(&key, &chain, &roots)?;
+        if peer.id != self.0.peer.id {
+            return Err(Error::Issued(format!(
+                "it names {}, not {}",
+                peer.id, self.0.peer.id
+            )));
+        }
+        let held = Held::new(&key, chain.clone())?;
+        self.0.state.write_chain(&chain)?;
+        self.0.held.store(Arc::new(held));
+        Ok(())
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn node(&self) -> &str {
+        self.0.peer.id.as_str()
+    }
+
+    /// Its name, as a name.
+    #[must_use]
+    pub fn id(&self) -> &NodeId {
+        &self.0.peer.id
+    }
+
+    /// Where it stands, by its invite.
+    #[must_use]
+    pub fn region(&self) -> &str {
+        &self.0.region
+    }
+
+    /// What it may do, by its certificate.
+    #[must_use]
+    pub fn roles(&self) -> &[Role] {
+        &self.0.peer.roles
+    }
+
+    /// What every name of this network ends in.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        &self.0.peer.trust_domain
+    }
+
+    /// Incarnation of this process: larger than that of every start before it.
+    #[must_use]
+    pub fn epoch(&self) -> u64 {
+        self.0.epoch
+    }
+
+    /// Key of QUIC's stateless resets: the same after a restart, so that peers notice it at once.
+    #[must_use]
+    pub fn reset_key(&self) -> [u8; 64] {
+        self.0.reset_key
+    }
+
+    /// When the certificate begins and ends, since 1970.
+    #[must_use]
+    pub fn validity(&self) -> (Duration, Duration) {
+        let held = self.0.held.load();
+        (held.begins, held.ends)
+    }
+
+    /// For dialling other nodes of this network, by [`Identity::server_name`].
+    #[must_use]
+    pub fn client_config(&self, alpn: &[u8]) -> Arc<ClientConfig> {
+        self.0.tls.client(alpn)
+    }
+
+    /// For dialling control, wherever it is: its certificate must name [`CONTROL_NAME`].
+    #[must_use]
+    pub fn control_client_config(&self) -> Arc<ClientConfig> {
+        self.0.tls.control()
+    }
+
+    /// For accepting other nodes of this network: everyone must show a certificate.
+    #[must_use]
+    pub fn server_config(&self, alpn: &[u8]) -> Arc<ServerConfig> {
+        self.0.tls.server(alpn)
+    }
+
+    /// The name that a node's certificate carries.
+    #[must_use]
+    pub fn server_name(&self, node: &str) -> String {
+        format!("{node}.node.{}", self.trust_domain())
+    }
+
+    /// Who a verified chain names, if it is a node of this network.
+    #[must_use]
+    pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<Peer> {
+        peer(chain)
+            .ok()
+            .filter(|peer| peer.trust_domain == self.trust_domain())
+    }
+}
+
+fn ders(list: &[bytes::Bytes]) -> Vec<CertificateDer<'static>> {
+    list.iter()
+        .map(|der| CertificateDer::from(der.to_vec()))
+        .collect()
+}
+
+fn unix_ms(now: SystemTime) -> u64 {
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,8 @@ pub(super) fn check(raw: RawConfig, faults: &mut Vec<String>) -> Option<Config> 
         0..=MS_MAX,
     );
     let has = |role| node.as_ref().is_some_and(|node| node.roles.contains(&role));
-    let ingress = has(Role::Ingress)
+    // Without a node to go by, its faults are worth telling all the same.
+    let ingress = (has(Role::Ingress) || node.is_none())
         .then(|| ingress(raw.ingress, drain, faults))
         .flatten();
     let reached = has(Role::Relay) || has(Role::Egress);

@@ -1,0 +1,169 @@
+//! The files that make a node the same node after a restart.
+//!
+//! `identity.pem` is written last and says that the others are there. Every file is written
+//! beside its place and renamed, so that a crash leaves the old or the new one, never half.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+
+use super::Error;
+
+#[derive(Debug)]
+pub(super) struct State(PathBuf);
+
+/// What a former start left.
+pub(super) struct Kept {
+    /// PKCS#8.
+    pub(super) key: Vec<u8>,
+    pub(super) chain: Vec<CertificateDer<'static>>,
+    pub(super) roots: Vec<CertificateDer<'static>>,
+    pub(super) region: String,
+}
+
+impl State {
+    pub(super) fn open(folder: &Path) -> Result<Self, Error> {
+        let made = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder);
+        made.map_err(|source| Error::File {
+            path: folder.to_owned(),
+            source,
+        })?;
+        Ok(Self(folder.to_owned()))
+    }
+
+    pub(super) fn certificate(&self) -> PathBuf {
+        self.0.join("identity.pem")
+    }
+
+    pub(super) fn read(&self) -> Result<Option<Kept>, Error> {
+        let path = self.certificate();
+        if !path.exists() {
+            return Ok(None);
+        }
+        let key_path = self.0.join("identity.key");
+        let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|error| Error::Stored {
+            path: key_path,
+            why: error.to_string(),
+        })?;
+        Ok(Some(Kept {
+            key: key.secret_der().to_vec(),
+            chain: certificates(path)?,
+            roots: certificates(self.0.join("roots.pem"))?,
+            region: self.text("region")?.unwrap_or_default(),
+        }))
+    }
+
+    /// The key, to sign a request with.
+    pub(super) fn key(&self) -> Result<rcgen::KeyPair, Error> {
+        let path = self.0.join("identity.key");
+        let text = self.text("identity.key")?.unwrap_or_default();
+        rcgen::KeyPair::from_pem(&text).map_err(|error| Error::Stored {
+            path,
+            why: error.to_string(),
+        })
+    }
+
+    pub(super) fn write(
+        &self,
+        key_pem: &str,
+        chain: &[CertificateDer<'_>],
+        roots: &[CertificateDer<'_>],
+        region: &str,
+    ) -> Result<(), Error> {
+        self.put("identity.key", key_pem.as_bytes())?;
+        self.put("roots.pem", pem(roots).as_bytes())?;
+        self.put("region", region.as_bytes())?;
+        self.write_chain(chain)
+    }
+
+    pub(super) fn write_chain(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
+        self.put("identity.pem", pem(chain).as_bytes())
+    }
+
+    /// A number above all that this returned before, also when the clock went back.
+    pub(super) fn next_epoch(&self, unix_ms: u64) -> Result<u64, Error> {
+        let last = self.text("epoch")?;
+        let last: u64 = last.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let epoch = unix_ms.max(last.saturating_add(1));
+        self.put("epoch", epoch.to_string().as_bytes())?;
+        Ok(epoch)
+    }
+
+    /// The same at every start; made at the first.
+    pub(super) fn reset_key(&self) -> Result<[u8; 64], Error> {
+        let path = self.0.join("reset.key");
+        if let Ok(bytes) = fs::read(&path)
+            && let Ok(key) = bytes.try_into()
+        {
+            return Ok(key);
+        }
+        let mut key = [0; 64];
+        let filled = SystemRandom::new().fill(&mut key);
+        filled.map_err(|_| Error::Random)?;
+        self.put("reset.key", &key)?;
+        Ok(key)
+    }
+
+    fn text(&self, name: &str) -> Result<Option<String>, Error> {
+        let path = self.0.join(name);
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(Error::File { path, source }),
+        }
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        let (path, beside) = (self.0.join(name), self.0.join(format!("{name}.new")));
+        let write = || {
+            // Left by a crash, and perhaps with another mode.
+            let _absent = fs::remove_file(&beside);
+            let mut options = fs::OpenOptions::new();
+            let mut file = options
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&beside)?;
+            file.write_all(bytes)?;
+            file.sync_all()?;
+            fs::rename(&beside, &path)?;
+            fs::File::open(&self.0)?.sync_all()
+        };
+        write().map_err(|source| Error::File { path, source })
+    }
+}
+
+fn certificates(path: PathBuf) -> Result<Vec<CertificateDer<'static>>, Error> {
+    let read = CertificateDer::pem_file_iter(&path).and_then(Iterator::collect::<Result<_, _>>);
+    read.map_err(|error| Error::Stored {
+        path,
+        why: error.to_string(),
+    })
+}
+
+fn pem(chain: &[CertificateDer<'_>]) -> String {
+    use base64::Engine as _;
+    let mut text = String::new();
+    for der in chain {
+        text.push_str("-----BEGIN CERTIFICATE-----\n");
+        let letters = base64::engine::general_purpose::STANDARD.encode(der);
+        let mut rest = letters.as_str();
+        while !rest.is_empty() {
+            let (line, after) = rest.split_at(rest.len().min(64));
+            text.push_str(line);
+            text.push('\n');
+            rest = after;
+        }
+        text.push_str("-----END CERTIFICATE-----\n");
+    }
+    text
+}

@@ -1,0 +1,171 @@
+//! A network in a folder: enrols, restarts, renews, and meets strangers.
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::CertificateSigningRequestDer;
+
+use super::*;
+
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        let root = params.self_signed(&key).unwrap().der().clone();
+        let issuer = Issuer::from_ca_cert_der(&root, key).unwrap();
+        Self { issuer, root }
+    }
+
+    fn issue(&self, csr: &[u8], node: &str) -> EnrollResponse {
+        let csr = CertificateSigningRequestDer::from(csr);
+        let csr = CertificateSigningRequestParams::from_der(&csr).unwrap();
+        let mut params = CertificateParams::default();
+        let uri = format!("spiffe://vector.local/node/ingress+egress/{node}");
+        let dns = format!("{node}.node.vector.local");
+        params.subject_alt_names = vec![
+            SanType::URI(uri.try_into().unwrap()),
+            SanType::DnsName(dns.try_into().unwrap()),
+        ];
+        let leaf = params.signed_by(&csr.public_key, &self.issuer).unwrap();
+        EnrollResponse {
+            node: node.into(),
+            region: "eu".into(),
+            certificate_chain: vec![leaf.der().to_vec().into()],
+            roots: vec![self.root.to_vec().into()],
+            trust_domain: "vector.local".into(),
+            ..EnrollResponse::default()
+        }
+    }
+
+    fn node(&self, folder: &Path, name: &str) -> Identity {
+        let request = Request::fresh().unwrap();
+        let issued = self.issue(request.csr(), name);
+        Identity::enrolled(folder, &request, &issued).unwrap();
+        Identity::load(folder).unwrap().unwrap()
+    }
+}
+
+/// Runs a handshake in memory. Says whom the server saw.
+fn handshake(
+    client: &Identity,
+    server: &Identity,
+    name: &str,
+) -> Result<Option<Peer>, rustls::Error> {
+    let name = server.server_name(name).try_into().unwrap();
+    let mut client = rustls::ClientConnection::new(client.client_config(b"x"), name)?;
+    let mut accepted = rustls::ServerConnection::new(server.server_config(b"x"))?;
+    while client.is_handshaking() || accepted.is_handshaking() {
+        let mut wire = Vec::new();
+        while client.wants_write() {
+            client.write_tls(&mut wire).unwrap();
+        }
+        accepted.read_tls(&mut wire.as_slice()).unwrap();
+        accepted.process_new_packets()?;
+        wire.clear();
+        while accepted.wants_write() {
+            accepted.write_tls(&mut wire).unwrap();
+        }
+        client.read_tls(&mut wire.as_slice()).unwrap();
+        client.process_new_packets()?;
+    }
+    Ok(server.peer(accepted.peer_certificates().unwrap_or_default()))
+}
+
+#[test]
+fn a_node_is_the_same_after_a_restart_but_for_its_epoch() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    assert!(Identity::load(folder.path()).unwrap().is_none());
+    let first = Authority::new().node(folder.path(), "n-1");
+    let again = Identity::load(folder.path()).unwrap().unwrap();
+    assert_eq!((again.node(), again.region()), ("n-1", "eu"));
+    assert_eq!(again.trust_domain(), "vector.local");
+    assert_eq!(again.reset_key(), first.reset_key());
+    assert!(again.epoch() > first.epoch());
+    let key = std::fs::metadata(folder.path().join("identity.key")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn an_epoch_grows_when_the_clock_does_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = State::open(folder.path()).unwrap();
+    assert_eq!(state.next_epoch(1_000).unwrap(), 1_000);
+    assert_eq!(state.next_epoch(1_000).unwrap(), 1_001);
+    assert_eq!(state.next_epoch(500).unwrap(), 1_002);
+}
+
+#[test]
+fn nodes_of_one_network_know_each_other_and_no_stranger() {
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let network = Authority::new();
+    let here = network.node(folders[0].path(), "here");
+    let there = network.node(folders[1].path(), "there");
+    let stranger = Authority::new().node(folders[2].path(), "there");
+    let seen = handshake(&here, &there, "there").unwrap().unwrap();
+    assert_eq!(seen.id.as_str(), "here");
+    assert_eq!(seen.roles, [Role::Ingress, Role::Egress]);
+    assert!(
+        handshake(&here, &there, "other").is_err(),
+        "another node's name"
+    );
+    assert!(
+        handshake(&stranger, &there, "there").is_err(),
+        "a foreign client"
+    );
+    assert!(
+        handshake(&here, &stranger, "there").is_err(),
+        "a foreign server"
+    );
+}
+
+#[test]
+fn a_renewed_certificate_is_used_at_once() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let network = Authority::new();
+    let here = network.node(folders[0].path(), "here");
+    let there = network.node(folders[1].path(), "there");
+    let config = here.client_config(b"x");
+    let before = here.0.held.load_full();
+    let request = here.renewal().unwrap();
+    here.renewed(&request, &network.issue(request.csr(), "here"))
+        .unwrap();
+    assert!(!Arc::ptr_eq(&before, &here.0.held.load_full()));
+    drop(config);
+    assert!(handshake(&here, &there, "there").unwrap().is_some());
+    let kept = Identity::load(folders[0].path()).unwrap().unwrap();
+    assert_eq!(kept.node(), "here");
+}
+
+#[test]
+fn what_does_not_belong_to_this_node_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let network = Authority::new();
+    let here = network.node(folder.path(), "here");
+    let request = here.renewal().unwrap();
+    let other = Request::fresh().unwrap();
+    for issued in [
+        network.issue(request.csr(), "other"),
+        network.issue(other.csr(), "here"),
+        Authority {
+            root: network.root.clone(),
+            ..Authority::new()
+        }
+        .issue(request.csr(), "here"),
+        EnrollResponse::default(),
+    ] {
+        assert!(matches!(
+            here.renewed(&request, &issued),
+            Err(Error::Issued(_))
+        ));
+    }
+}
