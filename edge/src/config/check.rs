@@ -134,47 +134,25 @@ fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
 
 fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option<Ingress> {
     let listen = address(faults, "ingress.listen", raw.listen, "127.0.0.1:8080");
-    let tls = match (raw.tls_cert, raw.tls_key) {
-        (Some(cert), Some(key)) => Some(TlsFiles {
-            cert: cert.into(),
-            key: key.into(),
-        }),
-        (Some(_), None) => {
-            faults.push("ingress.tls_key: must go with ingress.tls_cert".into());
-            None
-        }
-        (None, Some(_)) => {
-            faults.push("ingress.tls_cert: must go with ingress.tls_key".into());
-            None
-        }
-        (None, None) => {
-            let open = listen.is_some_and(|listen| !listen.ip().is_loopback());
-            if open && !raw.insecure.unwrap_or(false) {
-                let why = "needed unless ingress.listen is a loopback address or ingress.insecure is true";
-                faults.push(format!("ingress.tls_cert: {why}"));
-            }
-            None
-        }
-    };
-    let number = |faults: &mut Vec<String>, key, value, default, range| {
-        ms(faults, key, value, default, range)
-    };
-    let header_read = number(
+    let open = listen.is_some_and(|listen| !listen.ip().is_loopback());
+    let needed = open && !raw.insecure.unwrap_or(false);
+    let tls = tls(raw.tls_cert, raw.tls_key, needed, faults);
+    let header_read = ms(
         faults,
         "ingress.header_read_ms",
         raw.header_read_ms,
         10_000,
         100..=MS_MAX,
     );
-    let body_idle = number(
+    let body_idle = ms(
         faults,
         "ingress.body_idle_ms",
         raw.body_idle_ms,
         30_000,
         100..=MS_MAX,
     );
-    let ping = number(faults, "ingress.ping_ms", raw.ping_ms, 15_000, 100..=MS_MAX);
-    let request = number(
+    let ping = ms(faults, "ingress.ping_ms", raw.ping_ms, 15_000, 100..=MS_MAX);
+    let request = ms(
         faults,
         "ingress.request_ms",
         raw.request_ms,
@@ -215,6 +193,29 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
         drain,
         request,
     })
+}
+
+/// Both files or neither, and both where plain HTTP would leave the machine.
+fn tls(
+    cert: Option<String>,
+    key: Option<String>,
+    needed: bool,
+    faults: &mut Vec<String>,
+) -> Option<TlsFiles> {
+    let fault = match (cert, key) {
+        (Some(cert), Some(key)) => {
+            let (cert, key) = (cert.into(), key.into());
+            return Some(TlsFiles { cert, key });
+        }
+        (Some(_), None) => "ingress.tls_key: must go with ingress.tls_cert",
+        (None, Some(_)) => "ingress.tls_cert: must go with ingress.tls_key",
+        (None, None) if needed => {
+            "ingress.tls_cert: needed unless ingress.listen is a loopback address or ingress.insecure is true"
+        }
+        (None, None) => return None,
+    };
+    faults.push(fault.into());
+    None
 }
 
 fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tunnel> {
