@@ -1,0 +1,458 @@
+//! What operators ask. Every call needs the operator's token.
+
+use std::time::{Duration, Instant};
+
+use tonic::{Request, Response, Status};
+use vector_proto::control::v1 as pb;
+
+use super::{Rooms, unix_ms};
+use crate::{
+    ledger::UsageQuery,
+    registry::{Draft, Invite, Outcome},
+    routing::{self, Inputs},
+};
+
+mod pages;
+mod view;
+
+/// How long a change waits for the snapshot that follows from it. It is kept either way.
+const PUBLISH_WAIT: Duration = Duration::from_secs(2);
+
+#[derive(Debug)]
+pub(super) struct Operators {
+    rooms: Rooms,
+}
+
+impl Operators {
+    pub(super) fn new(rooms: Rooms) -> Self {
+        Self { rooms }
+    }
+
+    /// Makes one change, tells those whom it concerns, and returns when that is done.
+    async fn edit(&self, alter: impl Fn(&mut Draft) + Send + Sync) -> Result<Outcome, Status> {
+        let outcome = self.rooms.registry.edit(0, false, alter).await?;
+        self.settle(&outcome).await?;
+        Ok(outcome)
+    }
+
+    async fn settle(&self, outcome: &Outcome) -> Result<(), Status> {
+        for change in &outcome.changes {
+            tracing::info!(
+                action = change.action,
+                kind = change.kind,
+                name = change.name,
+                "configuration changed"
+            );
+        }
+        for account in outcome.accounts() {
+            let keys = self.rooms.registry.keys(account).await?;
+            self.forget(keys.into_iter().map(|key| key.id).collect())
+                .await?;
+        }
+        let published = self.rooms.publisher.published(outcome.generation);
+        if tokio::time::timeout(PUBLISH_WAIT, published).await.is_err() {
+            tracing::warn!(
+                generation = outcome.generation,
+                "the change is kept, but not published yet"
+            );
+        }
+        Ok(())
+    }
+
+    /// Has every ingress forget these keys. Returns when each stream has it.
+    async fn forget(&self, keys: Vec<String>) -> Result<(), Status> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let revision = self.rooms.registry.revision().await?;
+        let event = pb::KeysChanged {
+            keys,
+            all: false,
+            revision: u64::try_from(revision).unwrap_or_default(),
+        };
+        self.rooms.fleet.push_keys(event).await;
+        Ok(())
+    }
+
+    async fn node_views(&self) -> Result<Vec<pb::NodeView>, Status> {
+        let nodes = self.rooms.registry.nodes().await?;
+        let view = |(spec, seen)| view::node(spec, seen, |id| self.rooms.fleet.presence(id));
+        Ok(nodes.into_iter().map(view).collect())
+    }
+}
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl pb::admin_server::Admin for Operators {
+    async fn status(&self, request: Request<pb::StatusRequest>) -> Answer<pb::StatusResponse> {
+        self.rooms.operator(&request)?;
+        let catalog = self.rooms.registry.catalog().await?;
+        let keys = self.rooms.registry.keys("").await?;
+        Ok(Response::new(pb::StatusResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            trust_domain: self.rooms.authority.trust_domain().to_owned(),
+            revision: self.rooms.publisher.current().snapshot.revision,
+            uptime_s: self.rooms.started.elapsed().as_secs(),
+            nodes: self.node_views().await?,
+            providers: catalog.providers.len() as u64,
+            credentials: catalog.credentials.len() as u64,
+            models: catalog.models.len() as u64,
+            accounts: catalog.accounts.len() as u64,
+            keys: keys.len() as u64,
+        }))
+    }
+
+    async fn invite_node(
+        &self,
+        request: Request<pb::InviteNodeRequest>,
+    ) -> Answer<pb::InviteNodeResponse> {
+        self.rooms.operator(&request)?;
+        let asked = request.into_inner();
+        let invite = Invite {
+            roles: asked.roles,
+            region: asked.region,
+            node: asked.node,
+            expires_unix_ms: 0,
+        };
+        let (secret, invite) = self
+            .rooms
+            .registry
+            .invite(invite, asked.ttl_s, unix_ms())
+            .await?;
+        tracing::info!(
+            node.region = invite.region,
+            node.roles = invite.roles.join("+"),
+            node.id = invite.node,
+            "node invited"
+        );
+        Ok(Response::new(pb::InviteNodeResponse {
+            token: format!("vinv_{}.{}", *secret, self.rooms.authority.pin()),
+            expires_unix_ms: invite.expires_unix_ms,
+        }))
+    }
+
+    async fn list_nodes(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListNodesResponse> {
+        self.rooms.operator(&request)?;
+        let views = self.node_views().await?;
+        let name = |view: &pb::NodeView| {
+            view.record
+                .as_ref()
+                .map_or(String::new(), |record| record.id.clone())
+        };
+        let (nodes, next_page_token) = pages::page(views, &request.into_inner(), name);
+        Ok(Response::new(pb::ListNodesResponse {
+            nodes,
+            next_page_token,
+        }))
+    }
+
+    async fn drain_node(&self, request: Request<pb::DrainNodeRequest>) -> Answer<pb::NodeView> {
+        self.rooms.operator(&request)?;
+        let asked = request.into_inner();
+        let spec = self
+            .rooms
+            .registry
+            .drain_node(&asked.node, asked.on)
+            .await?;
+        let drain = pb::ControlEvent {
+            event: Some(pb::control_event::Event::Drain(pb::Drain { on: asked.on })),
+        };
+        self.rooms.fleet.push(&asked.node, drain).await;
+        tracing::info!(node.id = spec.id, draining = asked.on, "node drain set");
+        let nodes = self.node_views().await?;
+        let is_it = |view: &pb::NodeView| {
+            view.record
+                .as_ref()
+                .is_some_and(|record| record.id == asked.node)
+        };
+        let view = nodes.into_iter().find(is_it);
+        view.map(Response::new)
+            .ok_or_else(|| Status::not_found("the node was removed meanwhile"))
+    }
+
+    async fn remove_node(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
+        self.rooms.operator(&request)?;
+        let name = request.into_inner().name;
+        let existed = self.rooms.registry.remove_node(&name).await?;
+        self.rooms.fleet.dismiss(&name);
+        tracing::info!(node.id = name, existed, "node removed");
+        Ok(Response::new(pb::Removed { existed }))
+    }
+
+    async fn put_provider(&self, request: Request<pb::ProviderSpec>) -> Answer<pb::ProviderSpec> {
+        self.rooms.operator(&request)?;
+        let spec = request.into_inner();
+        self.edit(|draft| draft.put_provider(spec.clone())).await?;
+        let mut catalog = self.rooms.registry.catalog().await?;
+        Ok(Response::new(
+            catalog.providers.remove(&spec.name).unwrap_or(spec),
+        ))
+    }
+
+    async fn list_providers(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Answer<pb::ListProvidersResponse> {
+        self.rooms.operator(&request)?;
+        let catalog = self.rooms.registry.catalog().await?;
+        let specs = catalog.providers.into_values().collect();
+        let (providers, next_page_token) =
+            pages::page(specs, &request.into_inner(), |spec| spec.name.clone());
+        Ok(Response::new(pb::ListProvidersResponse {
+            providers,
+            next_page_token,
+        }))
+    }
+
+    async fn remove_provider(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
+        self.rooms.operator(&request)?;
+        let name = request.into_inner().name;
+        let outcome = self.edit(|draft| draft.remove_provider(&name)).await?;
+        let existed = outcome.removed(&name);
+        Ok(Response::new(pb::Removed { existed }))
+    }
+
+    async fn put_credential(
+        &self,
+        request: Request<pb::CredentialSpec>,
+    ) -> Answer<pb::CredentialView> {
+        self.rooms.operator(&request)?;
+        let spec = request.into_inner();
+        self.edit(|draft| draft.put_credential(spec.clone()))
+            .await?;
+        let catalog = self.rooms.registry.catalog().await?;
+        let stored = catalog.credentials.get(&spec.name).cloned();
+        let stored =
+            stored.ok_or_else(|| Status::aborted("the credential was removed meanwhile"))?;
+        Ok(Response::new(view::credential(stored, &[])))
+    }
+
+    async fn list_credentials(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Answer<pb::ListCredentialsResponse> {
+        self.rooms.operator(&request)?;
+        let catalog = self.rooms.registry.catalog().await?;
+        let nodes = self.node_views().await?;
+        let views = catalog
+            .credentials
+            .into_values()
+            .map(|stored| view::credential(stored, &nodes))
+            .collect();
+        let name = |view: &pb::CredentialView| {
+            view.spec
+                .as_ref()
+                .map_or(String::new(), |spec| spec.name.clone())
+        };
+        let (credentials, next_page_token) = pages::page(views, &request.into_inner(), name);
+        Ok(Response::new(pb::ListCredentialsResponse {
+            credentials,
+            next_page_token,
+        }))
+    }
+
+    async fn remove_credential(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
+        self.rooms.operator(&request)?;
+        let name = request.into_inner().name;
+        let outcome = self.edit(|draft| draft.remove_credential(&name)).await?;
+        let existed = outcome.removed(&name);
+        Ok(Response::new(pb::Removed { existed }))
+    }
+
+    async fn put_model(&self, request: Request<pb::ModelSpec>) -> Answer<pb::ModelSpec> {
+        self.rooms.operator(&request)?;
+        let spec = request.into_inner();
+        self.edit(|draft| draft.put_model(spec.clone())).await?;
+        let mut catalog = self.rooms.registry.catalog().await?;
+        Ok(Response::new(
+            catalog.models.remove(&spec.name).unwrap_or(spec),
+        ))
+    }
+
+    async fn list_models(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Answer<pb::ListModelsResponse> {
+        self.rooms.operator(&request)?;
+        let catalog = self.rooms.registry.catalog().await?;
+        let specs = catalog.models.into_values().collect();
+        let (models, next_page_token) =
+            pages::page(specs, &request.into_inner(), |spec| spec.name.clone());
+        Ok(Response::new(pb::ListModelsResponse {
+            models,
+            next_page_token,
+        }))
+    }
+
+    async fn remove_model(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
+        self.rooms.operator(&request)?;
+        let name = request.into_inner().name;
+        let outcome = self.edit(|draft| draft.remove_model(&name)).await?;
+        let existed = outcome.removed(&name);
+        Ok(Response::new(pb::Removed { existed }))
+    }
+
+    async fn put_default_route(
+        &self,
+        request: Request<pb::DefaultRouteSpec>,
+    ) -> Answer<pb::DefaultRouteSpec> {
+        self.rooms.operator(&request)?;
+        let spec = request.into_inner();
+        self.edit(|draft| draft.put_default_route(spec.clone()))
+            .await?;
+        Ok(Response::new(spec))
+    }
+
+    async fn list_default_routes(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Answer<pb::ListDefaultRoutesResponse> {
+        self.rooms.operator(&request)?;
+        let catalog = self.rooms.registry.catalog().await?;
+        let specs = catalog.default_routes.into_values().collect();
+        let (routes, next_page_token) =
+            pages::page(specs, &request.into_inner(), |spec| spec.operation.clone());
+        Ok(Response::new(pb::ListDefaultRoutesResponse {
+            routes,
+            next_page_token,
+        }))
+    }
+
+    async fn remove_default_route(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
+        self.rooms.operator(&request)?;
+        let name = request.into_inner().name;
+        let outcome = self.edit(|draft| draft.remove_default_route(&name)).await?;
+        let existed = outcome.removed(&name);
+        Ok(Response::new(pb::Removed { existed }))
+    }
+
+    async fn put_account(&self, request: Request<pb::AccountSpec>) -> Answer<pb::AccountSpec> {
+        self.rooms.operator(&request)?;
+        let spec = request.into_inner();
+        self.edit(|draft| draft.put_account(spec.clone())).await?;
+        Ok(Response::new(spec))
+    }
+
+    async fn list_accounts(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Answer<pb::ListAccountsResponse> {
+        self.rooms.operator(&request)?;
+        let catalog = self.rooms.registry.catalog().await?;
+        let specs = catalog.accounts.into_values().collect();
+        let (accounts, next_page_token) =
+            pages::page(specs, &request.into_inner(), |spec| spec.name.clone());
+        Ok(Response::new(pb::ListAccountsResponse {
+            accounts,
+            next_page_token,
+        }))
+    }
+
+    async fn create_key(&self, request: Request<pb::KeySpec>) -> Answer<pb::CreatedKey> {
+        self.rooms.operator(&request)?;
+        let (key, secret) = self
+            .rooms
+            .registry
+            .create_key(request.into_inner(), unix_ms())
+            .await?;
+        tracing::info!(key.id = key.id, "key created");
+        Ok(Response::new(pb::CreatedKey {
+            key: Some(key),
+            secret: secret.to_string(),
+        }))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<pb::ListKeysRequest>,
+    ) -> Answer<pb::ListKeysResponse> {
+        self.rooms.operator(&request)?;
+        let asked = request.into_inner();
+        let views = self.rooms.registry.keys(&asked.account).await?;
+        let list = pb::ListRequest {
+            page_size: asked.page_size,
+            page_token: asked.page_token,
+        };
+        let (keys, next_page_token) = pages::page(views, &list, |view| view.id.clone());
+        Ok(Response::new(pb::ListKeysResponse {
+            keys,
+            next_page_token,
+        }))
+    }
+
+    async fn set_key_state(&self, request: Request<pb::SetKeyStateRequest>) -> Answer<pb::KeyView> {
+        self.rooms.operator(&request)?;
+        let asked = request.into_inner();
+        let view = self
+            .rooms
+            .registry
+            .set_key_state(&asked.id, asked.disabled)
+            .await?;
+        // Pushed even when nothing changed: an operator who repeats it wants to be sure.
+        self.forget(vec![asked.id]).await?;
+        tracing::info!(key.id = view.id, disabled = view.disabled, "key state set");
+        Ok(Response::new(view))
+    }
+
+    async fn apply(&self, request: Request<pb::ApplyRequest>) -> Answer<pb::ApplyResponse> {
+        self.rooms.operator(&request)?;
+        let asked = request.into_inner();
+        let plan = asked.plan.unwrap_or_default();
+        let alter = |draft: &mut Draft| draft.apply(plan.clone(), asked.prune);
+        let outcome = self
+            .rooms
+            .registry
+            .edit(asked.base_revision, asked.dry_run, alter)
+            .await?;
+        if !asked.dry_run {
+            self.settle(&outcome).await?;
+        }
+        Ok(Response::new(pb::ApplyResponse {
+            changes: outcome.changes,
+            revision: outcome.generation,
+        }))
+    }
+
+    async fn explain_route(
+        &self,
+        request: Request<pb::ExplainRouteRequest>,
+    ) -> Answer<pb::ExplainRouteResponse> {
+        self.rooms.operator(&request)?;
+        let catalog = self.rooms.registry.catalog().await?;
+        let nodes = self.rooms.registry.nodes().await?;
+        let usable = self.rooms.fleet.usable(Instant::now());
+        let inputs = Inputs {
+            catalog: &catalog,
+            nodes: &nodes,
+            usable: &usable,
+        };
+        let published = self.rooms.publisher.current();
+        let explained = routing::explain(request.get_ref(), &published.snapshot, inputs);
+        Ok(Response::new(explained))
+    }
+
+    async fn list_usage(
+        &self,
+        request: Request<pb::ListUsageRequest>,
+    ) -> Answer<pb::ListUsageResponse> {
+        self.rooms.operator(&request)?;
+        let asked = request.into_inner();
+        let query = UsageQuery {
+            rows: pages::size(asked.page_size),
+            behind: pages::usage_token(&asked.page_token)?,
+            account: asked.account,
+            key: asked.key,
+            from_unix_ms: asked.from_unix_ms,
+            until_unix_ms: asked.until_unix_ms,
+        };
+        let page = self.rooms.ledger.usage(query).await?;
+        let last = page.records.last().filter(|_| page.more);
+        Ok(Response::new(pb::ListUsageResponse {
+            next_page_token: last.map(pages::usage_token_of).unwrap_or_default(),
+            total: Some(page.total),
+            exchanges: page.exchanges,
+            records: page.records,
+        }))
+    }
+}

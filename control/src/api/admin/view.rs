@@ -1,0 +1,60 @@
+//! What operators see of nodes and credentials. Never a secret.
+
+use vector_proto::control::v1::{CredentialAt, CredentialView, NodeRecord, NodeView};
+
+use crate::{
+    health::Presence,
+    registry::{NodeSpec, Seen, StoredCredential},
+};
+
+/// A node: its record, and what it says of itself.
+pub(super) fn node(
+    spec: NodeSpec,
+    seen: Option<Seen>,
+    presence: impl Fn(&str) -> Presence,
+) -> NodeView {
+    let presence = presence(&spec.id);
+    let seen = seen.unwrap_or_default();
+    let version = if presence.version.is_empty() {
+        seen.version
+    } else {
+        presence.version
+    };
+    NodeView {
+        record: Some(NodeRecord {
+            id: spec.id,
+            region: spec.region,
+            roles: spec.roles,
+            epoch: seen.epoch,
+            tunnel_addresses: seen.tunnel_addresses,
+            draining: spec.draining,
+            client_urls: seen.client_urls,
+        }),
+        connected: presence.connected,
+        revision: presence.revision,
+        version,
+        last_seen_unix_ms: presence.last_seen_unix_ms,
+        status: presence.status,
+        rejection: presence.rejection,
+    }
+}
+
+/// A credential: its spec without the secret, and how it fares at each egress.
+pub(super) fn credential(stored: StoredCredential, nodes: &[NodeView]) -> CredentialView {
+    let at = nodes.iter().filter_map(|node| {
+        let statuses = &node.status.as_ref()?.credentials;
+        let status = statuses
+            .iter()
+            .find(|status| status.credential == stored.spec.name)?;
+        Some(CredentialAt {
+            egress: node.record.as_ref()?.id.clone(),
+            status: Some(status.clone()),
+        })
+    });
+    let at = at.collect();
+    CredentialView {
+        spec: Some(stored.spec),
+        hint: stored.hint,
+        at,
+    }
+}

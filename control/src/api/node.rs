@@ -1,0 +1,187 @@
+//! What nodes ask: certificates, keys, objects; and where they bring usage.
+
+use tonic::{Request, Response, Status, Streaming};
+use vector_proto::control::v1::{
+    AdmitRequest, AdmitResponse, EnrollRequest, EnrollResponse, LocateRequest, LocateResponse,
+    NodeEvent, RecordRequest, RecordResponse, RenewRequest, node_server::Node,
+};
+
+use super::{Rooms, sync, unix_ms, unix_now};
+use crate::{
+    identity::{Peer, Role},
+    registry::{Admission, Enrolment, NodeSpec},
+    telemetry::Outcome,
+};
+
+/// Longest name or secret in a request; nobody of ours sends longer ones.
+const TEXT_BYTES_MAX: usize = 1_024;
+
+/// Largest signing request.
+const CSR_BYTES_MAX: usize = 16 << 10;
+
+#[derive(Debug)]
+pub(super) struct Nodes {
+    rooms: Rooms,
+}
+
+impl Nodes {
+    pub(super) fn new(rooms: Rooms) -> Self {
+        Self { rooms }
+    }
+
+    /// A certificate from our own record of the node.
+    fn issue(&self, spec: NodeSpec, csr: &[u8]) -> Result<EnrollResponse, Status> {
+        let damaged =
+            || Status::data_loss(format!("the record of node `{}` cannot be read", spec.id));
+        let roles: Result<Vec<Role>, _> = spec.roles.iter().map(|role| role.parse()).collect();
+        let peer = Peer {
+            id: spec.id.parse().map_err(|_| damaged())?,
+            roles: roles.map_err(|_| damaged())?,
+        };
+        let authority = &self.rooms.authority;
+        let leaf = authority.node_leaf(csr, &peer, unix_now())?;
+        Ok(EnrollResponse {
+            node: spec.id,
+            region: spec.region,
+            roles: spec.roles,
+            certificate_chain: vec![leaf.to_vec().into()],
+            roots: vec![authority.root().to_vec().into()],
+            trust_domain: authority.trust_domain().to_owned(),
+        })
+    }
+}
+
+#[tonic::async_trait]
+impl Node for Nodes {
+    async fn enroll(
+        &self,
+        request: Request<EnrollRequest>,
+    ) -> Result<Response<EnrollResponse>, Status> {
+        let asked = request.into_inner();
+        if asked.invite.len() > TEXT_BYTES_MAX
+            || asked.node.len() > TEXT_BYTES_MAX
+            || asked.csr.len() > CSR_BYTES_MAX
+        {
+            return Err(Status::invalid_argument("the request is absurdly large"));
+        }
+        // The request must be good before the invite is used up.
+        self.rooms.authority.check_request(&asked.csr)?;
+        // People paste the whole line; the pin behind the secret is theirs to check, not ours.
+        let invite = asked.invite.strip_prefix("vinv_").unwrap_or(&asked.invite);
+        let secret = invite.split_once('.').map_or(invite, |(secret, _)| secret);
+        let spec = self
+            .rooms
+            .registry
+            .enroll(Enrolment {
+                secret,
+                node: &asked.node,
+                now_unix_ms: unix_ms(),
+            })
+            .await?;
+        // A new key for an existing node: whoever holds the old one is not it any more.
+        self.rooms.fleet.dismiss(&spec.id);
+        self.rooms.metrics.enrolments.inc();
+        tracing::info!(
+            node.id = spec.id,
+            node.region = spec.region,
+            node.roles = spec.roles.join("+"),
+            "node enrolled"
+        );
+        self.issue(spec, &asked.csr).map(Response::new)
+    }
+
+    async fn renew(
+        &self,
+        request: Request<RenewRequest>,
+    ) -> Result<Response<EnrollResponse>, Status> {
+        let peer = self.rooms.node(&request).await?;
+        let asked = request.into_inner();
+        if asked.csr.len() > CSR_BYTES_MAX {
+            return Err(Status::invalid_argument("the request is absurdly large"));
+        }
+        let spec = self.rooms.registry.node(peer.id.as_str()).await?;
+        tracing::info!(node.id = spec.id, "certificate renewed");
+        self.issue(spec, &asked.csr).map(Response::new)
+    }
+
+    type SyncStream = sync::Events;
+
+    async fn sync(
+        &self,
+        request: Request<Streaming<NodeEvent>>,
+    ) -> Result<Response<Self::SyncStream>, Status> {
+        let peer = self.rooms.node(&request).await?;
+        let events = sync::open(self.rooms.clone(), peer, request.into_inner()).await?;
+        Ok(Response::new(events))
+    }
+
+    async fn admit(
+        &self,
+        request: Request<AdmitRequest>,
+    ) -> Result<Response<AdmitResponse>, Status> {
+        self.rooms.node_as(&request, Role::Ingress).await?;
+        let asked = request.into_inner();
+        let admission = self
+            .rooms
+            .registry
+            .admit(&asked.key, &asked.digest, unix_ms())
+            .await?;
+        let (outcome, response) = match admission {
+            Admission::Granted(policy) => (
+                "granted".to_owned(),
+                AdmitResponse {
+                    policy: Some(policy),
+                    refusal: String::new(),
+                },
+            ),
+            Admission::Refused(code) => (
+                code.to_string(),
+                AdmitResponse {
+                    policy: None,
+                    refusal: code.to_string(),
+                },
+            ),
+        };
+        self.rooms
+            .metrics
+            .admissions
+            .get_or_create(&Outcome { outcome })
+            .inc();
+        Ok(Response::new(response))
+    }
+
+    async fn locate(
+        &self,
+        request: Request<LocateRequest>,
+    ) -> Result<Response<LocateResponse>, Status> {
+        self.rooms.node_as(&request, Role::Ingress).await?;
+        let asked = request.into_inner();
+        let object = self
+            .rooms
+            .ledger
+            .locate(&asked.account, &asked.object)
+            .await?;
+        Ok(Response::new(LocateResponse {
+            found: object.is_some(),
+            object,
+        }))
+    }
+
+    async fn record(
+        &self,
+        request: Request<RecordRequest>,
+    ) -> Result<Response<RecordResponse>, Status> {
+        let peer = self.rooms.node_as(&request, Role::Egress).await?;
+        let mut batch = request.into_inner();
+        for record in &mut batch.records {
+            // An egress speaks for itself only.
+            peer.id.as_str().clone_into(&mut record.egress);
+        }
+        self.rooms
+            .metrics
+            .usage_records
+            .inc_by(batch.records.len() as u64);
+        self.rooms.ledger.record(batch.records).await?;
+        Ok(Response::new(RecordResponse { seq: batch.seq }))
+    }
+}

@@ -1,0 +1,249 @@
+//! The long stream of a node: state goes down, acknowledgements and reports come up.
+//!
+//! Only the newest snapshot is ever sent; a slow node skips those in between. Everything else goes
+//! through a short queue. Whichever side ends first ends both.
+
+use std::{pin::Pin, sync::Arc, time::Duration};
+
+use tokio::sync::{mpsc, watch};
+use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
+use tonic::{Status, Streaming};
+use vector_proto::control::v1::{
+    ControlEvent, Credentials, Drain, KeysChanged, NodeEvent, Register, control_event::Event,
+    node_event,
+};
+
+use super::{Rooms, unix_ms};
+use crate::{
+    health::{Attached, EVENTS_MAX},
+    identity::{Peer, Role},
+    registry::{ChangedKeys, StoredCredential},
+    routing::Published,
+};
+
+/// A node says who it is this soon, or is closed.
+const REGISTER_WAIT: Duration = Duration::from_secs(5);
+
+/// What tonic sends to the node.
+pub(super) type Events = Pin<Box<dyn Stream<Item = Result<ControlEvent, Status>> + Send>>;
+
+/// One open stream.
+struct Session {
+    rooms: Rooms,
+    peer: Arc<Peer>,
+    attached: Attached,
+    events: mpsc::Sender<ControlEvent>,
+    newest: watch::Receiver<Arc<Published>>,
+    /// Revision the node has been sent.
+    sent: u64,
+    /// Credentials the node has been sent.
+    held: Option<Vec<StoredCredential>>,
+}
+
+/// Why a stream ends.
+enum End {
+    /// The node went away.
+    Gone,
+    /// Control wants it to.
+    Dismissed,
+    /// The node broke the rules, or a room failed.
+    Fault(Status),
+}
+
+impl<E: Into<Status>> From<E> for End {
+    fn from(error: E) -> Self {
+        Self::Fault(error.into())
+    }
+}
+
+/// Takes the node's first word and begins to serve it.
+pub(super) async fn open(
+    rooms: Rooms,
+    peer: Arc<Peer>,
+    mut inbound: Streaming<NodeEvent>,
+) -> Result<Events, Status> {
+    let first = tokio::time::timeout(REGISTER_WAIT, inbound.message()).await;
+    let first = first.map_err(|_| Status::deadline_exceeded("a node must register at once"))??;
+    let Some(node_event::Event::Register(register)) = first.and_then(|event| event.event) else {
+        return Err(Status::invalid_argument(
+            "the first message must be `register`",
+        ));
+    };
+    rooms
+        .registry
+        .keep_seen(peer.id.as_str(), register.clone())
+        .await?;
+    let (events, queue) = mpsc::channel(EVENTS_MAX);
+    let ingress = peer.roles.contains(&Role::Ingress);
+    let attached = rooms
+        .fleet
+        .attach(peer.id.as_str(), ingress, &register.version, events.clone());
+    let session = Session {
+        newest: rooms.publisher.subscribe(),
+        sent: register.revision,
+        held: None,
+        peer,
+        attached,
+        events,
+        rooms: rooms.clone(),
+    };
+    rooms.tasks.spawn(session.run(register, inbound));
+    Ok(Box::pin(ReceiverStream::new(queue).map(Ok)))
+}
+
+impl Session {
+    async fn run(mut self, register: Register, mut inbound: Streaming<NodeEvent>) {
+        let id = self.peer.id.clone();
+        tracing::info!(
+            node.id = %id,
+            node.epoch = register.epoch,
+            node.version = register.version,
+            revision = register.revision,
+            "node connected"
+        );
+        let end = match self.greet(&register).await {
+            Ok(()) => self.serve(&mut inbound).await,
+            Err(end) => end,
+        };
+        match end {
+            End::Gone => tracing::info!(node.id = %id, "node went away"),
+            End::Dismissed => tracing::info!(node.id = %id, "node's stream ended by control"),
+            End::Fault(status) => tracing::warn!(
+                node.id = %id,
+                code = ?status.code(),
+                error = status.message(),
+                "node's stream broke"
+            ),
+        }
+    }
+
+    /// What every node hears first.
+    async fn greet(&mut self, register: &Register) -> Result<(), End> {
+        if self.peer.roles.contains(&Role::Ingress) {
+            let after = i64::try_from(register.keys_revision).unwrap_or_default();
+            let changed = self.rooms.registry.keys_changed_since(after).await?;
+            if changed.all || !changed.ids.is_empty() || after != changed.revision {
+                self.send(Event::KeysChanged(keys_changed(changed))).await?;
+            }
+        }
+        let spec = self.rooms.registry.node(self.peer.id.as_str()).await?;
+        self.send(Event::Drain(Drain { on: spec.draining })).await?;
+        self.send_newest().await
+    }
+
+    async fn serve(&mut self, inbound: &mut Streaming<NodeEvent>) -> End {
+        let (ended, drain) = (self.attached.end().clone(), self.rooms.drain.clone());
+        loop {
+            let step = tokio::select! {
+                () = ended.cancelled() => return End::Dismissed,
+                () = drain.cancelled() => return End::Dismissed,
+                () = self.events.closed() => return End::Gone,
+                changed = self.newest.changed() => match changed {
+                    Ok(()) => self.send_newest().await,
+                    Err(_) => return End::Dismissed,
+                },
+                message = inbound.message() => match message {
+                    Ok(Some(event)) => self.heard(event).await,
+                    Ok(None) => return End::Gone,
+                    Err(status) if is_disconnect(&status) => return End::Gone,
+                    Err(status) => return End::Fault(status),
+                },
+            };
+            if let Err(end) = step {
+                return end;
+            }
+        }
+    }
+
+    /// Credentials first: nobody is sent to an egress before it can serve.
+    async fn send_newest(&mut self) -> Result<(), End> {
+        let newest = self.newest.borrow_and_update().clone();
+        let revision = newest.snapshot.revision;
+        if revision == 0 {
+            return Ok(());
+        }
+        if self.peer.roles.contains(&Role::Egress) {
+            let wanted: Vec<StoredCredential> = newest
+                .credentials_for(self.peer.id.as_str())
+                .cloned()
+                .collect();
+            if self.held.as_ref() != Some(&wanted) {
+                let mut credentials = Vec::with_capacity(wanted.len());
+                for stored in &wanted {
+                    match Published::opened(&self.rooms.registry, stored) {
+                        Ok(credential) => credentials.push(credential),
+                        // The others are good all the same.
+                        Err(error) => {
+                            tracing::error!(credential = stored.spec.name, %error, "a credential cannot be opened")
+                        }
+                    }
+                }
+                self.send(Event::Credentials(Credentials {
+                    revision,
+                    credentials,
+                }))
+                .await?;
+                self.held = Some(wanted);
+            }
+        }
+        if self.sent != revision {
+            self.send(Event::Snapshot(newest.snapshot.clone())).await?;
+            self.sent = revision;
+        }
+        Ok(())
+    }
+
+    async fn send(&self, event: Event) -> Result<(), End> {
+        let event = ControlEvent { event: Some(event) };
+        tokio::select! {
+            sent = self.events.send(event) => sent.map_err(|_| End::Gone),
+            () = self.attached.end().cancelled() => Err(End::Dismissed),
+            () = self.rooms.drain.cancelled() => Err(End::Dismissed),
+        }
+    }
+
+    async fn heard(&self, event: NodeEvent) -> Result<(), End> {
+        let now = unix_ms();
+        match event.event {
+            Some(node_event::Event::Applied(applied)) => {
+                self.attached.applied(applied.revision, now)
+            }
+            Some(node_event::Event::Rejected(rejected)) => {
+                tracing::error!(
+                    node.id = %self.peer.id,
+                    revision = rejected.revision,
+                    kept = rejected.kept,
+                    reason = rejected.reason,
+                    "node refused a snapshot"
+                );
+                self.attached.rejected(rejected.kept, rejected.reason, now);
+            }
+            Some(node_event::Event::Status(status)) => self.attached.status(status, now),
+            Some(node_event::Event::ObjectsMade(made)) => {
+                self.rooms.ledger.keep_objects(made.objects).await?;
+            }
+            Some(node_event::Event::Register(_)) => {
+                return Err(Status::invalid_argument("`register` comes once").into());
+            }
+            // A newer node's word: nothing of ours depends on it.
+            None => {}
+        }
+        Ok(())
+    }
+}
+
+pub(super) fn keys_changed(changed: ChangedKeys) -> KeysChanged {
+    KeysChanged {
+        keys: changed.ids,
+        all: changed.all,
+        revision: u64::try_from(changed.revision).unwrap_or_default(),
+    }
+}
+
+/// A connection that broke is how nodes go away when they are killed.
+fn is_disconnect(status: &Status) -> bool {
+    matches!(
+        status.code(),
+        tonic::Code::Unknown | tonic::Code::Cancelled | tonic::Code::Unavailable
+    )
+}

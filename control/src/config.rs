@@ -1,0 +1,147 @@
+//! Settings of the control plane: as written in TOML and the environment, and as meant.
+//!
+//! Unknown keys are refused and all faults are told at once, each with its key. Every key can be set by
+//! `VECTOR_<SECTION>_<KEY>`, which wins over the file. [`Config`] holds no option that "must be set".
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use self::source::Source;
+
+mod source;
+
+/// Everything `vector-control` can be told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where nodes and operators connect (gRPC over TLS). Default `127.0.0.1:7000`.
+    pub listen: SocketAddr,
+    /// Names and addresses that the server's certificate carries. Default `localhost`, `127.0.0.1`.
+    pub names: Vec<String>,
+    /// Holds `control.sqlite`, `ledger.sqlite`, `ca/` and `master.key`. Must be kept and backed up.
+    pub data_dir: PathBuf,
+    /// Ends every name that this network's certificates carry. Default `vector.local`.
+    pub trust_domain: String,
+    /// Where `/livez`, `/readyz` and `/metrics` are. Default `127.0.0.1:9099`.
+    pub admin_listen: SocketAddr,
+    /// Gets the operator's token at the first start. Default `admin.token` in the data directory.
+    pub admin_token_file: PathBuf,
+    /// Filter of the log, such as `info` or `info,vector_control=debug`.
+    pub log: String,
+    /// How log lines look.
+    pub log_format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum LogFormat {
+    /// One JSON object a line.
+    Json,
+    /// For people.
+    Text,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file is not TOML.
+    #[error("not TOML: {0}")]
+    Syntax(String),
+    /// Every fault with its key.
+    #[error("{}", .0.join("\n"))]
+    Faults(Vec<String>),
+}
+
+impl Config {
+    /// Reads settings from TOML text and an environment, which wins.
+    ///
+    /// # Errors
+    /// [`Error`] with every fault found.
+    pub fn read(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let mut source = Source::parse(text, env).map_err(Error::Syntax)?;
+        let listen = source.address("control", "listen", "127.0.0.1:7000");
+        let names = source.list("control", "names", &["localhost", "127.0.0.1"]);
+        let data_dir = PathBuf::from(source.text("control", "data_dir", "data"));
+        let trust_domain = source.text("control", "trust_domain", "vector.local");
+        let admin_listen = source.address("admin", "listen", "127.0.0.1:9099");
+        let token_file = source.text("control", "admin_token_file", "");
+        let log = source.text("telemetry", "log", "info");
+        let format = source.text("telemetry", "format", "json");
+        // Known to every process of ours, so that one environment serves them all; control makes no traces yet.
+        let _otlp = source.text("telemetry", "otlp", "");
+
+        if !is_domain(&trust_domain) {
+            source.fault(
+                "control.trust_domain",
+                "must be a domain name in lower case",
+            );
+        }
+        if names.is_empty() {
+            source.fault("control.names", "must name at least one host or address");
+        }
+        let log_format = match format.as_str() {
+            "json" => LogFormat::Json,
+            "text" => LogFormat::Text,
+            _ => {
+                source.fault("telemetry.format", "must be `json` or `text`");
+                LogFormat::Json
+            }
+        };
+        let admin_token_file = if token_file.is_empty() {
+            data_dir.join("admin.token")
+        } else {
+            PathBuf::from(token_file)
+        };
+        source.finish().map_err(Error::Faults)?;
+        Ok(Self {
+            listen,
+            names,
+            data_dir,
+            trust_domain,
+            admin_listen,
+            admin_token_file,
+            log,
+            log_format,
+        })
+    }
+}
+
+fn is_domain(text: &str) -> bool {
+    let label = |label: &str| {
+        matches!(label.len(), 1..=63)
+            && label
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+    };
+    text.len() <= 180 && text.split('.').all(label)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_file_is_good() {
+        let text = include_str!("../../deploy/config/control.toml");
+        Config::read(text, &|_| None).unwrap();
+    }
+
+    #[test]
+    fn all_faults_are_told_at_once() {
+        let text = "[control]\nlisten = \"nowhere\"\nlissten = 1\n[telemetry]\nformat = \"xml\"\n[nonsense]\na = 1";
+        let error = Config::read(text, &|_| None).unwrap_err().to_string();
+        for key in [
+            "control.listen",
+            "control.lissten",
+            "telemetry.format",
+            "nonsense",
+        ] {
+            assert!(error.contains(key), "{key} is missing in: {error}");
+        }
+    }
+
+    #[test]
+    fn the_environment_wins() {
+        let env = |key: &str| (key == "VECTOR_CONTROL_LISTEN").then(|| "[::1]:1".to_owned());
+        let config = Config::read("[control]\nlisten = \"127.0.0.1:2\"", &env).unwrap();
+        assert_eq!(config.listen.to_string(), "[::1]:1");
+    }
+}

@@ -1,0 +1,330 @@
+//! Who is connected, and what each node says of itself. Kept in memory only.
+//!
+//! A node whose stream broke stays usable for [`GRACE`]: a reconnect must not move traffic, and nodes
+//! notice a dead neighbour by their links long before. After control itself started, every known
+//! node counts as there for [`START_GRACE`], so that a restart of control moves nothing either.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use vector_proto::control::v1::{ControlEvent, KeysChanged, Status, control_event};
+
+use crate::telemetry::Metrics;
+
+/// A node stays usable this long after its stream broke.
+pub const GRACE: Duration = Duration::from_secs(3);
+
+/// Every known node counts as there this long after control started.
+pub const START_GRACE: Duration = Duration::from_secs(10);
+
+/// A push waits this long for a stream that does not read; then the stream is closed, and the node
+/// hears everything anew when it is back.
+const PUSH_WAIT: Duration = Duration::from_secs(1);
+
+/// Events that may wait for one stream. Snapshots are not queued: only the newest is sent.
+pub const EVENTS_MAX: usize = 16;
+
+/// What is known of one node.
+#[derive(Clone, Debug, Default)]
+pub struct Presence {
+    /// Its stream is open.
+    pub connected: bool,
+    /// Revision in force on it.
+    pub revision: u64,
+    /// Version of its software.
+    pub version: String,
+    /// When it last said anything.
+    pub last_seen_unix_ms: u64,
+    /// What it said last.
+    pub status: Option<Status>,
+    /// Why it refused the last snapshot; empty when it did not.
+    pub rejection: String,
+}
+
+#[derive(Debug)]
+struct Member {
+    presence: Presence,
+    stream: Option<Stream>,
+    gone_at: Option<Instant>,
+}
+
+#[derive(Clone, Debug)]
+struct Stream {
+    number: u64,
+    ingress: bool,
+    events: mpsc::Sender<ControlEvent>,
+    end: CancellationToken,
+}
+
+/// All nodes. Cheap to share; every lock is held for a few lines and never across a wait.
+#[derive(Debug)]
+pub struct Fleet {
+    members: Mutex<HashMap<String, Member>>,
+    started: Instant,
+    changed: watch::Sender<u64>,
+    metrics: Arc<Metrics>,
+}
+
+/// Which nodes may be used now.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Usable {
+    /// Not only those named here, but every known node: control has just started.
+    pub all: bool,
+    /// Ids of nodes that are connected or were until a moment ago.
+    pub ids: BTreeSet<String>,
+    /// Ids of nodes that say they are going down.
+    pub draining: BTreeSet<String>,
+    /// When this may be different without anybody saying so.
+    pub until: Option<Instant>,
+}
+
+/// An open stream of a node. Dropped, the node is gone.
+#[derive(Debug)]
+pub struct Attached {
+    fleet: Arc<Fleet>,
+    id: String,
+    number: u64,
+    end: CancellationToken,
+}
+
+impl Fleet {
+    /// Nobody is there yet.
+    #[must_use]
+    pub fn new(started: Instant, metrics: Arc<Metrics>) -> Self {
+        Self {
+            members: Mutex::default(),
+            started,
+            changed: watch::Sender::new(0),
+            metrics,
+        }
+    }
+
+    /// Told whenever [`Fleet::usable`] may be different.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// A node opened its stream. An older stream of the same node is ended.
+    pub fn attach(
+        self: &Arc<Self>,
+        id: &str,
+        ingress: bool,
+        version: &str,
+        events: mpsc::Sender<ControlEvent>,
+    ) -> Attached {
+        let end = CancellationToken::new();
+        let mut members = self.members.lock();
+        let member = members.entry(id.to_owned()).or_insert_with(|| Member {
+            presence: Presence::default(),
+            stream: None,
+            gone_at: None,
+        });
+        let number = member.stream.as_ref().map_or(0, |stream| stream.number) + 1;
+        if let Some(older) = member.stream.take() {
+            older.end.cancel();
+        } else {
+            self.metrics.nodes_connected.inc();
+        }
+        member.stream = Some(Stream {
+            number,
+            ingress,
+            events,
+            end: end.clone(),
+        });
+        member.gone_at = None;
+        member.presence.connected = true;
+        version.clone_into(&mut member.presence.version);
+        // What it said before its restart is not so any more.
+        member.presence.status = None;
+        drop(members);
+        self.tell();
+        Attached {
+            fleet: Arc::clone(self),
+            id: id.to_owned(),
+            number,
+            end,
+        }
+    }
+
+    /// Which nodes may be used at `now`.
+    #[must_use]
+    pub fn usable(&self, now: Instant) -> Usable {
+        let mut usable = Usable::default();
+        let started = self.started + START_GRACE;
+        if now < started {
+            usable.all = true;
+            usable.until = Some(started);
+        }
+        for (id, member) in self.members.lock().iter() {
+            let status = member.presence.status.as_ref();
+            if status.is_some_and(|status| status.draining) {
+                usable.draining.insert(id.clone());
+            }
+            let until = member.gone_at.map(|gone| gone + GRACE);
+            if member.stream.is_none() && until.is_none_or(|until| until <= now) {
+                continue;
+            }
+            usable.ids.insert(id.clone());
+            if let Some(until) = until {
+                usable.until = Some(usable.until.map_or(until, |other| other.min(until)));
+            }
+        }
+        usable
+    }
+
+    /// What is known of a node.
+    #[must_use]
+    pub fn presence(&self, id: &str) -> Presence {
+        let members = self.members.lock();
+        members
+            .get(id)
+            .map(|member| member.presence.clone())
+            .unwrap_or_default()
+    }
+
+    /// Ends a node's stream, if it has one.
+    pub fn dismiss(&self, id: &str) {
+        if let Some(stream) = self
+            .members
+            .lock()
+            .get(id)
+            .and_then(|member| member.stream.as_ref())
+        {
+            stream.end.cancel();
+        }
+    }
+
+    /// Tells one node something. Returns once its stream has it; false when it has no stream.
+    pub async fn push(&self, id: &str, event: ControlEvent) -> bool {
+        let stream = self
+            .members
+            .lock()
+            .get(id)
+            .and_then(|member| member.stream.clone());
+        match stream {
+            Some(stream) => stream.push(event).await,
+            None => false,
+        }
+    }
+
+    /// Tells every connected ingress to forget keys. Returns once every stream has it; one that
+    /// does not take it is closed.
+    pub async fn push_keys(&self, keys: KeysChanged) {
+        let streams: Vec<Stream> = self
+            .members
+            .lock()
+            .values()
+            .filter_map(|member| member.stream.clone())
+            .filter(|stream| stream.ingress)
+            .collect();
+        let pushes = streams.iter().map(|stream| {
+            stream.push(ControlEvent {
+                event: Some(control_event::Event::KeysChanged(keys.clone())),
+            })
+        });
+        futures_util::future::join_all(pushes).await;
+    }
+
+    fn tell(&self) {
+        self.changed.send_modify(|count| *count += 1);
+    }
+}
+
+impl Stream {
+    async fn push(&self, event: ControlEvent) -> bool {
+        let sent = tokio::time::timeout(PUSH_WAIT, self.events.send(event)).await;
+        let sent = matches!(sent, Ok(Ok(())));
+        if !sent {
+            self.end.cancel();
+        }
+        sent
+    }
+}
+
+impl Attached {
+    /// Cancelled when the stream must end: a newer one is there, or the node was removed.
+    #[must_use]
+    pub fn end(&self) -> &CancellationToken {
+        &self.end
+    }
+
+    /// The node has put this revision in force.
+    pub fn applied(&self, revision: u64, now_unix_ms: u64) {
+        self.note(now_unix_ms, |presence| {
+            presence.revision = revision;
+            presence.rejection.clear();
+            false
+        });
+    }
+
+    /// The node refused a snapshot and keeps an older one.
+    pub fn rejected(&self, kept: u64, reason: String, now_unix_ms: u64) {
+        self.fleet.metrics.snapshots_rejected.inc();
+        self.note(now_unix_ms, |presence| {
+            presence.revision = kept;
+            presence.rejection = reason;
+            false
+        });
+    }
+
+    /// The node says how it is.
+    pub fn status(&self, status: Status, now_unix_ms: u64) {
+        self.note(now_unix_ms, |presence| {
+            let draining =
+                |status: &Option<Status>| status.as_ref().is_some_and(|status| status.draining);
+            let before = draining(&presence.status);
+            presence.status = Some(status);
+            before != draining(&presence.status)
+        });
+    }
+
+    fn note(&self, now_unix_ms: u64, change: impl FnOnce(&mut Presence) -> bool) {
+        let mut members = self.fleet.members.lock();
+        let Some(member) = members.get_mut(&self.id) else {
+            return;
+        };
+        if member
+            .stream
+            .as_ref()
+            .is_none_or(|stream| stream.number != self.number)
+        {
+            return;
+        }
+        member.presence.last_seen_unix_ms = now_unix_ms;
+        let tell = change(&mut member.presence);
+        drop(members);
+        if tell {
+            self.fleet.tell();
+        }
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.end.cancel();
+        let mut members = self.fleet.members.lock();
+        let Some(member) = members.get_mut(&self.id) else {
+            return;
+        };
+        if member
+            .stream
+            .as_ref()
+            .is_none_or(|stream| stream.number != self.number)
+        {
+            return;
+        }
+        member.stream = None;
+        member.gone_at = Some(Instant::now());
+        member.presence.connected = false;
+        drop(members);
+        self.fleet.metrics.nodes_connected.dec();
+        self.fleet.tell();
+    }
+}

@@ -1,0 +1,11 @@
+//! The authority of the network: who a certificate says somebody is, and who may have one.
+//!
+//! One root, made at the first start. Nodes get leaves of 24 hours that name them in exactly one URI,
+//! `spiffe://TRUST_DOMAIN/node/ROLES/ID`; what a signing request says about names is ignored. Control's
+//! own leaf carries [`CONTROL_NAME`], which no node can get, so that a node cannot pose as control.
+
+mod authority;
+pub use authority::{Authority, CONTROL_NAME, Error};
+
+mod peer;
+pub use peer::{Peer, Role};

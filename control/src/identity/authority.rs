@@ -1,0 +1,260 @@
+//! Makes and keeps the root, and signs leaves with it.
+//!
+//! The root's key lies in `ca/root.key` with mode 0600 and is never sent anywhere. Leaves begin five
+//! minutes in the past, so that a node whose clock is slow can use one at once.
+
+use std::{fs, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
+    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
+    SanType, SerialNumber,
+};
+use ring::digest::{SHA256, digest};
+use rustls::{
+    crypto::ring::sign::any_supported_type,
+    pki_types::{
+        CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
+        pem::PemObject as _,
+    },
+    sign::CertifiedKey,
+};
+use x509_parser::prelude::FromDer as _;
+
+use super::peer::Peer;
+use crate::vault;
+
+/// The name in control's own certificate that operators and nodes check, whatever address they dial.
+pub const CONTROL_NAME: &str = "vector-control";
+
+const DAY: Duration = Duration::from_secs(24 * 3_600);
+
+/// Life of the root: 10 years.
+const ROOT_LIFE: Duration = Duration::from_secs(3_653 * 24 * 3_600);
+
+/// Life of a node's certificate.
+const NODE_LIFE: Duration = DAY;
+
+/// Life of control's own certificate; a new one is made every day.
+const CONTROL_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
+
+/// Certificates begin this long ago.
+const BACKDATE: Duration = Duration::from_secs(300);
+
+/// Why there is no certificate.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The CA's files.
+    #[error("CA: {0}")]
+    File(#[from] io::Error),
+    /// The CA's files hold something else.
+    #[error("CA: {0}")]
+    Stored(String),
+    /// The signing request is not one, or its signature is wrong.
+    #[error("not a good signing request: {0}")]
+    Request(String),
+    /// Making the certificate failed.
+    #[error("certificate: {0}")]
+    Sign(#[from] rcgen::Error),
+    /// No randomness for a serial number.
+    #[error(transparent)]
+    Random(#[from] vault::Error),
+}
+
+/// Holds the root.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root: CertificateDer<'static>,
+    pin: String,
+    trust_domain: String,
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Authority")
+            .field("trust_domain", &self.trust_domain)
+            .field("pin", &self.pin)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Authority {
+    /// Reads the root from `folder`; makes one when there is none.
+    ///
+    /// # Errors
+    /// When the files cannot be read or made, or do not belong together.
+    pub fn open(folder: &Path, trust_domain: &str, now: Duration) -> Result<Self, Error> {
+        fs::create_dir_all(folder)?;
+        let (key_path, root_path) = (folder.join("root.key"), folder.join("root.pem"));
+        if !root_path.exists() {
+            let key = KeyPair::generate()?;
+            let root = root_params(trust_domain, now)?.self_signed(&key)?;
+            // The certificate is what says that the root is there: it is written last.
+            if key_path.exists() {
+                fs::remove_file(&key_path)?;
+            }
+            vault::write_private(&key_path, key.serialize_pem().as_bytes())?;
+            fs::write(&root_path, root.pem())?;
+        }
+        let key = KeyPair::from_pem(&fs::read_to_string(&key_path)?)
+            .map_err(|error| Error::Stored(format!("root.key: {error}")))?;
+        let root = CertificateDer::from_pem_file(&root_path)
+            .map_err(|error| Error::Stored(format!("root.pem: {error}")))?;
+        let pin = pin_of(&root).ok_or_else(|| Error::Stored("root.pem: no certificate".into()))?;
+        let issuer = Issuer::from_ca_cert_der(&root, key)
+            .map_err(|error| Error::Stored(format!("root.pem: {error}")))?;
+        Ok(Self {
+            issuer,
+            root,
+            pin,
+            trust_domain: trust_domain.to_owned(),
+        })
+    }
+
+    /// The root, for those who verify.
+    #[must_use]
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// Lower hex SHA-256 of the root's public key.
+    #[must_use]
+    pub fn pin(&self) -> &str {
+        &self.pin
+    }
+
+    /// What every name of this network ends in.
+    #[must_use]
+    pub fn trust_domain(&self) -> &str {
+        &self.trust_domain
+    }
+
+    /// Whether this is a signing request, so that nothing is used up for one that is not.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when it is not.
+    pub fn check_request(&self, csr: &[u8]) -> Result<(), Error> {
+        request(csr).map(drop)
+    }
+
+    /// A leaf for a node, for the public key of its signing request.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the request is not one.
+    pub fn node_leaf(
+        &self,
+        csr: &[u8],
+        peer: &Peer,
+        now: Duration,
+    ) -> Result<CertificateDer<'static>, Error> {
+        let request = request(csr)?;
+        let roles: Vec<&str> = peer.roles.iter().map(|role| role.as_str()).collect();
+        let uri = format!(
+            "spiffe://{}/node/{}/{}",
+            self.trust_domain,
+            roles.join("+"),
+            peer.id
+        );
+        let dns = format!("{}.node.{}", peer.id, self.trust_domain);
+        let mut params = leaf_params(peer.id.as_str(), NODE_LIFE, now)?;
+        params.subject_alt_names = vec![
+            SanType::URI(uri.try_into()?),
+            SanType::DnsName(dns.try_into()?),
+        ];
+        self.sign(&params, &request.public_key)
+    }
+
+    /// Control's own certificate and key, under `names` and [`CONTROL_NAME`].
+    ///
+    /// # Errors
+    /// When a name is neither a host's name nor an address.
+    pub fn control_leaf(
+        &self,
+        names: &[String],
+        now: Duration,
+    ) -> Result<Arc<CertifiedKey>, Error> {
+        let key = KeyPair::generate()?;
+        let mut params = leaf_params(CONTROL_NAME, CONTROL_LIFE, now)?;
+        params.subject_alt_names = vec![
+            SanType::URI(format!("spiffe://{}/control", self.trust_domain).try_into()?),
+            SanType::DnsName(CONTROL_NAME.try_into()?),
+        ];
+        for name in names {
+            params.subject_alt_names.push(match name.parse::<IpAddr>() {
+                Ok(address) => SanType::IpAddress(address),
+                Err(_) => SanType::DnsName(name.as_str().try_into()?),
+            });
+        }
+        let leaf = self.sign(&params, &key)?;
+        let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let signer = any_supported_type(&der).map_err(|error| Error::Stored(error.to_string()))?;
+        Ok(Arc::new(CertifiedKey::new(
+            vec![leaf, self.root.clone()],
+            signer,
+        )))
+    }
+
+    fn sign(
+        &self,
+        params: &CertificateParams,
+        key: &impl PublicKeyData,
+    ) -> Result<CertificateDer<'static>, Error> {
+        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    }
+}
+
+fn request(csr: &[u8]) -> Result<CertificateSigningRequestParams, Error> {
+    CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
+        .map_err(|error| Error::Request(error.to_string()))
+}
+
+/// Lower hex SHA-256 of a certificate's public key, or `None` when it is no certificate.
+fn pin_of(certificate: &[u8]) -> Option<String> {
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
+    Some(vault::hex(
+        digest(&SHA256, parsed.public_key().raw).as_ref(),
+    ))
+}
+
+fn root_params(trust_domain: &str, now: Duration) -> Result<CertificateParams, Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named(&format!("Vector Engine root of {trust_domain}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.serial_number = Some(serial()?);
+    date(&mut params, ROOT_LIFE, now);
+    Ok(params)
+}
+
+fn leaf_params(name: &str, life: Duration, now: Duration) -> Result<CertificateParams, Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named(name);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(serial()?);
+    date(&mut params, life, now);
+    Ok(params)
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut names = DistinguishedName::new();
+    names.push(DnType::CommonName, name);
+    names
+}
+
+fn serial() -> Result<SerialNumber, Error> {
+    let mut bytes = vault::random::<16>()?;
+    // Positive and never short, as X.509 wants it.
+    bytes[0] = (bytes[0] & 0x7F) | 0x40;
+    Ok(SerialNumber::from_slice(&bytes))
+}
+
+fn date(params: &mut CertificateParams, life: Duration, now: Duration) {
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    params.not_before = epoch + now.saturating_sub(BACKDATE);
+    params.not_after = epoch + now + life;
+}

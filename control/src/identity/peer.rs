@@ -1,0 +1,127 @@
+//! Reads who a client certificate names.
+//!
+//! The chain was verified by rustls before; here only the names are read, and strictly: one URI, of
+//! this trust domain, with known roles and a well-formed id.
+
+use std::{fmt, str::FromStr};
+
+use vector_proto::id::NodeId;
+use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+
+/// What a node may do.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub enum Role {
+    /// Takes clients.
+    Ingress,
+    /// Passes exchanges on.
+    Relay,
+    /// Calls providers.
+    Egress,
+}
+
+impl Role {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Relay => "relay",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Role {
+    type Err = UnknownRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownRole> {
+        match text {
+            "ingress" => Ok(Self::Ingress),
+            "relay" => Ok(Self::Relay),
+            "egress" => Ok(Self::Egress),
+            _ => Err(UnknownRole),
+        }
+    }
+}
+
+/// Not a role.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a role is `ingress`, `relay` or `egress`")]
+pub struct UnknownRole;
+
+/// A node, as its certificate names it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Peer {
+    /// Its name.
+    pub id: NodeId,
+    /// What it may do; sorted.
+    pub roles: Vec<Role>,
+}
+
+impl Peer {
+    /// Reads a leaf that rustls has verified. `None` when it names no node of this network.
+    #[must_use]
+    pub fn of_leaf(der: &[u8], trust_domain: &str) -> Option<Self> {
+        let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
+        let names = certificate.subject_alternative_name().ok()??;
+        let mut uris = names
+            .value
+            .general_names
+            .iter()
+            .filter_map(|name| match name {
+                GeneralName::URI(uri) => Some(*uri),
+                _ => None,
+            });
+        let uri = uris.next()?;
+        if uris.next().is_some() {
+            return None;
+        }
+        Self::of_uri(uri, trust_domain)
+    }
+
+    fn of_uri(uri: &str, trust_domain: &str) -> Option<Self> {
+        let rest = uri
+            .strip_prefix("spiffe://")?
+            .strip_prefix(trust_domain)?
+            .strip_prefix("/node/")?;
+        let (roles, id) = rest.split_once('/')?;
+        let roles: Vec<Role> = roles
+            .split('+')
+            .map(Role::from_str)
+            .collect::<Result<_, _>>()
+            .ok()?;
+        Some(Self {
+            id: id.parse().ok()?,
+            roles,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_name_of_this_network_is_read() {
+        let peer = Peer::of_uri("spiffe://td/node/ingress+egress/n-1", "td").unwrap();
+        assert_eq!(peer.id.as_str(), "n-1");
+        assert_eq!(peer.roles, [Role::Ingress, Role::Egress]);
+        for bad in [
+            "spiffe://other/node/ingress/n",
+            "spiffe://td.evil/node/ingress/n",
+            "spiffe://td/node/king/n",
+            "spiffe://td/node/ingress/",
+            "spiffe://td/node/ingress/a/b",
+            "spiffe://td/control",
+            "https://td/node/ingress/n",
+        ] {
+            assert_eq!(Peer::of_uri(bad, "td"), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! What the operators want and who belongs to the network, on the store.
+//!
+//! Specs are kept as protobuf under plain keys:
+//! ```text
+//! /cfg/providers/NAME  /cfg/credentials/NAME  /cfg/models/NAME  /cfg/default_routes/OPERATION  /cfg/accounts/NAME
+//! /cfg-generation      counts changes of /cfg; every change compares it, so that two operators never mix
+//! /keys/ID             an API key: its MAC, never its text
+//! /nodes/ID            who may have a certificate          /seen/nodes/ID   what the node said of itself last
+//! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper; hashed: operator's token
+//! ```
+//! A change is checked against all that would then be there; all faults are told, each with its field.
+
+use std::sync::Arc;
+
+use crate::{
+    coordinate::{self, Store},
+    vault::{self, Vault},
+};
+
+mod catalog;
+pub use catalog::{Catalog, StoredCredential};
+
+mod check;
+
+mod change;
+
+mod edit;
+pub use edit::{Draft, Outcome};
+
+mod key;
+pub use key::{Admission, ChangedKeys, StoredKey};
+
+mod node;
+pub use node::{Enrolment, Invite, NodeSpec, Seen};
+
+mod operator;
+
+/// One thing that is wrong with what was asked for.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Fault {
+    /// The field, such as `models[gpt-4o].upstreams[0].provider`.
+    pub field: String,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.field, self.why)
+    }
+}
+
+/// Why the registry did not do as asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Every fault of the request.
+    #[error("{}", lines(.0))]
+    Invalid(Vec<Fault>),
+    /// There is no such thing.
+    #[error("no {kind} named `{name}`")]
+    Unknown {
+        /// What was looked for.
+        kind: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// Something else stands in the way.
+    #[error("{0}")]
+    Refused(String),
+    /// The invite is unknown, used, over, or for another node.
+    #[error("{0}")]
+    BadInvite(&'static str),
+    /// Somebody else changed the same.
+    #[error("{0}")]
+    Conflict(String),
+    /// What is stored cannot be read.
+    #[error("stored `{0}` cannot be read")]
+    Damaged(String),
+    /// The store failed.
+    #[error(transparent)]
+    Store(coordinate::Error),
+    /// Sealing failed.
+    #[error(transparent)]
+    Vault(#[from] vault::Error),
+}
+
+impl From<coordinate::Error> for Error {
+    fn from(error: coordinate::Error) -> Self {
+        match error {
+            coordinate::Error::Conflict(key) => Self::Conflict(format!(
+                "`{key}` was changed by somebody else: look again and repeat"
+            )),
+            error => Self::Store(error),
+        }
+    }
+}
+
+fn lines(faults: &[Fault]) -> String {
+    let lines: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// Reads and changes what is registered.
+pub struct Registry {
+    store: Arc<dyn Store>,
+    vault: Vault,
+    pepper: key::Pepper,
+    operator: parking_lot::RwLock<operator::Operator>,
+}
+
+impl std::fmt::Debug for Registry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Registry(..)")
+    }
+}
+
+impl Registry {
+    /// Takes up what is stored; makes the pepper at the first start.
+    ///
+    /// # Errors
+    /// When the store fails or the pepper cannot be opened with this master key.
+    pub async fn open(store: Arc<dyn Store>, vault: Vault) -> Result<Self, Error> {
+        let pepper = key::Pepper::open(store.as_ref(), &vault).await?;
+        Ok(Self {
+            store,
+            vault,
+            pepper,
+            operator: parking_lot::RwLock::default(),
+        })
+    }
+
+    /// The store below, for those who watch it.
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+}

@@ -1,0 +1,182 @@
+//! Tells two catalogs apart: what to write, and what to show. Pure.
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+use vector_proto::control::v1::{
+    AccountSpec, Change, DefaultRouteSpec, ModelSpec, ProviderSpec, Upstream,
+};
+
+use super::catalog::{Catalog, Kind, StoredCredential};
+use crate::coordinate::Write;
+
+/// A spec as lines of field and value, as people read it. Never holds a secret.
+type Lines = Vec<(&'static str, String)>;
+
+trait Described: Message + PartialEq {
+    fn lines(&self) -> Lines;
+}
+
+impl Described for ProviderSpec {
+    fn lines(&self) -> Lines {
+        let limits = self.limits.unwrap_or_default();
+        vec![
+            ("kind", self.kind.clone()),
+            ("base_url", self.base_url.clone()),
+            ("egress", self.egress.join(" ")),
+            ("unknown_objects", self.unknown_objects.to_string()),
+            ("limits.connect_ms", limits.connect_ms.to_string()),
+            ("limits.first_byte_ms", limits.first_byte_ms.to_string()),
+            ("limits.idle_ms", limits.idle_ms.to_string()),
+            ("limits.connections_max", limits.connections_max.to_string()),
+        ]
+    }
+}
+
+impl Described for StoredCredential {
+    fn lines(&self) -> Lines {
+        let spec = &self.spec;
+        let headers: Vec<String> = spec
+            .headers
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect();
+        vec![
+            ("provider", spec.provider.clone()),
+            ("disabled", spec.disabled.to_string()),
+            ("requests_per_minute", spec.requests_per_minute.to_string()),
+            ("tokens_per_minute", spec.tokens_per_minute.to_string()),
+            ("concurrency", spec.concurrency.to_string()),
+            ("weight", spec.weight.to_string()),
+            ("headers", headers.join(" ")),
+        ]
+    }
+}
+
+impl Described for ModelSpec {
+    fn lines(&self) -> Lines {
+        vec![
+            ("owned_by", self.owned_by.clone()),
+            ("upstreams", upstreams(&self.upstreams)),
+        ]
+    }
+}
+
+impl Described for DefaultRouteSpec {
+    fn lines(&self) -> Lines {
+        vec![("upstreams", upstreams(&self.upstreams))]
+    }
+}
+
+impl Described for AccountSpec {
+    fn lines(&self) -> Lines {
+        vec![
+            ("title", self.title.clone()),
+            ("time_zone", self.time_zone.clone()),
+            ("disabled", self.disabled.to_string()),
+        ]
+    }
+}
+
+fn upstreams(upstreams: &[Upstream]) -> String {
+    let texts: Vec<String> = upstreams
+        .iter()
+        .map(|up| {
+            let model = if up.model.is_empty() { "=" } else { &up.model };
+            format!(
+                "{}/{model} (priority {}, weight {})",
+                up.provider, up.priority, up.weight
+            )
+        })
+        .collect();
+    texts.join(", ")
+}
+
+/// What leads from one catalog to another.
+#[derive(Debug, Default)]
+pub(super) struct Difference {
+    pub(super) changes: Vec<Change>,
+    pub(super) writes: Vec<Write>,
+}
+
+impl Difference {
+    /// From `old` to `new`.
+    pub(super) fn between(old: &Catalog, new: &Catalog) -> Self {
+        let mut difference = Self::default();
+        difference.compare(Kind::Provider, &old.providers, &new.providers);
+        difference.compare(Kind::Credential, &old.credentials, &new.credentials);
+        difference.compare(Kind::Model, &old.models, &new.models);
+        difference.compare(Kind::DefaultRoute, &old.default_routes, &new.default_routes);
+        difference.compare(Kind::Account, &old.accounts, &new.accounts);
+        for change in &mut difference.changes {
+            if change.kind == Kind::Credential.as_str() && change.action == "update" {
+                let sealed = |catalog: &Catalog| {
+                    let stored = catalog.credentials.get(&change.name);
+                    stored.map(|stored| stored.sealed.clone())
+                };
+                if sealed(old) != sealed(new) {
+                    change.details.push("secret: changed".to_owned());
+                }
+            }
+        }
+        difference
+    }
+
+    fn compare<S: Described>(
+        &mut self,
+        kind: Kind,
+        old: &BTreeMap<String, S>,
+        new: &BTreeMap<String, S>,
+    ) {
+        for (name, spec) in new {
+            let details = match old.get(name) {
+                Some(before) if before == spec => continue,
+                Some(before) => updated(&before.lines(), &spec.lines()),
+                None => created(&spec.lines()),
+            };
+            let action = if old.contains_key(name) {
+                "update"
+            } else {
+                "create"
+            };
+            self.note(action, kind, name, details);
+            self.writes.push(Write::Put {
+                key: kind.key(name),
+                value: spec.encode_to_vec().into(),
+                session: None,
+            });
+        }
+        for name in old.keys().filter(|name| !new.contains_key(*name)) {
+            self.note("remove", kind, name, Vec::new());
+            self.writes.push(Write::Delete {
+                key: kind.key(name),
+            });
+        }
+    }
+
+    fn note(&mut self, action: &str, kind: Kind, name: &str, details: Vec<String>) {
+        self.changes.push(Change {
+            action: action.to_owned(),
+            kind: kind.as_str().to_owned(),
+            name: name.to_owned(),
+            details,
+        });
+    }
+}
+
+fn created(lines: &Lines) -> Vec<String> {
+    let told = |value: &String| !matches!(value.as_str(), "" | "0" | "false");
+    lines
+        .iter()
+        .filter(|(_, value)| told(value))
+        .map(|(field, value)| format!("{field}: {value}"))
+        .collect()
+}
+
+fn updated(old: &Lines, new: &Lines) -> Vec<String> {
+    old.iter()
+        .zip(new)
+        .filter(|(before, after)| before != after)
+        .map(|((field, before), (_, after))| format!("{field}: {before} -> {after}"))
+        .collect()
+}

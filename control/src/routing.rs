@@ -1,0 +1,10 @@
+//! Makes one snapshot of what is wanted (registry) and what is there (health), and keeps it current.
+
+mod compile;
+pub use compile::{Inputs, compile, seal};
+
+mod explain;
+pub use explain::explain;
+
+mod publish;
+pub use publish::{Published, Publisher};

@@ -1,0 +1,392 @@
+//! From what is wanted and what is there to what nodes route by. Pure: the same inputs give the same bytes.
+//!
+//! Everything is sorted by name. An egress that has been gone for a while is left out of the rows that
+//! say what may be used, unless nobody else is left: control's view must never be the only reason why a
+//! request fails, and nodes see dead neighbours themselves.
+
+use std::collections::BTreeSet;
+
+use prost::Message as _;
+use ring::digest::{SHA256, digest};
+use vector_proto::control::v1::{
+    DefaultRoute, Model, NodeRecord, Path, Provider, ProviderSpec, Snapshot, Upstream,
+};
+
+use crate::{
+    health::Usable,
+    registry::{Catalog, NodeSpec, Seen},
+};
+
+/// What a link inside a region costs, until links are measured: one millisecond.
+const NEAR_US: u64 = 1_000;
+
+/// What a link between regions costs, until links are measured.
+const FAR_US: u64 = 80_000;
+
+/// What a relay adds to the links on both its sides.
+const RELAY_US: u64 = 5_000;
+
+/// All that a snapshot follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// What is wanted.
+    pub catalog: &'a Catalog,
+    /// Who belongs to the network, by id, with what each said of itself.
+    pub nodes: &'a [(NodeSpec, Option<Seen>)],
+    /// Who is there.
+    pub usable: &'a Usable,
+}
+
+impl Inputs<'_> {
+    fn is_usable(&self, id: &str) -> bool {
+        self.usable.all || self.usable.ids.contains(id)
+    }
+
+    /// Nodes of a role that have ever said where they are.
+    fn known(&self, role: &str) -> impl Iterator<Item = &NodeSpec> {
+        self.nodes
+            .iter()
+            .filter(move |(spec, seen)| seen.is_some() && spec.roles.iter().any(|has| has == role))
+            .map(|(spec, _)| spec)
+    }
+}
+
+/// The snapshot, without revision and digest.
+#[must_use]
+pub fn compile(inputs: Inputs<'_>) -> Snapshot {
+    let providers: Vec<Provider> = inputs
+        .catalog
+        .providers
+        .values()
+        .map(|spec| provider(inputs, spec))
+        .collect();
+    let models = inputs.catalog.models.values().map(|spec| Model {
+        name: spec.name.clone(),
+        upstreams: upstreams(&spec.upstreams),
+        owned_by: spec.owned_by.clone(),
+        created_unix_s: spec.created_unix_s,
+    });
+    let default_routes = inputs
+        .catalog
+        .default_routes
+        .values()
+        .map(|spec| DefaultRoute {
+            operation: spec.operation.clone(),
+            upstreams: upstreams(&spec.upstreams),
+        });
+    Snapshot {
+        revision: 0,
+        nodes: nodes(inputs),
+        paths: paths(inputs, &providers),
+        providers,
+        models: models.collect(),
+        default_routes: default_routes.collect(),
+        digest: bytes::Bytes::new(),
+    }
+}
+
+/// Gives a snapshot its revision and its digest.
+#[must_use]
+pub fn seal(mut snapshot: Snapshot, revision: u64) -> Snapshot {
+    snapshot.revision = revision;
+    snapshot.digest = bytes::Bytes::new();
+    let hash = digest(&SHA256, &snapshot.encode_to_vec());
+    snapshot.digest = bytes::Bytes::copy_from_slice(hash.as_ref());
+    snapshot
+}
+
+fn nodes(inputs: Inputs<'_>) -> Vec<NodeRecord> {
+    inputs
+        .nodes
+        .iter()
+        .filter_map(|(spec, seen)| {
+            let seen = seen.as_ref()?;
+            Some(NodeRecord {
+                id: spec.id.clone(),
+                region: spec.region.clone(),
+                roles: spec.roles.clone(),
+                epoch: seen.epoch,
+                tunnel_addresses: seen.tunnel_addresses.clone(),
+                draining: spec.draining || inputs.usable.draining.contains(&spec.id),
+                client_urls: seen.client_urls.clone(),
+            })
+        })
+        .collect()
+}
+
+fn provider(inputs: Inputs<'_>, spec: &ProviderSpec) -> Provider {
+    let mut credentials = inputs.catalog.credentials.values();
+    let served =
+        credentials.any(|stored| stored.spec.provider == spec.name && !stored.spec.disabled);
+    let allowed: Vec<&NodeSpec> = inputs
+        .known("egress")
+        .filter(|node| served && may_call(spec, node))
+        .collect();
+    let mut egress: Vec<String> = allowed
+        .iter()
+        .filter(|node| inputs.is_usable(&node.id))
+        .map(|node| node.id.clone())
+        .collect();
+    if egress.is_empty() {
+        egress = allowed.iter().map(|node| node.id.clone()).collect();
+    }
+    Provider {
+        name: spec.name.clone(),
+        kind: spec.kind.clone(),
+        base_url: spec.base_url.clone(),
+        egress,
+        limits: spec.limits,
+        unknown_objects: spec.unknown_objects,
+    }
+}
+
+/// Whether the operator lets this node call the provider: by its region, by its id, or everybody.
+pub(super) fn may_call(spec: &ProviderSpec, node: &NodeSpec) -> bool {
+    spec.egress.is_empty()
+        || spec
+            .egress
+            .iter()
+            .any(|name| *name == node.region || *name == node.id)
+}
+
+fn upstreams(upstreams: &[Upstream]) -> Vec<Upstream> {
+    let mut sorted = upstreams.to_vec();
+    sorted.sort_by(|a, b| {
+        (a.priority, &a.provider, &a.model).cmp(&(b.priority, &b.provider, &b.model))
+    });
+    sorted
+}
+
+fn paths(inputs: Inputs<'_>, providers: &[Provider]) -> Vec<Path> {
+    let from: BTreeSet<&str> = inputs
+        .known("ingress")
+        .map(|node| node.region.as_str())
+        .collect();
+    let used: BTreeSet<&str> = providers
+        .iter()
+        .flat_map(|provider| &provider.egress)
+        .map(String::as_str)
+        .collect();
+    let egress: Vec<&NodeSpec> = inputs
+        .known("egress")
+        .filter(|node| used.contains(node.id.as_str()))
+        .collect();
+    let relays: Vec<&NodeSpec> = inputs
+        .known("relay")
+        .filter(|node| inputs.is_usable(&node.id))
+        .collect();
+    let mut paths = Vec::with_capacity(from.len() * egress.len() * (1 + relays.len()));
+    for region in from {
+        for node in &egress {
+            paths.push(Path {
+                from_region: region.to_owned(),
+                egress: node.id.clone(),
+                relay: String::new(),
+                score: link_us(region, &node.region),
+            });
+            for relay in relays.iter().filter(|relay| relay.id != node.id) {
+                paths.push(Path {
+                    from_region: region.to_owned(),
+                    egress: node.id.clone(),
+                    relay: relay.id.clone(),
+                    score: link_us(region, &relay.region)
+                        + link_us(&relay.region, &node.region)
+                        + RELAY_US,
+                });
+            }
+        }
+    }
+    paths.sort_by(|a, b| {
+        (&a.from_region, &a.egress, a.score, &a.relay).cmp(&(
+            &b.from_region,
+            &b.egress,
+            b.score,
+            &b.relay,
+        ))
+    });
+    paths
+}
+
+fn link_us(from: &str, to: &str) -> u64 {
+    if from == to { NEAR_US } else { FAR_US }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use vector_proto::control::v1::{CredentialSpec, DefaultRouteSpec, ModelSpec, Register};
+
+    use super::*;
+    use crate::registry::StoredCredential;
+
+    fn node(id: &str, region: &str, roles: &[&str]) -> (NodeSpec, Option<Seen>) {
+        let spec = NodeSpec {
+            id: id.to_owned(),
+            region: region.to_owned(),
+            roles: roles.iter().map(|&role| role.to_owned()).collect(),
+            draining: false,
+            enrolled_unix_ms: 0,
+        };
+        let seen = Register {
+            epoch: 1,
+            tunnel_addresses: vec![format!("{id}:7440")],
+            ..Register::default()
+        };
+        (spec, Some(seen))
+    }
+
+    fn network() -> (Catalog, Vec<(NodeSpec, Option<Seen>)>) {
+        let up = |provider: &str, priority| Upstream {
+            provider: provider.to_owned(),
+            priority,
+            weight: 1,
+            ..Upstream::default()
+        };
+        let mut catalog = Catalog::default();
+        for (name, egress) in [("openai", vec!["us".to_owned()]), ("backup", vec![])] {
+            let spec = ProviderSpec {
+                name: name.to_owned(),
+                kind: "openai".to_owned(),
+                base_url: "https://example.com".to_owned(),
+                egress,
+                ..ProviderSpec::default()
+            };
+            catalog.providers.insert(name.to_owned(), spec);
+            let stored = StoredCredential {
+                spec: CredentialSpec {
+                    name: name.to_owned(),
+                    provider: name.to_owned(),
+                    ..CredentialSpec::default()
+                },
+                ..StoredCredential::default()
+            };
+            catalog.credentials.insert(name.to_owned(), stored);
+        }
+        let model = ModelSpec {
+            name: "*".to_owned(),
+            upstreams: vec![up("backup", 1), up("openai", 0)],
+            ..ModelSpec::default()
+        };
+        catalog.models.insert("*".to_owned(), model);
+        let route = DefaultRouteSpec {
+            operation: "files.*".to_owned(),
+            upstreams: vec![up("openai", 0)],
+        };
+        catalog.default_routes.insert("files.*".to_owned(), route);
+        let nodes = vec![
+            node("egress-eu", "eu", &["egress"]),
+            node("egress-us", "us", &["egress"]),
+            node("ingress-eu", "eu", &["ingress"]),
+            node("relay-us", "us", &["relay"]),
+        ];
+        (catalog, nodes)
+    }
+
+    fn there(ids: &[&str]) -> Usable {
+        Usable {
+            ids: ids.iter().map(|&id| id.to_owned()).collect(),
+            ..Usable::default()
+        }
+    }
+
+    fn compiled(usable: &Usable) -> Snapshot {
+        let (catalog, nodes) = network();
+        compile(Inputs {
+            catalog: &catalog,
+            nodes: &nodes,
+            usable,
+        })
+    }
+
+    const ALL: &[&str] = &["egress-eu", "egress-us", "ingress-eu", "relay-us"];
+
+    fn told(snapshot: &Snapshot) -> String {
+        let mut text = String::new();
+        for provider in &snapshot.providers {
+            text += &format!("{}: {}\n", provider.name, provider.egress.join(" "));
+        }
+        for path in &snapshot.paths {
+            text += &format!(
+                "{} > {}/{} {}\n",
+                path.from_region, path.relay, path.egress, path.score
+            );
+        }
+        text
+    }
+
+    #[test]
+    fn a_network_compiles_to_its_golden_paths() {
+        let snapshot = compiled(&there(ALL));
+        assert_eq!(
+            told(&snapshot),
+            "backup: egress-eu egress-us\n\
+             openai: egress-us\n\
+             eu > /egress-eu 1000\n\
+             eu > relay-us/egress-eu 165000\n\
+             eu > /egress-us 80000\n\
+             eu > relay-us/egress-us 86000\n"
+        );
+        assert_eq!(
+            snapshot.models[0].upstreams[0].provider, "openai",
+            "lower priority first"
+        );
+        let sealed = seal(snapshot, 7);
+        assert_eq!(sealed.revision, 7);
+        assert_eq!(seal(sealed.clone(), 7), sealed, "the digest is of the rest");
+        assert_ne!(seal(sealed.clone(), 8).digest, sealed.digest);
+    }
+
+    #[test]
+    fn who_is_gone_is_left_out_unless_nobody_else_is_left() {
+        let snapshot = compiled(&there(&["egress-eu", "ingress-eu"]));
+        assert_eq!(
+            told(&snapshot),
+            "backup: egress-eu\n\
+             openai: egress-us\n\
+             eu > /egress-eu 1000\n\
+             eu > /egress-us 80000\n"
+        );
+        assert_eq!(
+            snapshot.nodes.len(),
+            4,
+            "links stay warm to who may come back"
+        );
+    }
+
+    #[test]
+    fn a_draining_node_stays_listed_and_is_marked() {
+        let mut usable = there(ALL);
+        usable.draining.insert("egress-us".to_owned());
+        let snapshot = compiled(&usable);
+        let row = snapshot
+            .nodes
+            .iter()
+            .find(|node| node.id == "egress-us")
+            .unwrap();
+        assert!(row.draining);
+        assert_eq!(snapshot.providers[1].egress, ["egress-us"]);
+    }
+
+    #[test]
+    fn without_a_credential_nobody_may_call() {
+        let (mut catalog, nodes) = network();
+        catalog.credentials.get_mut("openai").unwrap().spec.disabled = true;
+        let usable = there(ALL);
+        let snapshot = compile(Inputs {
+            catalog: &catalog,
+            nodes: &nodes,
+            usable: &usable,
+        });
+        assert!(snapshot.providers[1].egress.is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn the_same_inputs_give_the_same_bytes(gone in proptest::collection::vec(0..4_usize, 0..4)) {
+            let ids: Vec<&str> = ALL.iter().enumerate().filter(|(at, _)| !gone.contains(at)).map(|(_, &id)| id).collect();
+            let usable = there(&ids);
+            let bytes = || seal(compiled(&usable), 3).encode_to_vec();
+            prop_assert_eq!(bytes(), bytes());
+        }
+    }
+}

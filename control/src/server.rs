@@ -1,0 +1,280 @@
+//! Puts the rooms together behind their doors, and takes them down in order.
+//!
+//! [`Server::bind`] opens all that can fail (files, certificates, sockets) before anything is served;
+//! [`Server::serve`] serves until told to drain, ends every stream, and waits for the rest.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vector_proto::control::v1::{admin_server::AdminServer, node_server::NodeServer};
+
+use crate::{
+    api::{self, Rooms},
+    config::Config,
+    coordinate::{self, Embedded},
+    health::Fleet,
+    identity::{self, Authority},
+    ledger::{self, Ledger},
+    registry::{self, Registry},
+    routing::Publisher,
+    telemetry::Metrics,
+    vault::{self, Vault},
+};
+
+mod listen;
+mod probe;
+mod tls;
+
+/// How long calls may still run after the word to drain.
+const DRAIN_WAIT: Duration = Duration::from_secs(10);
+
+/// Keep-alives go this often to a silent peer, and wait this long: a dead node is known in four seconds.
+const KEEPALIVE: Duration = Duration::from_secs(2);
+
+/// Calls one connection may have open.
+const CALLS_MAX: u32 = 256;
+
+/// Largest head of a call.
+const HEAD_BYTES_MAX: u32 = 16 << 10;
+
+/// Control makes itself a new certificate this often.
+const CERTIFICATE_TURN: Duration = Duration::from_secs(12 * 3_600);
+
+/// Why control cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file or folder.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another process works on the same data.
+    #[error("{0}: another vector-control works on this data")]
+    Locked(PathBuf),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] coordinate::Error),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// The master key.
+    #[error(transparent)]
+    Vault(#[from] vault::Error),
+    /// What is registered.
+    #[error(transparent)]
+    Registry(#[from] registry::Error),
+    /// The CA.
+    #[error(transparent)]
+    Identity(#[from] identity::Error),
+    /// TLS.
+    #[error("TLS: {0}")]
+    Tls(String),
+    /// gRPC.
+    #[error("gRPC: {0}")]
+    Grpc(String),
+}
+
+/// Control with its sockets open, not serving yet.
+#[derive(Debug)]
+pub struct Server {
+    rooms: Rooms,
+    tls: tls::Tls,
+    names: Vec<String>,
+    grpc: TcpListener,
+    probes: TcpListener,
+    // Held open: the lock goes with it.
+    _lock: fs::File,
+}
+
+impl Server {
+    /// Opens everything.
+    ///
+    /// # Errors
+    /// The first thing that is not there or not right.
+    pub async fn bind(config: &Config) -> Result<Self, Error> {
+        let data = &config.data_dir;
+        let file = |path: PathBuf| move |source| Error::File { path, source };
+        fs::create_dir_all(data).map_err(file(data.clone()))?;
+        let lock_path = data.join("lock");
+        let lock = fs::File::create(&lock_path).map_err(file(lock_path))?;
+        lock.try_lock().map_err(|_| Error::Locked(data.clone()))?;
+
+        let authority = Authority::open(&data.join("ca"), &config.trust_domain, api::unix_now())?;
+        let authority = Arc::new(authority);
+        let tls = tls::Tls::new(Arc::clone(&authority), &config.names)?;
+        let store = Arc::new(Embedded::open(&data.join("control.sqlite")).await?);
+        let vault = Vault::open(&data.join("master.key"))?;
+        let registry = Arc::new(Registry::open(store, vault).await?);
+        if registry
+            .open_operator(&config.admin_token_file, authority.pin())
+            .await?
+        {
+            tracing::info!(file = %config.admin_token_file.display(), "operator's token made");
+        }
+        let metrics = Arc::new(Metrics::default());
+        let started = Instant::now();
+        let fleet = Arc::new(Fleet::new(started, Arc::clone(&metrics)));
+        let publisher = Publisher::new(
+            Arc::clone(&registry),
+            Arc::clone(&fleet),
+            Arc::clone(&metrics),
+        );
+        let rooms = Rooms {
+            ledger: Arc::new(Ledger::open(&data.join("ledger.sqlite"))?),
+            publisher: Arc::new(publisher),
+            authority,
+            registry,
+            fleet,
+            metrics,
+            started,
+            tasks: TaskTracker::new(),
+            drain: CancellationToken::new(),
+        };
+        Ok(Self {
+            rooms,
+            tls,
+            names: config.names.clone(),
+            grpc: listen_on(config.listen).await?,
+            probes: listen_on(config.admin_listen).await?,
+            _lock: lock,
+        })
+    }
+
+    /// Where gRPC is served: tells the port when 0 was asked for.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.grpc.local_addr()
+    }
+
+    /// Where probes and metrics are served.
+    ///
+    /// # Errors
+    /// When the system does not say.
+    pub fn probe_address(&self) -> std::io::Result<SocketAddr> {
+        self.probes.local_addr()
+    }
+
+    /// The root's pin, as it stands in tokens.
+    #[must_use]
+    pub fn pin(&self) -> String {
+        self.rooms.authority.pin().to_owned()
+    }
+
+    /// Serves until `stop` is cancelled, then drains.
+    ///
+    /// # Errors
+    /// When gRPC cannot be served.
+    pub async fn serve(self, stop: CancellationToken) -> Result<(), Error> {
+        let Self {
+            rooms,
+            tls,
+            names,
+            grpc,
+            probes,
+            _lock,
+        } = self;
+        let (tasks, drain) = (rooms.tasks.clone(), rooms.drain.clone());
+        let publisher = Arc::clone(&rooms.publisher);
+        let publishing = drain.clone();
+        tasks.spawn(async move { publisher.run(publishing).await });
+        tasks.spawn(tls.clone().renew(names, CERTIFICATE_TURN, drain.clone()));
+        let ready = CancellationToken::new();
+        let probing = probe::serve(
+            probes,
+            Arc::clone(&rooms.metrics),
+            ready.clone(),
+            drain.clone(),
+            tasks.clone(),
+        );
+        tasks.spawn(probing);
+
+        // Nobody may hear of an older state than the one on disk.
+        let mut newest = rooms.publisher.subscribe();
+        tokio::select! {
+            _ = newest.wait_for(|published| published.snapshot.revision > 0) => {}
+            () = stop.cancelled() => {}
+        }
+        let listening = listen::Listening::new(
+            tls,
+            Arc::clone(&rooms.metrics),
+            rooms.authority.trust_domain(),
+        );
+        let incoming = listening.run(grpc, &tasks, stop.clone());
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health.set_serving::<NodeServer<()>>().await;
+        health.set_serving::<AdminServer<()>>().await;
+        let serving = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .max_concurrent_streams(CALLS_MAX)
+            .http2_max_header_list_size(HEAD_BYTES_MAX)
+            .add_service(health_service)
+            .add_service(
+                described()
+                    .build_v1()
+                    .map_err(|error| Error::Grpc(error.to_string()))?,
+            )
+            .add_service(
+                described()
+                    .build_v1alpha()
+                    .map_err(|error| Error::Grpc(error.to_string()))?,
+            )
+            .add_service(api::node_service(rooms.clone()))
+            .add_service(api::admin_service(rooms))
+            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        tracing::info!("ready");
+        ready.cancel();
+        tokio::pin!(serving);
+        let served = tokio::select! {
+            served = &mut serving => served,
+            () = stop.cancelled() => {
+                tracing::info!("draining");
+                drain.cancel();
+                tokio::time::timeout(DRAIN_WAIT, serving).await.unwrap_or(Ok(()))
+            }
+        };
+        drain.cancel();
+        tasks.close();
+        if tokio::time::timeout(DRAIN_WAIT, tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(left = tasks.len(), "drain ran out of time");
+        }
+        tracing::info!("stopped");
+        served.map_err(|error| Error::Grpc(error.to_string()))
+    }
+}
+
+async fn listen_on(address: SocketAddr) -> Result<TcpListener, Error> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| Error::Listen { address, source })
+}
+
+/// What reflection tells: `grpcurl` of any age can list and call.
+fn described() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(vector_proto::control::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+}

@@ -1,0 +1,154 @@
+//! Logs and metrics of the control plane. Neither ever holds a secret, a key's text or a token.
+
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+use tracing_subscriber::{
+    EnvFilter, Layer as _, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
+
+use crate::config::LogFormat;
+
+/// Why logging cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The filter is not one.
+    #[error("telemetry.log: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    /// Somebody else logs already.
+    #[error("logging cannot begin: {0}")]
+    Begun(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Begins to log to standard error.
+///
+/// # Errors
+/// When `filter` is not one, or logging has begun already.
+pub fn log(filter: &str, format: LogFormat) -> Result<(), Error> {
+    let filter: EnvFilter = filter.parse()?;
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let lines = match format {
+        LogFormat::Json => lines.json().flatten_event(true).boxed(),
+        LogFormat::Text => lines.boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(filter)
+        .with(lines)
+        .try_init()?;
+    Ok(())
+}
+
+/// What an admission ended in.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct Outcome {
+    /// `granted`, or the refusal's code.
+    pub outcome: String,
+}
+
+/// Everything that is counted.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Connections open now.
+    pub connections: Gauge,
+    /// TLS handshakes that failed.
+    pub handshakes_failed: Counter,
+    /// Nodes with a stream open now.
+    pub nodes_connected: Gauge,
+    /// Revision of the snapshot in force.
+    pub snapshot_revision: Gauge<u64, AtomicU64>,
+    /// Bytes of the snapshot in force.
+    pub snapshot_bytes: Gauge,
+    /// Time to compile and keep a snapshot.
+    pub publish_seconds: Histogram,
+    /// Snapshots that a node refused.
+    pub snapshots_rejected: Counter,
+    /// Keys asked for.
+    pub admissions: Family<Outcome, Counter>,
+    /// Usage records received, repeated ones included.
+    pub usage_records: Counter,
+    /// Nodes enrolled.
+    pub enrolments: Counter,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut all = Self {
+            registry: Registry::default(),
+            connections: Gauge::default(),
+            handshakes_failed: Counter::default(),
+            nodes_connected: Gauge::default(),
+            snapshot_revision: Gauge::default(),
+            snapshot_bytes: Gauge::default(),
+            publish_seconds: Histogram::new([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0]),
+            snapshots_rejected: Counter::default(),
+            admissions: Family::default(),
+            usage_records: Counter::default(),
+            enrolments: Counter::default(),
+        };
+        let mut names = Registry::with_prefix("vector_control");
+        names.register(
+            "connections",
+            "Connections open now",
+            all.connections.clone(),
+        );
+        names.register(
+            "handshakes_failed",
+            "TLS handshakes that failed",
+            all.handshakes_failed.clone(),
+        );
+        names.register(
+            "nodes_connected",
+            "Nodes with a stream open now",
+            all.nodes_connected.clone(),
+        );
+        names.register(
+            "snapshot_revision",
+            "Revision of the snapshot in force",
+            all.snapshot_revision.clone(),
+        );
+        names.register(
+            "snapshot_bytes",
+            "Size of the snapshot in force",
+            all.snapshot_bytes.clone(),
+        );
+        names.register(
+            "publish_seconds",
+            "Time to compile and keep a snapshot",
+            all.publish_seconds.clone(),
+        );
+        names.register(
+            "snapshots_rejected",
+            "Snapshots that a node refused",
+            all.snapshots_rejected.clone(),
+        );
+        names.register(
+            "admissions",
+            "Keys asked for, by outcome",
+            all.admissions.clone(),
+        );
+        names.register(
+            "usage_records",
+            "Usage records received, repeated ones included",
+            all.usage_records.clone(),
+        );
+        names.register("enrolments", "Nodes enrolled", all.enrolments.clone());
+        all.registry = names;
+        all
+    }
+}
+
+impl Metrics {
+    /// The text that Prometheus reads.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a `String` cannot fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

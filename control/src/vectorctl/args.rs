@@ -1,0 +1,312 @@
+//! What can be typed. Every flag that is also a setting can come from the environment.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Steers a Vector Engine network.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 refused by control, 2 wrong usage or file, 3 control cannot be reached, 4 the token is not good."
+)]
+pub(crate) struct Arguments {
+    /// Where control listens.
+    #[arg(
+        long,
+        global = true,
+        env = "VECTOR_CONTROL",
+        default_value = "https://127.0.0.1:7000",
+        value_name = "URL"
+    )]
+    pub(crate) control: String,
+    /// The operator's token: vadm_SECRET.PIN. Better given by the environment than typed.
+    #[arg(
+        long,
+        global = true,
+        env = "VECTOR_ADMIN_TOKEN",
+        hide_env_values = true,
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub(crate) token: String,
+    /// Print JSON with stable field names instead of tables.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// The network at a glance.
+    Status,
+    /// Invite, list, drain and remove nodes.
+    #[command(subcommand)]
+    Node(Node),
+    /// Upstream APIs.
+    #[command(subcommand)]
+    Provider(Provider),
+    /// Keys for providers. A secret is never shown again.
+    #[command(subcommand)]
+    Credential(Credential),
+    /// Public model names, and who serves them.
+    #[command(subcommand)]
+    Model(Model),
+    /// Where calls go that name no model.
+    #[command(subcommand)]
+    DefaultRoute(DefaultRoute),
+    /// Who pays.
+    #[command(subcommand)]
+    Account(Account),
+    /// API keys of accounts.
+    #[command(subcommand)]
+    Key(Key),
+    /// Bring the configuration to what a file says, and show what changed.
+    Apply(Apply),
+    /// Show what `apply` would change.
+    Diff(Diff),
+    /// Where a request for a model would go now, and why.
+    Explain(Explain),
+    /// What exchanges consumed.
+    Usage(Usage),
+    /// A completion script for a shell, such as: source <(vectorctl completion bash)
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Node {
+    /// A one-time token with which a node joins.
+    Invite {
+        /// ingress, relay, egress; several by commas.
+        #[arg(long, required = true, value_delimiter = ',')]
+        role: Vec<String>,
+        /// Where it stands, such as us-west.
+        #[arg(long)]
+        region: String,
+        /// Its name. Without it, the node says its own.
+        #[arg(long, default_value = "")]
+        node: String,
+        /// Minutes until the invite is over.
+        #[arg(long, default_value_t = 15)]
+        minutes: u64,
+    },
+    /// All nodes.
+    List,
+    /// Give a node no new work.
+    Drain { node: String },
+    /// Give a node new work again.
+    Undrain { node: String },
+    /// Take a node out of the network for good.
+    Remove { node: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Provider {
+    /// Create or replace a provider.
+    Put {
+        name: String,
+        /// openai, anthropic, gemini, midjourney or suno.
+        #[arg(long, default_value = "openai")]
+        kind: String,
+        /// Such as https://api.openai.com/v1
+        #[arg(long)]
+        base_url: String,
+        /// Regions or nodes that may call it; all when none is given.
+        #[arg(long, value_delimiter = ',')]
+        egress: Vec<String>,
+        /// Pass on calls that name an object this network did not see being made.
+        #[arg(long)]
+        unknown_objects: bool,
+        #[arg(long, default_value_t = 0)]
+        connect_ms: u64,
+        #[arg(long, default_value_t = 0)]
+        first_byte_ms: u64,
+        #[arg(long, default_value_t = 0)]
+        idle_ms: u64,
+        #[arg(long, default_value_t = 0)]
+        connections_max: u32,
+    },
+    /// All providers.
+    List,
+    /// Remove a provider that nothing uses.
+    Remove { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Credential {
+    /// Create or replace a credential. The secret is read from --secret-file, or from standard input with `-`;
+    /// without it, an existing credential keeps its own.
+    Put {
+        name: String,
+        #[arg(long)]
+        provider: String,
+        /// File with the secret; `-` for standard input.
+        #[arg(long, value_name = "FILE")]
+        secret_file: Option<PathBuf>,
+        /// The secret itself. Others on this machine can see it: prefer --secret-file.
+        #[arg(long, conflicts_with = "secret_file", hide = true)]
+        secret: Option<String>,
+        #[arg(long, default_value_t = 0)]
+        requests_per_minute: u32,
+        #[arg(long, default_value_t = 0)]
+        tokens_per_minute: u64,
+        #[arg(long, default_value_t = 0)]
+        concurrency: u32,
+        #[arg(long, default_value_t = 1)]
+        weight: u32,
+        #[arg(long)]
+        disabled: bool,
+        /// Extra header, NAME=VALUE, such as OpenAI-Organization=org-1.
+        #[arg(long, value_name = "NAME=VALUE")]
+        header: Vec<String>,
+    },
+    /// All credentials, without their secrets.
+    List,
+    /// Remove a credential.
+    Remove { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Model {
+    /// Create or replace a model.
+    Put {
+        /// What clients ask for; `*` for every other name.
+        name: String,
+        /// PROVIDER, PROVIDER/MODEL or PROVIDER/MODEL@PRIORITY; several are tried in order of priority.
+        #[arg(long, required = true, value_name = "PROVIDER[/MODEL][@PRIORITY]")]
+        upstream: Vec<String>,
+        #[arg(long, default_value = "")]
+        owned_by: String,
+    },
+    /// All models.
+    List,
+    /// Remove a model.
+    Remove { name: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DefaultRoute {
+    /// Create or replace a route.
+    Put {
+        /// An operation such as files.create, a family such as files.*, or `*`.
+        operation: String,
+        #[arg(long, required = true, value_name = "PROVIDER[/MODEL][@PRIORITY]")]
+        upstream: Vec<String>,
+    },
+    /// All routes.
+    List,
+    /// Remove a route.
+    Remove { operation: String },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Account {
+    /// Create or replace an account. `--disabled` stops all its keys at once.
+    Put {
+        name: String,
+        #[arg(long, default_value = "")]
+        title: String,
+        /// IANA name such as Asia/Shanghai; UTC without it.
+        #[arg(long, default_value = "")]
+        time_zone: String,
+        #[arg(long)]
+        disabled: bool,
+    },
+    /// All accounts.
+    List,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Key {
+    /// Make a key. Its text is shown this once.
+    Create {
+        #[arg(long)]
+        account: String,
+        /// What people call it.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// Models it may use; all without it.
+        #[arg(long, value_delimiter = ',')]
+        model: Vec<String>,
+        /// Addresses or networks it may come from; all without it.
+        #[arg(long, value_delimiter = ',')]
+        address: Vec<String>,
+        #[arg(long, default_value_t = 0)]
+        requests_per_minute: u32,
+        #[arg(long, default_value_t = 0)]
+        tokens_per_minute: u64,
+        #[arg(long, default_value_t = 0)]
+        concurrency: u32,
+        /// Days until it ends; never without it.
+        #[arg(long)]
+        days: Option<u64>,
+    },
+    /// All keys, or those of an account.
+    List {
+        #[arg(long, default_value = "")]
+        account: String,
+    },
+    /// Stop a key at every edge, at once.
+    Disable { id: String },
+    /// Let a key work again.
+    Enable { id: String },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Apply {
+    /// The file; `-` for standard input.
+    #[arg(short, long)]
+    pub(crate) file: PathBuf,
+    /// Remove providers, credentials, models and default routes that the file does not name.
+    #[arg(long)]
+    pub(crate) prune: bool,
+    /// Change nothing, only show.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Diff {
+    /// The file; `-` for standard input.
+    #[arg(short, long)]
+    pub(crate) file: PathBuf,
+    /// As in `apply`.
+    #[arg(long)]
+    pub(crate) prune: bool,
+    /// End with code 1 when something would change.
+    #[arg(long)]
+    pub(crate) exit_code: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    /// The model a client would name.
+    #[arg(default_value = "")]
+    pub(crate) model: String,
+    /// Instead of a model: an operation that names none, such as files.create.
+    #[arg(long, default_value = "")]
+    pub(crate) operation: String,
+    /// As seen from this region; else from one that has an ingress.
+    #[arg(long, default_value = "")]
+    pub(crate) region: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Usage {
+    #[arg(long, default_value = "")]
+    pub(crate) account: String,
+    /// Id of a key.
+    #[arg(long, default_value = "")]
+    pub(crate) key: String,
+    /// Only the last hours.
+    #[arg(long)]
+    pub(crate) hours: Option<u64>,
+    /// Rows to show; the sum is always of all.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) rows: u32,
+}

@@ -1,0 +1,156 @@
+//! Answers as JSON. The field names are an interface: they stay.
+
+use serde_json::{Value, json};
+use vector_proto::{control::v1 as pb, tunnel::v1::Usage};
+
+pub(crate) fn list<T>(name: &str, rows: &[T], row: impl Fn(&T) -> Value) -> Value {
+    json!({ name: rows.iter().map(row).collect::<Vec<_>>() })
+}
+
+pub(crate) fn status(status: &pb::StatusResponse) -> Value {
+    json!({
+        "version": status.version, "trust_domain": status.trust_domain, "revision": status.revision,
+        "uptime_s": status.uptime_s, "providers": status.providers, "credentials": status.credentials,
+        "models": status.models, "accounts": status.accounts, "keys": status.keys,
+        "nodes": status.nodes.iter().map(node).collect::<Vec<_>>(),
+    })
+}
+
+pub(crate) fn node(view: &pb::NodeView) -> Value {
+    let record = view.record.clone().unwrap_or_default();
+    let status = view.status.clone().unwrap_or_default();
+    json!({
+        "id": record.id, "region": record.region, "roles": record.roles, "epoch": record.epoch,
+        "tunnel_addresses": record.tunnel_addresses, "client_urls": record.client_urls,
+        "draining": record.draining || status.draining, "connected": view.connected, "revision": view.revision,
+        "version": view.version, "last_seen_unix_ms": view.last_seen_unix_ms, "rejection": view.rejection,
+        "exchanges": status.exchanges,
+        "links": status.links.iter().map(link).collect::<Vec<_>>(),
+        "credentials": status.credentials.iter().map(credential_status).collect::<Vec<_>>(),
+    })
+}
+
+fn link(link: &pb::LinkStatus) -> Value {
+    json!({
+        "peer": link.peer, "address": link.address, "state": word(link.state().as_str_name(), "LINK_STATE_"),
+        "rtt_us": link.rtt_us, "lost_packets": link.lost_packets, "sent_packets": link.sent_packets,
+    })
+}
+
+fn credential_status(status: &pb::CredentialStatus) -> Value {
+    json!({
+        "credential": status.credential, "state": word(status.state().as_str_name(), "CREDENTIAL_STATE_"),
+        "rests_ms": status.rests_ms, "in_flight": status.in_flight, "reason": status.reason,
+    })
+}
+
+/// `LINK_STATE_UP` as people say it: `up`.
+pub(crate) fn word(name: &str, prefix: &str) -> String {
+    name.strip_prefix(prefix).unwrap_or(name).to_lowercase()
+}
+
+pub(crate) fn provider(spec: &pb::ProviderSpec) -> Value {
+    let limits = spec.limits.unwrap_or_default();
+    json!({
+        "name": spec.name, "kind": spec.kind, "base_url": spec.base_url, "egress": spec.egress,
+        "unknown_objects": spec.unknown_objects, "connect_ms": limits.connect_ms, "first_byte_ms": limits.first_byte_ms,
+        "idle_ms": limits.idle_ms, "connections_max": limits.connections_max,
+    })
+}
+
+pub(crate) fn credential(view: &pb::CredentialView) -> Value {
+    let spec = view.spec.clone().unwrap_or_default();
+    let at = view.at.iter().map(
+        |at| json!({ "egress": at.egress, "status": at.status.as_ref().map(credential_status) }),
+    );
+    json!({
+        "name": spec.name, "provider": spec.provider, "hint": view.hint, "disabled": spec.disabled,
+        "requests_per_minute": spec.requests_per_minute, "tokens_per_minute": spec.tokens_per_minute,
+        "concurrency": spec.concurrency, "weight": spec.weight, "headers": spec.headers,
+        "at": at.collect::<Vec<_>>(),
+    })
+}
+
+pub(crate) fn upstream(up: &pb::Upstream) -> Value {
+    json!({ "provider": up.provider, "model": up.model, "priority": up.priority, "weight": up.weight })
+}
+
+fn upstreams(upstreams: &[pb::Upstream]) -> Vec<Value> {
+    upstreams.iter().map(upstream).collect()
+}
+
+pub(crate) fn model(spec: &pb::ModelSpec) -> Value {
+    json!({
+        "name": spec.name, "owned_by": spec.owned_by, "created_unix_s": spec.created_unix_s,
+        "upstreams": upstreams(&spec.upstreams),
+    })
+}
+
+pub(crate) fn route(spec: &pb::DefaultRouteSpec) -> Value {
+    json!({ "operation": spec.operation, "upstreams": upstreams(&spec.upstreams) })
+}
+
+pub(crate) fn account(spec: &pb::AccountSpec) -> Value {
+    json!({ "name": spec.name, "title": spec.title, "time_zone": spec.time_zone, "disabled": spec.disabled })
+}
+
+pub(crate) fn key(view: &pb::KeyView) -> Value {
+    let spec = view.spec.clone().unwrap_or_default();
+    json!({
+        "id": view.id, "account": spec.account, "name": spec.name, "models": spec.models, "addresses": spec.addresses,
+        "requests_per_minute": spec.requests_per_minute, "tokens_per_minute": spec.tokens_per_minute,
+        "concurrency": spec.concurrency, "expires_unix_ms": spec.expires_unix_ms, "disabled": view.disabled,
+        "created_unix_ms": view.created_unix_ms,
+    })
+}
+
+pub(crate) fn changes(response: &pb::ApplyResponse) -> Value {
+    let rows = response.changes.iter().map(|change| {
+        json!({ "action": change.action, "kind": change.kind, "name": change.name, "details": change.details })
+    });
+    json!({ "generation": response.revision, "changes": rows.collect::<Vec<_>>() })
+}
+
+pub(crate) fn explanation(response: &pb::ExplainRouteResponse) -> Value {
+    let rows = response.candidates.iter().map(|candidate| {
+        json!({
+            "upstream": candidate.upstream.as_ref().map(upstream), "egress": candidate.egress, "relay": candidate.relay,
+            "score_us": candidate.score, "usable": candidate.usable, "why_not": candidate.why_not,
+        })
+    });
+    json!({ "note": response.note, "candidates": rows.collect::<Vec<_>>() })
+}
+
+pub(crate) fn usage(response: &pb::ListUsageResponse) -> Value {
+    json!({
+        "exchanges": response.exchanges, "total": counted(&response.total.unwrap_or_default()),
+        "records": response.records.iter().map(record).collect::<Vec<_>>(),
+    })
+}
+
+fn record(record: &pb::UsageRecord) -> Value {
+    json!({
+        "exchange": exchange(&record.exchange), "account": record.account, "key": record.key, "operation": record.operation,
+        "model": record.model, "provider": record.provider, "upstream_model": record.upstream_model,
+        "credential": record.credential, "egress": record.egress, "ended_unix_ms": record.ended_unix_ms,
+        "status": record.status, "outcome": record.outcome, "usage": counted(&record.usage.unwrap_or_default()),
+        "request_bytes": record.request_bytes, "response_bytes": record.response_bytes,
+        "first_byte_us": record.first_byte_us, "duration_us": record.duration_us,
+    })
+}
+
+pub(crate) fn exchange(bytes: &[u8]) -> String {
+    vector_proto::id::ExchangeId::try_from(bytes)
+        .map(|id| id.to_string())
+        .unwrap_or_default()
+}
+
+fn counted(usage: &Usage) -> Value {
+    json!({
+        "input_tokens": usage.input_tokens, "cached_input_tokens": usage.cached_input_tokens,
+        "cache_write_tokens": usage.cache_write_tokens, "output_tokens": usage.output_tokens,
+        "reasoning_tokens": usage.reasoning_tokens, "input_audio_tokens": usage.input_audio_tokens,
+        "output_audio_tokens": usage.output_audio_tokens, "input_image_tokens": usage.input_image_tokens,
+        "output_image_tokens": usage.output_image_tokens, "seconds_milli": usage.seconds_milli, "reported": usage.reported,
+    })
+}
