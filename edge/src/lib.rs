@@ -4,6 +4,8 @@
 //! Arrows go one way: a role never uses a role, and everything stands on `config`.
 
 // The three roles. No role imports another.
+pub mod ingress;
+
 pub mod relay;
 
 // What the roles stand on.

@@ -1,0 +1,348 @@
+//! Takes clients: listens, authenticates, routes, and carries each request's answer back.
+//!
+//! The road of a request is [`Ingress::carry`]: each line is one file of the folder, in the order a request meets them.
+//! A step refuses with a [`Refusal`], and only `respond` and `refuse` write to the client.
+//!
+//! Absences: no provider credential is ever here, no body is parsed whole or held whole, a client's key never leaves
+//! `authenticate`, and an answer that was cut never ends cleanly.
+
+use std::{io, net::IpAddr, sync::Arc, time::Instant};
+
+use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use tokio::{net::TcpListener, task::JoinHandle};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vector_proto::{
+    dialect::operation::{self, Match, Unmatched},
+    refusal::{Code, Refusal},
+};
+
+use crate::{
+    config,
+    control_plane::ControlPlane,
+    limit::Limiter,
+    telemetry::{Outcome, Telemetry},
+    tunnel::Tunnel,
+};
+
+// The door.
+mod listen;
+
+mod certificate;
+
+mod wire;
+
+// The road, in order.
+mod head;
+
+mod authenticate;
+
+mod peek;
+
+mod admit;
+
+mod route;
+
+mod send;
+
+mod retry;
+
+mod pump;
+
+mod respond;
+
+mod refuse;
+
+// What is answered here, and what is no plain answer.
+mod models;
+
+mod websocket;
+
+// What the road stands on.
+mod upload;
+
+mod spool;
+
+mod load;
+
+mod stream;
+
+mod record;
+
+#[cfg(test)]
+mod tests;
+
+use self::{
+    load::Loads,
+    record::Record,
+    send::{Denied, Sending, Sent},
+    stream::{Answer, Around},
+    upload::{Limits, Upload},
+    websocket::Socket,
+};
+
+/// Largest part of a request's body that is kept on disk for a second candidate.
+const SPOOL_BYTES_MAX: u64 = 64 << 20;
+
+/// Why clients cannot be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The address.
+    #[error("ingress.listen: {address}: {source}")]
+    Bind {
+        /// Which.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The certificate.
+    #[error("ingress.tls_cert: {0}")]
+    Certificate(#[from] certificate::Error),
+}
+
+/// What every request of this node needs.
+#[derive(Debug)]
+pub struct Ingress {
+    config: config::Ingress,
+    control: ControlPlane,
+    tunnel: Tunnel,
+    limiter: Limiter,
+    telemetry: Telemetry,
+    loads: Loads,
+    /// Uploads, WebSockets and connections.
+    tasks: TaskTracker,
+    /// Ends what still runs when the time to drain is over.
+    kill: CancellationToken,
+}
+
+/// A running ingress.
+#[derive(Debug)]
+pub struct Handle {
+    /// Where it listens.
+    pub address: std::net::SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Waits until the drain is over: no connection is left, or its time ran out.
+    ///
+    /// Cancel safety: nothing is left behind; the drain goes on.
+    pub async fn drained(self) {
+        if self.task.await.is_err() {
+            tracing::error!("the listener for clients ended by a panic");
+        }
+    }
+}
+
+impl Ingress {
+    /// Binds and begins to serve. `drain` makes it stop taking connections and finish what runs.
+    ///
+    /// # Errors
+    /// [`Error`], before anything was served.
+    pub async fn start(
+        config: config::Ingress,
+        control: ControlPlane,
+        tunnel: Tunnel,
+        limiter: Limiter,
+        telemetry: Telemetry,
+        drain: CancellationToken,
+    ) -> Result<Handle, Error> {
+        let address = config.listen;
+        let certificate = config
+            .tls
+            .clone()
+            .map(certificate::Certificate::load)
+            .transpose()?;
+        let bind = |source| Error::Bind { address, source };
+        let listener = TcpListener::bind(address).await.map_err(bind)?;
+        let address = listener.local_addr().map_err(bind)?;
+        let ingress = Arc::new(Self {
+            config,
+            control,
+            tunnel,
+            limiter,
+            telemetry,
+            loads: Loads::new(Instant::now()),
+            tasks: TaskTracker::new(),
+            kill: CancellationToken::new(),
+        });
+        let door = listen::Door::new(ingress, certificate)?;
+        // Not on `tasks`, which the door itself waits for.
+        let task = TaskTracker::new().spawn(door.run(listener, drain));
+        Ok(Handle { address, task })
+    }
+
+    /// Answers one client request, whatever happens.
+    ///
+    /// Cancel safety: a client that goes away drops this, which cancels the exchange at its egress.
+    async fn serve(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Answer> {
+        let mut record = Record::new(self.telemetry.clone(), Instant::now());
+        let headers = request.headers();
+        if request.method() == Method::OPTIONS
+            && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+        {
+            return preflight(record);
+        }
+        record.browser = headers.contains_key(header::ORIGIN);
+        let upgrades = headers.contains_key(header::UPGRADE);
+        let mut answer = match self.carry(request, peer, &mut record).await {
+            Ok(Carried::Local(mut answer)) => {
+                respond::stamp(answer.headers_mut(), &record);
+                record.status = answer.status().as_u16();
+                record.tell(Outcome::Whole);
+                answer
+            }
+            Ok(Carried::Sent(method, sent, around)) => {
+                respond::respond(&method, *sent, record, *around).await
+            }
+            Ok(Carried::Socket(answer, socket)) => self.splice(answer, *socket, record),
+            Err(denied) => refuse::refuse(denied, record),
+        };
+        if upgrades && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            // `wire` stopped watching this connection when it saw the wish to upgrade.
+            answer
+                .headers_mut()
+                .insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
+        answer
+    }
+
+    /// Carries one client request to whoever answers it: the road.
+    async fn carry(
+        &self,
+        request: Request<Incoming>,
+        peer: IpAddr,
+        record: &mut Record,
+    ) -> Result<Carried, Denied> {
+        let (mut parts, body) = request.into_parts();
+        let upgrade = parts.extensions.remove::<OnUpgrade>();
+        head::check(&parts)?;
+        let found = operation(&parts)?;
+        record.operation = found.operation.name;
+        let caller = authenticate::authenticate(&self.control, &parts, peer).await?;
+        record.policy = Some(Arc::clone(&caller.policy));
+        if found.operation.local {
+            return Ok(Carried::Local(models::answer(
+                &self.control.routes(),
+                &caller,
+                &parts,
+                found.model,
+            )?));
+        }
+        let socket_key = found
+            .operation
+            .websocket
+            .then(|| websocket::check(&parts))
+            .transpose()?;
+        let mut upload = Upload::new(body, self.limits())?;
+        let peeked = peek::peek(&parts, &found, &mut upload).await;
+        record.request_bytes = upload.bytes();
+        let ask = peeked?;
+        record.model.clone_from(&ask.model);
+        let permit = admit::admit(
+            &self.limiter,
+            &caller.policy,
+            ask.model.as_deref(),
+            record.start,
+        )?;
+        let target = route::target(&self.control, &caller.policy, found.operation, &ask).await?;
+        let sending = Sending {
+            ingress: self,
+            exchange: record.id,
+            policy: &caller.policy,
+            parts: &parts,
+            found: &found,
+            ask: &ask,
+            target: &target,
+            start: record.start,
+        };
+        let sent = sending.send(upload, record).await?;
+        let around = Box::new(Around {
+            control: self.control.clone(),
+            permit,
+            ping: self.config.ping,
+        });
+        let (Some(key), Some(upgrade)) = (socket_key, upgrade) else {
+            return Ok(Carried::Sent(parts.method, Box::new(sent), around));
+        };
+        Ok(websocket::join(&parts, key, upgrade, sent, around))
+    }
+
+    /// Leaves a WebSocket to a task of its own, which begins once the answer has left.
+    fn splice(
+        &self,
+        mut answer: Response<Answer>,
+        socket: Socket,
+        mut record: Record,
+    ) -> Response<Answer> {
+        respond::stamp(answer.headers_mut(), &record);
+        record.status = answer.status().as_u16();
+        self.tasks.spawn(socket.splice(record, self.kill.clone()));
+        answer
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            bytes_max: self.config.body_bytes_max,
+            spool_bytes_max: SPOOL_BYTES_MAX,
+            idle: self.config.body_idle,
+        }
+    }
+}
+
+/// How far a request came on the road.
+enum Carried {
+    /// The answer is there.
+    Local(Response<Answer>),
+    /// An egress answers.
+    Sent(Method, Box<Sent>, Box<Around>),
+    /// An egress has a WebSocket open.
+    Socket(Response<Answer>, Box<Socket>),
+}
+
+fn operation(parts: &Parts) -> Result<Match<'_>, Refusal> {
+    operation::find(parts.method.as_str(), parts.uri.path()).map_err(|unmatched| {
+        let (method, path) = (&parts.method, parts.uri.path());
+        match unmatched {
+            Unmatched::Path => {
+                Refusal::new(Code::PathUnknown, format!("Invalid URL ({method} {path})"))
+            }
+            Unmatched::Method { allow } => {
+                let message = format!("Not allowed to {method} on {path}, only: {allow}");
+                Refusal::new(Code::MethodNotAllowed, message)
+            }
+        }
+    })
+}
+
+/// Lets pages in browsers call: keys are in headers, never in cookies, so any origin may.
+fn preflight(mut record: Record) -> Response<Answer> {
+    record.operation = "preflight";
+    let mut answer = Response::new(Answer::Empty);
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    let headers = answer.headers_mut();
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_ORIGIN,
+        HeaderValue::from_static("*"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_METHODS,
+        HeaderValue::from_static("GET, POST, DELETE"),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static(PREFLIGHT_HEADERS),
+    );
+    headers.insert(
+        header::ACCESS_CONTROL_MAX_AGE,
+        HeaderValue::from_static("86400"),
+    );
+    record.status = answer.status().as_u16();
+    record.tell(Outcome::Whole);
+    answer
+}
+
+/// What SDKs send from browsers. `*` alone would not cover `authorization`.
+const PREFLIGHT_HEADERS: &str = "*, authorization, content-type, x-api-key, idempotency-key, openai-beta, openai-organization, \
+    openai-project, x-stainless-arch, x-stainless-async, x-stainless-helper-method, x-stainless-lang, x-stainless-os, \
+    x-stainless-package-version, x-stainless-retry-count, x-stainless-runtime, x-stainless-runtime-version, x-stainless-timeout";

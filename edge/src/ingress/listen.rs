@@ -1,0 +1,359 @@
+//! The door for clients: accepts connections, and serves HTTP/1.1 and HTTP/2 on them within limits.
+//!
+//! The loop only accepts; handshake and connection have a task of their own. Draining stops the loop, lets every connection
+//! finish what runs on it, and ends what is left when the time is over. HTTP/1.1 is watched by `wire`.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    Error, Ingress,
+    certificate::Certificate,
+    wire::{Version, Wire},
+};
+
+/// Part of all connections that one address may have: 1/4.
+const PER_ADDRESS: usize = 4;
+
+/// Headers of one request.
+const HEADERS_MAX: usize = 100;
+
+/// Bytes of one request's head. hyper's read buffer is at least as large.
+///
+/// 16,384 connections x 32 KiB = 512 MiB at the worst, of heads that are never finished.
+const HEAD_BYTES_MAX: usize = 32 << 10;
+
+/// What hyper reads of a connection at once.
+const READ_BYTES_MAX: usize = 64 << 10;
+
+/// Requests at once on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 100;
+
+/// What an HTTP/2 client may send unasked, for one stream and for all of a connection.
+const STREAM_WINDOW_BYTES: u32 = 64 << 10;
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
+
+/// Answers held per HTTP/2 stream that its client does not take yet.
+const SEND_BUFFER_BYTES: usize = 64 << 10;
+
+/// Streams that an HTTP/2 client may open and reset before it is taken for an attacker.
+const RESETS_MAX: usize = 20;
+
+/// How long an HTTP/2 connection without any sign of life is kept.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// Rest after an accept that failed, so that running out of descriptors does not eat a core.
+const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// The listening side. Runs once.
+pub(super) struct Door {
+    ingress: Arc<Ingress>,
+    certificate: Option<Arc<Certificate>>,
+    tls: Option<TlsAcceptor>,
+    guests: Arc<Guests>,
+}
+
+/// Who is connected.
+#[derive(Debug)]
+struct Guests {
+    max: usize,
+    seats: Mutex<Seats>,
+}
+
+#[derive(Debug, Default)]
+struct Seats {
+    taken: usize,
+    by_address: HashMap<IpAddr, usize>,
+}
+
+/// One connection's place. Dropped, it is free again.
+#[derive(Debug)]
+struct Seat {
+    guests: Arc<Guests>,
+    address: IpAddr,
+}
+
+impl Guests {
+    fn sit(self: &Arc<Self>, address: IpAddr) -> Option<Seat> {
+        let mut seats = self.seats.lock();
+        let per_address = (self.max / PER_ADDRESS).max(1);
+        let known = seats.by_address.get(&address).copied().unwrap_or(0);
+        // A gateway in front of us, or a test, comes from loopback and stands for many.
+        let full = seats.taken >= self.max || (known >= per_address && !address.is_loopback());
+        if full {
+            return None;
+        }
+        seats.taken += 1;
+        seats.by_address.insert(address, known + 1);
+        Some(Seat {
+            guests: Arc::clone(self),
+            address,
+        })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut seats = self.guests.seats.lock();
+        seats.taken = seats.taken.saturating_sub(1);
+        match seats.by_address.get_mut(&self.address) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                seats.by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl Door {
+    pub(super) fn new(
+        ingress: Arc<Ingress>,
+        certificate: Option<Arc<Certificate>>,
+    ) -> Result<Self, Error> {
+        let tls = certificate
+            .as_ref()
+            .map(Certificate::tls)
+            .transpose()?
+            .map(TlsAcceptor::from);
+        let guests = Arc::new(Guests {
+            max: ingress.config.connections_max,
+            seats: Mutex::default(),
+        });
+        Ok(Self {
+            ingress,
+            certificate,
+            tls,
+            guests,
+        })
+    }
+
+    /// Accepts until `drain`, then waits for what runs.
+    pub(super) async fn run(self, listener: TcpListener, drain: CancellationToken) {
+        let tasks = &self.ingress.tasks;
+        let kill = &self.ingress.kill;
+        if let Some(certificate) = self.certificate {
+            tasks.spawn(certificate.watch(drain.clone()));
+        }
+        loop {
+            let accepted = tokio::select! {
+                () = drain.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, peer)) => {
+                    let Some(seat) = self.guests.sit(peer.ip().to_canonical()) else {
+                        tracing::debug!("a connection too many");
+                        continue;
+                    };
+                    let connection = Connection {
+                        ingress: Arc::clone(&self.ingress),
+                        peer,
+                        drain: drain.clone(),
+                    };
+                    let serve = connection.handshake(socket, self.tls.clone());
+                    let kill = kill.clone();
+                    tasks.spawn(async move {
+                        tokio::select! {
+                            () = serve => {}
+                            () = kill.cancelled() => {}
+                        }
+                        drop(seat);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "accept failed");
+                    tokio::time::sleep(ACCEPT_REST).await;
+                }
+            }
+        }
+        drop(listener);
+        finish(tasks, kill, self.ingress.config.drain).await;
+    }
+}
+
+/// Waits for what runs, then ends it.
+async fn finish(tasks: &TaskTracker, kill: &CancellationToken, time: Duration) {
+    tasks.close();
+    if tokio::time::timeout(time, tasks.wait()).await.is_err() {
+        tracing::warn!(
+            left = tasks.len(),
+            "the drain ran out of time; what is left is ended"
+        );
+        kill.cancel();
+        tasks.wait().await;
+    }
+}
+
+/// One client's connection.
+struct Connection {
+    ingress: Arc<Ingress>,
+    peer: SocketAddr,
+    drain: CancellationToken,
+}
+
+impl Connection {
+    async fn handshake(self, socket: TcpStream, tls: Option<TlsAcceptor>) {
+        // A peer that forgot it shows 42 ms first-chunk tails.
+        if socket.set_nodelay(true).is_err() {
+            return;
+        }
+        let patience = self.ingress.config.header_read;
+        let Some(tls) = tls else {
+            return self.greet(socket).await;
+        };
+        match tokio::time::timeout(patience, tls.accept(socket)).await {
+            Ok(Ok(stream)) => Box::pin(self.greet(stream)).await,
+            Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
+            Err(_) => tracing::debug!("TLS handshake took too long"),
+        }
+    }
+
+    /// Finds out the version and serves it.
+    async fn greet<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, stream: S) {
+        let mut wire = Wire::new(stream);
+        let patience = self.ingress.config.header_read;
+        let drain = self.drain.clone();
+        let version = tokio::select! {
+            version = tokio::time::timeout(patience, wire.version()) => version,
+            // Nobody is in the middle of anything yet.
+            () = drain.cancelled() => return,
+        };
+        match version {
+            Ok(Ok(Version::Http1)) => self.http1(wire).await,
+            Ok(Ok(Version::Http2)) => Box::pin(self.http2(wire)).await,
+            Ok(Err(_)) | Err(_) => {}
+        }
+    }
+
+    async fn http1<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, wire: Wire<S>) {
+        let Self {
+            ingress,
+            peer,
+            drain,
+        } = self;
+        let mut server = http1::Builder::new();
+        server
+            .timer(TokioTimer::new())
+            .header_read_timeout(ingress.config.header_read)
+            .max_headers(HEADERS_MAX)
+            .max_header_size(HEAD_BYTES_MAX)
+            .max_buf_size(READ_BYTES_MAX)
+            .pipeline_flush(false);
+        let service = service_fn(|request| {
+            let ingress = &ingress;
+            async move { Ok::<_, Infallible>(ingress.serve(request, peer.ip()).await) }
+        });
+        let connection = server
+            .serve_connection(TokioIo::new(wire), service)
+            .with_upgrades();
+        let mut connection = pin!(connection);
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = drain.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        told(ended);
+    }
+
+    async fn http2<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, wire: Wire<S>) {
+        let Self {
+            ingress,
+            peer,
+            drain,
+        } = self;
+        let mut server =
+            http2::Builder::new(OnTracker(ingress.tasks.clone(), ingress.kill.clone()));
+        server
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_send_buf_size(SEND_BUFFER_BYTES)
+            .max_header_list_size(HEAD_BYTES_MAX as u32)
+            .max_pending_accept_reset_streams(RESETS_MAX)
+            .keep_alive_interval(KEEP_ALIVE)
+            .keep_alive_timeout(KEEP_ALIVE);
+        let service = service_fn(move |request| {
+            let ingress = Arc::clone(&ingress);
+            async move { Ok::<_, Infallible>(ingress.serve(request, peer.ip()).await) }
+        });
+        let mut connection = pin!(server.serve_connection(TokioIo::new(wire), service));
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = drain.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        told(ended);
+    }
+}
+
+fn told(ended: hyper::Result<()>) {
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a client's connection ended");
+    }
+}
+
+/// Where hyper's HTTP/2 streams run: on the tracker, so that draining waits for them.
+#[derive(Clone)]
+struct OnTracker(TaskTracker, CancellationToken);
+
+impl<F: Future + Send + 'static> hyper::rt::Executor<F> for OnTracker {
+    fn execute(&self, future: F) {
+        let kill = self.1.clone();
+        self.0.spawn(async move {
+            tokio::select! {
+                _ = future => {}
+                () = kill.cancelled() => {}
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_are_given_back_and_one_address_cannot_take_all() {
+        let guests = Arc::new(Guests {
+            max: 8,
+            seats: Mutex::default(),
+        });
+        let address = |last: u8| IpAddr::from([192, 0, 2, last]);
+        let first: Vec<_> = (0..3).map(|_| guests.sit(address(1))).collect();
+        assert_eq!(first.iter().flatten().count(), 2);
+        let others: Vec<_> = (2..12).map(|last| guests.sit(address(last))).collect();
+        assert_eq!(others.iter().flatten().count(), 6);
+        drop((first, others));
+        assert!(guests.seats.lock().by_address.is_empty());
+        assert_eq!(guests.seats.lock().taken, 0);
+        let local: Vec<_> = (0..9)
+            .map(|_| guests.sit(IpAddr::from([127, 0, 0, 1])))
+            .collect();
+        assert_eq!(local.iter().flatten().count(), 8);
+    }
+}

@@ -1,0 +1,247 @@
+//! Turns an egress's answer into the client's: status and headers at once, the body as it comes (`stream`).
+//!
+//! All of a provider's headers are passed on but those that concern one hop, the provider's own site, or this network. The
+//! client's `x-request-id` is the exchange's id; the provider's own comes as `x-upstream-request-id`.
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
+use vector_proto::{id::ExchangeId, tunnel::v1};
+
+use super::{
+    admit,
+    record::{Outcome, Record},
+    send::Sent,
+    stream::{self, Answer},
+};
+use crate::tunnel::Part;
+
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("x-upstream-request-id");
+const EGRESS: HeaderName = HeaderName::from_static("x-vector-egress");
+const ATTEMPTS: HeaderName = HeaderName::from_static("x-vector-attempts");
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Answers with what an egress sends.
+///
+/// Cancel safety: the exchange is cancelled at its egress.
+pub(super) async fn respond(
+    method: &Method,
+    sent: Sent,
+    mut record: Record,
+    around: stream::Around,
+) -> Response<Answer> {
+    let Sent {
+        head,
+        mut response,
+        up,
+        in_flight,
+    } = sent;
+    let status = status(head.status);
+    record.status = status.as_u16();
+    record.credential = head.credential;
+    let mut headers = HeaderMap::with_capacity(head.headers.len() + 6);
+    copy(head.headers, &mut headers);
+    admit::tell_rates(&around.permit.rates, &mut headers);
+    stamp(&mut headers, &record);
+    let content_type = headers
+        .get(header::CONTENT_TYPE)
+        .map_or(&b""[..], HeaderValue::as_bytes);
+    let events =
+        content_type.len() >= 17 && content_type[..17].eq_ignore_ascii_case(b"text/event-stream");
+    if events {
+        headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+        headers
+            .entry(header::CACHE_CONTROL)
+            .or_insert(HeaderValue::from_static("no-cache"));
+        headers.remove(header::CONTENT_LENGTH);
+    }
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse().ok());
+    let bodiless = method == Method::HEAD
+        || status == StatusCode::NO_CONTENT
+        || status == StatusCode::NOT_MODIFIED;
+    let body = if bodiless || length == Some(0) {
+        finish(&mut response, &mut record).await;
+        Answer::Empty
+    } else {
+        Answer::stream(stream::Stream::new(
+            response,
+            (up, in_flight),
+            record,
+            around,
+            length,
+            events,
+        ))
+    };
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    *answer.headers_mut() = headers;
+    answer
+}
+
+/// Reads an answer without a body to its end, so that it is not taken for cancelled.
+async fn finish(response: &mut crate::tunnel::ResponseReader, record: &mut Record) {
+    let outcome = loop {
+        match response.next().await {
+            Ok(Part::Data(_)) => {}
+            Ok(Part::Trailers(trailers)) => record.usage = trailers.usage,
+            Ok(Part::End) => break Outcome::Whole,
+            Err(_) => break Outcome::Broken,
+        }
+    };
+    record.tell(outcome);
+}
+
+/// A provider's status, if it is one that can stand in a final answer.
+pub(super) fn status(status: u32) -> StatusCode {
+    let known = u16::try_from(status).ok().filter(|status| *status >= 200);
+    known
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .unwrap_or(StatusCode::BAD_GATEWAY)
+}
+
+/// Takes over a provider's headers.
+pub(super) fn copy(from: Vec<v1::Header>, to: &mut HeaderMap) {
+    for v1::Header { name, value } in from {
+        if !travels(&name) {
+            continue;
+        }
+        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+            continue;
+        };
+        let Ok(value) = HeaderValue::from_maybe_shared(value) else {
+            continue;
+        };
+        let name = if name == REQUEST_ID {
+            UPSTREAM_REQUEST_ID
+        } else {
+            name
+        };
+        if name == header::CONTENT_LENGTH || name == header::CONTENT_TYPE {
+            to.insert(name, value);
+        } else {
+            to.append(name, value);
+        }
+    }
+}
+
+/// Whether a provider's header is passed on to the client.
+fn travels(name: &str) -> bool {
+    match name.len() {
+        2 => name != "te",
+        3 => !matches!(name, "via" | "nel"),
+        4 => name != "date",
+        6 => !matches!(name, "server" | "cf-ray"),
+        7 => !matches!(name, "trailer" | "upgrade" | "alt-svc"),
+        9 => name != "report-to",
+        10 => !matches!(name, "connection" | "keep-alive" | "set-cookie"),
+        15 => name != "cf-cache-status",
+        16 => name != "proxy-connection",
+        17 => name != "transfer-encoding",
+        18 => name != "proxy-authenticate",
+        25 => name != "strict-transport-security",
+        _ => !name.starts_with("access-control-") && !name.starts_with("x-vector-"),
+    }
+}
+
+/// Sets what this network says of an exchange.
+pub(super) fn stamp(headers: &mut HeaderMap, record: &Record) {
+    headers.insert(REQUEST_ID, id_value(record.id));
+    if let Some(egress) = &record.egress
+        && let Ok(egress) = HeaderValue::from_str(egress)
+    {
+        headers.insert(EGRESS, egress);
+        headers.insert(ATTEMPTS, HeaderValue::from(record.attempts));
+    }
+    if record.browser {
+        headers.insert(
+            header::ACCESS_CONTROL_ALLOW_ORIGIN,
+            HeaderValue::from_static("*"),
+        );
+        headers.insert(
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            HeaderValue::from_static("*"),
+        );
+    }
+}
+
+/// An exchange's id as a header's value.
+fn id_value(id: ExchangeId) -> HeaderValue {
+    let mut text = [0_u8; 36];
+    let bytes = id.to_bytes();
+    let mut at = 0;
+    for (index, byte) in bytes.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text[at] = b'-';
+            at += 1;
+        }
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        text[at] = HEX[usize::from(byte >> 4)];
+        text[at + 1] = HEX[usize::from(byte & 15)];
+        at += 2;
+    }
+    HeaderValue::from_maybe_shared(Bytes::copy_from_slice(&text))
+        .unwrap_or(HeaderValue::from_static(""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_reads_the_same_in_header_and_log() {
+        let id = ExchangeId::fresh();
+        assert_eq!(id_value(id).to_str().unwrap(), id.to_string());
+    }
+
+    #[test]
+    fn headers_of_one_hop_stay_behind() {
+        for name in [
+            "connection",
+            "transfer-encoding",
+            "set-cookie",
+            "alt-svc",
+            "access-control-allow-origin",
+            "date",
+        ] {
+            assert!(!travels(name), "{name}");
+        }
+        for name in [
+            "content-type",
+            "openai-processing-ms",
+            "x-ratelimit-limit-requests",
+            "retry-after",
+            "retry-after-ms",
+            "etag",
+        ] {
+            assert!(travels(name), "{name}");
+        }
+        let mut to = HeaderMap::new();
+        let from = vec![
+            v1::Header {
+                name: "x-request-id".into(),
+                value: Bytes::from_static(b"req_1"),
+            },
+            v1::Header {
+                name: "bad name".into(),
+                value: Bytes::from_static(b"x"),
+            },
+            v1::Header {
+                name: "x-bad".into(),
+                value: Bytes::from_static(b"a\r\nb"),
+            },
+        ];
+        copy(from, &mut to);
+        assert_eq!(to.len(), 1);
+        assert_eq!(to["x-upstream-request-id"], "req_1");
+    }
+
+    #[test]
+    fn a_nonsense_status_is_a_bad_gateway() {
+        assert_eq!(status(200), StatusCode::OK);
+        for nonsense in [0, 100, 101, 7, 70_000] {
+            assert_eq!(status(nonsense), StatusCode::BAD_GATEWAY);
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Gives a request to one candidate after the other until one answers, and never twice where that could do harm.
+//!
+//! `retry` has the one table of what may be tried again. A small body leaves in one flush with its OPEN; a larger one is
+//! pumped by a task of its own while the answer is awaited, and can be pumped again while nothing of it was forgotten.
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use http::request::Parts;
+use vector_proto::{
+    control::v1::KeyPolicy,
+    dialect::operation::Match,
+    id::ExchangeId,
+    refusal::{Code, Refusal},
+    tunnel::v1,
+};
+
+use super::{
+    Ingress, head,
+    load::{FAILURE, InFlight},
+    peek::Ask,
+    pump::Pump,
+    record::Record,
+    retry::{self, Failed, NO_PATH, Next},
+    route::{self, Candidate, Target, Tried},
+    upload::Upload,
+    websocket,
+};
+use crate::tunnel::{Call, Lost, LostReason, RequestWriter, ResponseReader};
+
+/// Tries of one request, over all its candidates.
+const ATTEMPTS_MAX: u32 = 4;
+
+/// A whole body up to this size leaves together with its OPEN.
+const INLINE_BYTES_MAX: u64 = 64 << 10;
+
+/// Why a request gets no answer of a provider's making, or a provider's refusal.
+#[derive(Debug)]
+pub(super) enum Denied {
+    /// In our words.
+    Ours(Refusal),
+    /// As the provider said it, `provider_head` being set.
+    Provider(Box<v1::Refused>),
+}
+
+impl From<Refusal> for Denied {
+    fn from(refusal: Refusal) -> Self {
+        Self::Ours(refusal)
+    }
+}
+
+/// An exchange whose answer has begun.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) head: v1::ResponseHead,
+    pub(super) response: ResponseReader,
+    /// The body's way up, unless it has left.
+    pub(super) up: Up,
+    pub(super) in_flight: InFlight,
+}
+
+/// What is left of the request's way up.
+#[derive(Debug)]
+pub(super) enum Up {
+    /// Nothing.
+    Done,
+    /// A body that still streams. Dropped, it stops.
+    Pump(#[expect(dead_code, reason = "stops when it is dropped with the answer")] Pump),
+    /// A WebSocket's frames are to follow.
+    Open(RequestWriter),
+}
+
+/// Everything that the attempts of one request have in common.
+pub(super) struct Sending<'a> {
+    pub(super) ingress: &'a Ingress,
+    pub(super) exchange: ExchangeId,
+    pub(super) policy: &'a KeyPolicy,
+    pub(super) parts: &'a Parts,
+    pub(super) found: &'a Match<'a>,
+    pub(super) ask: &'a Ask,
+    pub(super) target: &'a Target,
+    /// When its time began.
+    pub(super) start: Instant,
+}
+
+impl Sending<'_> {
+    /// Sends until somebody answers.
+    ///
+    /// Cancel safety: dropped, the running attempt is cancelled at its egress.
+    pub(super) async fn send(&self, upload: Upload, record: &mut Record) -> Result<Sent, Denied> {
+        let deadline = tokio::time::Instant::from_std(self.start + self.ingress.config.request);
+        match tokio::time::timeout_at(deadline, self.tries(upload, record)).await {
+            Ok(result) => result,
+            Err(_) => Err(Refusal::new(
+                Code::Deadline,
+                "the request ran out of its time before an answer began",
+            )
+            .into()),
+        }
+    }
+
+    async fn tries(&self, upload: Upload, record: &mut Record) -> Result<Sent, Denied> {
+        let idempotent = self.found.operation.idempotent();
+        let mut tried = Vec::new();
+        let mut last = None;
+        let mut upload = Some(upload);
+        for attempt in 1..=ATTEMPTS_MAX {
+            let up = |path: &crate::tunnel::Path| self.ingress.tunnel.path_state(path);
+            let chosen = route::choose(
+                &self.ingress.control.routes(),
+                self.target,
+                &tried,
+                &self.ingress.loads,
+                &up,
+            );
+            let Some(candidate) = chosen else { break };
+            self.note(record, &candidate, attempt);
+            let failed = match self.attempt(&candidate, attempt, &mut upload).await {
+                Ok(sent) => return Ok(sent),
+                Err(failed) => failed,
+            };
+            let again = upload.as_ref().is_some_and(Upload::is_replayable);
+            let next = retry::after(&failed, again, idempotent);
+            tracing::debug!(request.id = %self.exchange, attempt, ?failed, ?next, "attempt failed");
+            let denied = failed.into_denied();
+            let weaker = matches!(
+                (&last, &denied),
+                (Some(Denied::Provider(_)), Denied::Ours(_))
+            );
+            match next {
+                Next::Stop => return Err(denied),
+                Next::OtherPath => tried.push(Tried::Path(candidate.path)),
+                Next::OtherEgress => {
+                    tried.push(Tried::Egress(candidate.upstream, candidate.path.egress))
+                }
+            }
+            if !weaker {
+                last = Some(denied);
+            }
+        }
+        Err(last.unwrap_or_else(|| self.nobody()))
+    }
+
+    /// Nobody could even be asked.
+    fn nobody(&self) -> Denied {
+        let upstreams = &self.target.row.upstreams;
+        if upstreams
+            .iter()
+            .all(|upstream| upstream.provider.egress.is_empty())
+        {
+            return Refusal::new(
+                Code::NoRoute,
+                "no node of this network can reach a provider for this request",
+            )
+            .into();
+        }
+        Refusal::new(Code::NoPath, NO_PATH).into()
+    }
+
+    fn note(&self, record: &mut Record, candidate: &Candidate, attempt: u32) {
+        record.attempts = attempt;
+        record.egress = Some(Arc::clone(&candidate.path.egress));
+        record.provider = Some(Arc::clone(
+            &self.target.row.upstreams[candidate.upstream].provider.name,
+        ));
+    }
+
+    /// One try. A pumped `upload` is put back before this returns, unless the answer has begun.
+    async fn attempt(
+        &self,
+        candidate: &Candidate,
+        attempt: u32,
+        upload: &mut Option<Upload>,
+    ) -> Result<Sent, Failed> {
+        let began = Instant::now();
+        let open = self.open(candidate, attempt, upload.as_ref());
+        let Call {
+            request,
+            mut response,
+        } = self
+            .ingress
+            .tunnel
+            .open(&candidate.path, self.exchange, &open)
+            .await
+            .map_err(Failed::Open)?;
+        let in_flight = candidate.load.enter();
+        let result = self.exchange(request, &mut response, upload).await;
+        let took = if result.is_ok() {
+            began.elapsed()
+        } else {
+            FAILURE
+        };
+        candidate
+            .load
+            .sample(took, self.ingress.loads.at(Instant::now()));
+        let (head, up) = result?;
+        Ok(Sent {
+            head,
+            response,
+            up,
+            in_flight,
+        })
+    }
+
+    async fn exchange(
+        &self,
+        mut request: RequestWriter,
+        response: &mut ResponseReader,
+        upload: &mut Option<Upload>,
+    ) -> Result<(v1::ResponseHead, Up), Failed> {
+        if self.found.operation.websocket {
+            request.flush().await.map_err(Failed::Lost)?;
+            let head = response.head().await.map_err(Failed::from)?;
+            return Ok((head, Up::Open(request)));
+        }
+        let small = |upload: &&Upload| {
+            upload.is_whole() && upload.is_small() && upload.bytes() <= INLINE_BYTES_MAX
+        };
+        if let Some(upload) = upload.as_ref().filter(small) {
+            // What the egress says matters more than that it stopped listening.
+            if leave(&mut request, upload.kept()).await.is_ok() {
+                drop(request);
+            }
+            let head = response.head().await.map_err(Failed::from)?;
+            return Ok((head, Up::Done));
+        }
+        let Some(body) = upload.take() else {
+            return Err(Failed::Lost(Lost {
+                reason: LostReason::Gone,
+                accepted: false,
+            }));
+        };
+        let mut pump = Pump::start(&self.ingress.tasks, body, request);
+        match pump.head(response).await {
+            Ok(head) => {
+                pump.settle();
+                Ok((
+                    head,
+                    if pump.is_done() {
+                        Up::Done
+                    } else {
+                        Up::Pump(pump)
+                    },
+                ))
+            }
+            Err(failed) => {
+                *upload = pump.reclaim().await;
+                Err(failed)
+            }
+        }
+    }
+
+    fn open(&self, candidate: &Candidate, attempt: u32, upload: Option<&Upload>) -> v1::Open {
+        let left = self
+            .ingress
+            .config
+            .request
+            .saturating_sub(self.start.elapsed());
+        v1::Open {
+            exchange: Bytes::copy_from_slice(&self.exchange.to_bytes()),
+            egress: candidate.path.egress.as_ref().to_owned(),
+            // A conversation lasts as long as both sides want it to.
+            deadline_ms: if self.found.operation.websocket {
+                0
+            } else {
+                left.as_millis() as u64
+            },
+            attempt,
+            request: Some(self.request_head(candidate, upload)),
+            ..v1::Open::default()
+        }
+    }
+
+    fn request_head(&self, candidate: &Candidate, upload: Option<&Upload>) -> v1::RequestHead {
+        let upstream = &self.target.row.upstreams[candidate.upstream];
+        let asked = self.ask.model.as_deref();
+        let rename = asked
+            .filter(|asked| !upstream.model.is_empty() && **asked != *upstream.model)
+            .map(|_| &*upstream.model);
+        let span = self.ask.span;
+        let offers = if self.found.operation.websocket {
+            websocket::offers(&self.parts.headers)
+        } else {
+            None
+        };
+        v1::RequestHead {
+            method: self.parts.method.as_str().to_owned(),
+            path: head::below_base(
+                self.found,
+                self.parts.uri.path(),
+                self.parts.uri.query(),
+                rename,
+            ),
+            headers: head::travelling(&self.parts.headers, offers),
+            operation: self.found.operation.name.to_owned(),
+            provider: upstream.provider.name.as_ref().to_owned(),
+            credential: self.target.credential.as_ref().to_owned(),
+            model: asked.unwrap_or_default().to_owned(),
+            upstream_model: rename.or(asked).unwrap_or_default().to_owned(),
+            model_start: span.map_or(0, |span| span.start),
+            model_end: span.map_or(0, |span| span.end),
+            body_bytes: upload.and_then(Upload::total),
+            account: self.policy.account.clone(),
+            key: self.policy.key.clone(),
+            websocket: self.found.operation.websocket,
+            traceparent: traceparent(self.parts),
+        }
+    }
+}
+
+fn traceparent(parts: &Parts) -> String {
+    let value = parts
+        .headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
+    value
+        .filter(|value| value.len() == 55)
+        .unwrap_or_default()
+        .to_owned()
+}
+
+async fn leave(request: &mut RequestWriter, chunks: &[Bytes]) -> Result<(), Lost> {
+    for chunk in chunks {
+        request.data(chunk.clone()).await?;
+    }
+    request.end().await
+}

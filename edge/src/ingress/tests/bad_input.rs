@@ -1,0 +1,288 @@
+//! Everything that a stranger may send: each gets a clear error or a closed connection, and nothing else suffers.
+
+use super::{
+    world::{World, config, refused},
+    *,
+};
+
+#[tokio::test]
+async fn smuggling_forms_get_400_and_no_second_request_is_served() {
+    let world = World::start().await;
+    let smuggled = "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n";
+    let auth = format!("Authorization: Bearer {}\r\n", world.key);
+    for head in [
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nContent-Length: 4\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nContent-Length: 5\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4, 4\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: +4\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked\r\n",
+        "POST /v1/chat/completions HTTP/1.1\nHost: x\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\nX-A: b\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nHost: x\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nHost: y\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\n",
+        "POST http://y/v1/chat/completions HTTP/1.1\r\nHost: x\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent_Length: 4\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A : b\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: b\r\n folded\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: b\0c\r\n",
+    ] {
+        let answer = world
+            .raw(format!(
+                "{head}{auth}Connection: close\r\n\r\n{smuggled}{smuggled}"
+            ))
+            .await;
+        refused(&answer, 400, "bad_request_head");
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{head}: {answer}");
+    }
+}
+
+#[tokio::test]
+async fn garbage_and_too_large_heads_are_refused() {
+    let world = World::start().await;
+    refused(
+        &world.raw("\u{1}\u{2}\u{3}\r\n\r\n").await,
+        400,
+        "bad_request_head",
+    );
+    let many = "X-A: b\r\n".repeat(120);
+    let answer = world
+        .raw(format!("GET /v1/models HTTP/1.1\r\nHost: x\r\n{many}\r\n"))
+        .await;
+    refused(&answer, 431, "headers_too_large");
+    let long = format!(
+        "GET /v1/models HTTP/1.1\r\nHost: x\r\nX-A: {}\r\n\r\n",
+        "b".repeat(40 << 10)
+    );
+    refused(&world.raw(long).await, 431, "headers_too_large");
+}
+
+#[tokio::test]
+async fn a_slow_head_is_not_waited_for() {
+    let world = World::with(config::Ingress {
+        header_read: Duration::from_millis(50),
+        ..config()
+    })
+    .await;
+    for begin in ["", "GET /v1/mod", "GET /v1/models HTTP/1.1\r\nHost: x\r\n"] {
+        let answer = world.raw(begin).await;
+        assert!(
+            answer.is_empty() || answer.starts_with("HTTP/1.1 408"),
+            "{answer}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_slow_body_is_not_waited_for() {
+    let world = World::with(config::Ingress {
+        body_idle: Duration::from_millis(50),
+        ..config()
+    })
+    .await;
+    let head = world.head("POST", "/v1/chat/completions");
+    let answer = world
+        .raw(format!(
+            "{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{\"mod"
+        ))
+        .await;
+    refused(&answer, 408, "request_timeout");
+}
+
+#[tokio::test]
+async fn keys_are_asked_for_and_checked() {
+    let world = World::start().await;
+    let with = |line: &str| {
+        format!("GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{line}\r\n")
+    };
+    refused(&world.raw(with("")).await, 401, "missing_api_key");
+    refused(
+        &world
+            .raw(with("Authorization: Bearer sk-nonsense\r\n"))
+            .await,
+        401,
+        "invalid_api_key",
+    );
+    let stranger = ApiKey::assemble("stranger00", &"t".repeat(ApiKey::SECRET_CHARS));
+    let answer = world
+        .raw(with(&format!("Authorization: Bearer {stranger}\r\n")))
+        .await;
+    refused(&answer, 401, "invalid_api_key");
+    assert!(!answer.contains(&stranger), "a key is never repeated");
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_what_they_say_are_refused() {
+    let world = World::start().await;
+    let post = |body: &str| world.post("/v1/chat/completions", body);
+    refused(
+        &world.raw(post(r#"{"model":"echo","#)).await,
+        400,
+        "invalid_body",
+    );
+    refused(
+        &world.raw(post(r#"{"model":"echo"]"#)).await,
+        400,
+        "invalid_body",
+    );
+    refused(&world.raw(post("")).await, 400, "invalid_body");
+    refused(&world.raw(post("[]")).await, 400, "invalid_body");
+    refused(
+        &world.raw(post(r#"{"model":"a","model":"b"}"#)).await,
+        400,
+        "invalid_body",
+    );
+    refused(
+        &world.raw(post(r#"{"model":7}"#)).await,
+        400,
+        "invalid_body",
+    );
+    refused(
+        &world.raw(post(r#"{"messages":[]}"#)).await,
+        400,
+        "model_missing",
+    );
+    let typed = |kind: &str, target: &str, body: &str| {
+        let head = world.head("POST", target);
+        format!(
+            "{head}Content-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+    };
+    let answer = world
+        .raw(typed("text/plain", "/v1/chat/completions", "{}"))
+        .await;
+    refused(&answer, 415, "unsupported_content_type");
+    let answer = world
+        .raw(typed("application/json", "/v1/audio/transcriptions", "{}"))
+        .await;
+    refused(&answer, 415, "unsupported_content_type");
+    let cut = "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\necho";
+    let answer = world
+        .raw(typed(
+            "multipart/form-data; boundary=b",
+            "/v1/audio/transcriptions",
+            cut,
+        ))
+        .await;
+    refused(&answer, 400, "invalid_body");
+    let answer = world
+        .raw(typed(
+            "multipart/form-data",
+            "/v1/audio/transcriptions",
+            cut,
+        ))
+        .await;
+    refused(&answer, 400, "invalid_body");
+    let head = world.head("POST", "/v1/chat/completions");
+    let chunked =
+        format!("{head}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n");
+    let answer = world.raw(chunked).await;
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 400"),
+        "{answer}"
+    );
+}
+
+#[tokio::test]
+async fn a_body_above_the_limit_is_refused_whether_announced_or_not() {
+    let world = World::with(config::Ingress {
+        body_bytes_max: 1000,
+        ..config()
+    })
+    .await;
+    let big = format!(r#"{{"model":"echo","x":"{}"}}"#, "y".repeat(2000));
+    refused(
+        &world.raw(world.post("/v1/chat/completions", &big)).await,
+        413,
+        "request_too_large",
+    );
+    let head = world.head("POST", "/v1/chat/completions");
+    let chunked = format!(
+        "{head}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{big}\r\n0\r\n\r\n",
+        big.len()
+    );
+    refused(&world.raw(chunked).await, 413, "request_too_large");
+}
+
+#[tokio::test]
+async fn unknown_paths_methods_models_and_objects_are_named() {
+    let world = World::start().await;
+    let get = |target: &str| format!("{}\r\n", world.head("GET", target));
+    refused(&world.raw(get("/v1/nothing")).await, 404, "unknown_url");
+    refused(
+        &world.raw(get("/v1/files/../models")).await,
+        404,
+        "unknown_url",
+    );
+    refused(
+        &world.raw(get("/v1/embeddings")).await,
+        405,
+        "method_not_allowed",
+    );
+    refused(
+        &world.raw(get("/v1/files/file-1")).await,
+        404,
+        "object_not_found",
+    );
+    refused(&world.raw(get("/v1/files")).await, 503, "no_route");
+    refused(
+        &world.raw(get("/v1/realtime?model=m")).await,
+        400,
+        "bad_websocket_upgrade",
+    );
+    let body = r#"{"model":"echo","previous_response_id":"resp_of_somebody_else"}"#;
+    refused(
+        &world.raw(world.post("/v1/responses", body)).await,
+        404,
+        "object_not_found",
+    );
+}
+
+#[tokio::test]
+async fn a_limited_key_is_told_its_limits() {
+    let world = World::start().await;
+    let chat = |model: &str| {
+        let body = format!(r#"{{"model":"{model}"}}"#);
+        world
+            .post("/v1/chat/completions", &body)
+            .replace(&world.key, &world.limited_key)
+    };
+    refused(&world.raw(chat("other")).await, 403, "model_not_allowed");
+    let image = world
+        .post("/v1/images/generations", "{}")
+        .replace(&world.key, &world.limited_key);
+    refused(&world.raw(image).await, 400, "model_missing");
+    let answer = world.raw(chat("echo")).await;
+    assert!(
+        answer.contains("x-ratelimit-remaining-requests: 0"),
+        "{answer}"
+    );
+    let answer = world.raw(chat("echo")).await;
+    refused(&answer, 429, "rate_limit_exceeded");
+    assert!(answer.contains("\r\nretry-after: 30\r\n"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_refused_upgrade_ends_the_connection() {
+    let world = World::start().await;
+    let head = format!(
+        "GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n",
+        world.key
+    );
+    let second = "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n";
+    let answer = world
+        .raw(format!(
+            "{head}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n{second}"
+        ))
+        .await;
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"),
+        "{answer}"
+    );
+    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+}

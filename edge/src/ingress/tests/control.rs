@@ -1,0 +1,146 @@
+//! A made-up control: a snapshot on disk, and a gRPC server that knows a few keys.
+
+use std::{collections::HashMap, pin::Pin};
+
+use prost::Message as _;
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
+use vector_proto::control::v1::{
+    self as v1c,
+    node_server::{Node, NodeServer},
+};
+
+use super::*;
+use crate::control_plane::{ControlPlane, Registration, Service, snapshot};
+
+pub(super) struct Control {
+    pub(super) plane: ControlPlane,
+    _service: Service,
+    _state: tempfile::TempDir,
+}
+
+struct Keys(HashMap<[u8; 32], KeyPolicy>);
+
+/// Every model goes to one provider, which all of `egress` reach.
+fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
+    let names: Vec<String> = egress.iter().map(|name| (*name).to_owned()).collect();
+    let node = |id: &String| v1c::NodeRecord {
+        id: id.clone(),
+        roles: vec!["egress".into()],
+        ..v1c::NodeRecord::default()
+    };
+    let upstreams = |model: &str| {
+        vec![v1c::Upstream {
+            provider: "p".into(),
+            model: model.into(),
+            ..v1c::Upstream::default()
+        }]
+    };
+    let model = |name: &str, upstream: &str| v1c::Model {
+        name: name.into(),
+        owned_by: "us".into(),
+        upstreams: upstreams(upstream),
+        created_unix_s: 1,
+    };
+    let route = |operation: &str| v1c::DefaultRoute {
+        operation: operation.into(),
+        upstreams: upstreams(""),
+    };
+    let mut snapshot = v1c::Snapshot {
+        revision: 1,
+        nodes: names.iter().map(node).collect(),
+        providers: vec![v1c::Provider {
+            name: "p".into(),
+            kind: "openai".into(),
+            base_url: "http://p/v1".into(),
+            egress: names,
+            ..v1c::Provider::default()
+        }],
+        models: vec![model("echo", ""), model("public", "inner"), model("*", "")],
+        default_routes: vec![route("files.create"), route("images.generate")],
+        ..v1c::Snapshot::default()
+    };
+    let sum = digest::digest(&digest::SHA256, &snapshot.encode_to_vec());
+    snapshot.digest = Bytes::copy_from_slice(sum.as_ref());
+    snapshot
+}
+
+pub(super) async fn start(egress: &[&str], keys: HashMap<[u8; 32], KeyPolicy>) -> Control {
+    let state = tempfile::tempdir().unwrap();
+    snapshot::save(state.path(), &snapshot_of(egress)).unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = tonic::transport::Server::builder().add_service(NodeServer::new(Keys(keys)));
+    // Ends with the test's runtime.
+    TaskTracker::new().spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let channel = Endpoint::from_shared(url).unwrap().connect_lazy();
+    let register = v1c::Register {
+        region: "eu".into(),
+        ..v1c::Register::default()
+    };
+    let (plane, service) = ControlPlane::new(
+        channel,
+        Registration {
+            register,
+            state_dir: state.path().into(),
+        },
+    );
+    Control {
+        plane,
+        _service: service,
+        _state: state,
+    }
+}
+
+type Down = Pin<Box<dyn Stream<Item = Result<v1c::ControlEvent, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl Node for Keys {
+    type SyncStream = Down;
+
+    async fn admit(
+        &self,
+        request: Request<v1c::AdmitRequest>,
+    ) -> Result<Response<v1c::AdmitResponse>, Status> {
+        let digest: Option<[u8; 32]> = request.get_ref().digest.as_ref().try_into().ok();
+        let policy = digest.and_then(|digest| self.0.get(&digest).cloned());
+        let refusal = if policy.is_some() {
+            String::new()
+        } else {
+            "invalid_api_key".into()
+        };
+        Ok(Response::new(v1c::AdmitResponse { policy, refusal }))
+    }
+
+    async fn locate(
+        &self,
+        _: Request<v1c::LocateRequest>,
+    ) -> Result<Response<v1c::LocateResponse>, Status> {
+        Ok(Response::new(v1c::LocateResponse::default()))
+    }
+
+    async fn enroll(
+        &self,
+        _: Request<v1c::EnrollRequest>,
+    ) -> Result<Response<v1c::EnrollResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn renew(
+        &self,
+        _: Request<v1c::RenewRequest>,
+    ) -> Result<Response<v1c::EnrollResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn sync(&self, _: Request<Streaming<v1c::NodeEvent>>) -> Result<Response<Down>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+
+    async fn record(
+        &self,
+        _: Request<v1c::RecordRequest>,
+    ) -> Result<Response<v1c::RecordResponse>, Status> {
+        Err(Status::unimplemented("not needed here"))
+    }
+}

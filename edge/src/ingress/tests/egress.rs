@@ -1,0 +1,153 @@
+//! A made-up egress: what it does stands in the upstream's model name.
+
+use super::*;
+use crate::tunnel::{Answer, RequestBody};
+
+fn head(content_type: &str, more: &[(&str, &str)]) -> v1::ResponseHead {
+    let header = |name: &str, value: &str| v1::Header {
+        name: name.into(),
+        value: Bytes::copy_from_slice(value.as_bytes()),
+    };
+    let mut headers = vec![
+        header("content-type", content_type),
+        header("x-request-id", "req_upstream"),
+    ];
+    headers.extend(more.iter().map(|(name, value)| header(name, value)));
+    v1::ResponseHead {
+        status: 200,
+        headers,
+        credential: "cred-1".into(),
+        upstream_attempts: 1,
+    }
+}
+
+/// Serves one exchange and tells what it sees.
+pub(super) async fn act(arrival: Arrival, me: Arc<str>, events: mpsc::Sender<String>) {
+    let request = arrival.open.request.clone().unwrap();
+    let name = request.upstream_model.as_str();
+    let event = format!("{me} {} {} {name}", request.operation, request.path);
+    events.send(event).await.unwrap();
+    match name {
+        "refuse-first" if arrival.open.attempt == 1 => {
+            let refused = v1::Refused {
+                code: "no_credential".into(),
+                retryable: true,
+                ..v1::Refused::default()
+            };
+            return arrival.refuse(refused).await;
+        }
+        "refuse" => return arrival.refuse(rate_limited()).await,
+        _ => {}
+    }
+    let (mut body, answer) = arrival.accept().await.unwrap();
+    match name {
+        "lost" => drop(answer),
+        "socket" => echo_frames(body, answer).await,
+        _ => match read(&mut body).await {
+            Some(read) => reply(&request, read, answer, &events).await,
+            None => events.send("upload broke".to_owned()).await.unwrap(),
+        },
+    }
+}
+
+/// The body's length and its begin; nothing if it broke off.
+async fn read(body: &mut RequestBody) -> Option<(usize, Vec<u8>)> {
+    let (mut bytes, mut begin) = (0, Vec::new());
+    while let Some(chunk) = body.next().await.ok()? {
+        bytes += chunk.len();
+        if begin.len() < 1 << 20 {
+            begin.extend_from_slice(&chunk);
+        }
+    }
+    Some((bytes, begin))
+}
+
+async fn echo_frames(mut body: RequestBody, mut answer: Answer) {
+    answer.head(&v1::ResponseHead {
+        status: 101,
+        ..head("text/plain", &[])
+    });
+    answer.flush().await.unwrap();
+    while let Ok(Some(chunk)) = body.next().await {
+        answer.data(chunk).await.unwrap();
+        answer.flush().await.unwrap();
+    }
+    answer.finish(&v1::Trailers::default()).await.unwrap();
+}
+
+async fn reply(
+    request: &v1::RequestHead,
+    read: (usize, Vec<u8>),
+    mut answer: Answer,
+    events: &mpsc::Sender<String>,
+) {
+    let (bytes, begin) = read;
+    let length = begin.len().to_string();
+    let json = [("content-length", length.as_str()), ("set-cookie", "a=b")];
+    let name = request.upstream_model.as_str();
+    let (head, parts, broken): (_, Vec<Bytes>, &str) = match name {
+        "sse" => {
+            let event = |number| Bytes::from(format!("data: {{\"n\":{number}}}\n\n"));
+            let parts = vec![
+                event(0),
+                event(1),
+                event(2),
+                Bytes::from_static(b"data: [DONE]\n\n"),
+            ];
+            (head("text/event-stream; charset=utf-8", &[]), parts, "")
+        }
+        "break" => (
+            head("text/event-stream", &[]),
+            vec!["data: {\"n\":0}\n\n".into()],
+            "provider_broke",
+        ),
+        "break-open" => (
+            head("text/event-stream", &[]),
+            vec!["data: {\"n\"".into()],
+            "provider_broke",
+        ),
+        "break-json" => {
+            let head = head("application/json", &[("content-length", "10")]);
+            (head, vec!["{\"a\":1234}".into()], "provider_broke")
+        }
+        "count" => (head("text/plain", &[]), vec![bytes.to_string().into()], ""),
+        "hang" | "hang-stream" => {
+            if name == "hang-stream" {
+                answer.head(&head("text/event-stream", &[]));
+                answer.flush().await.unwrap();
+            } else {
+                events.send("hanging".to_owned()).await.unwrap();
+            }
+            answer.canceller().cancelled().await;
+            return events.send("cancelled".to_owned()).await.unwrap();
+        }
+        _ => (head("application/json", &json), vec![begin.into()], ""),
+    };
+    answer.head(&head);
+    for part in parts {
+        answer.data(part).await.unwrap();
+        answer.flush().await.unwrap();
+    }
+    let made = request.operation == "responses.create";
+    let object = if made { "resp_1" } else { "" };
+    let trailers = v1::Trailers {
+        object: object.into(),
+        broken: broken.into(),
+        ..v1::Trailers::default()
+    };
+    answer.finish(&trailers).await.unwrap();
+}
+
+fn rate_limited() -> v1::Refused {
+    let said = br#"{"error":{"message":"slow down","type":"requests","param":null,"code":"x"}}"#;
+    v1::Refused {
+        code: "provider_refused".into(),
+        retryable: true,
+        provider_head: Some(v1::ResponseHead {
+            status: 429,
+            ..head("application/json", &[("retry-after", "7")])
+        }),
+        provider_body: Bytes::from_static(said),
+        ..v1::Refused::default()
+    }
+}

@@ -1,0 +1,261 @@
+//! A request's body on its way: what came is remembered as far as the limits allow, the rest streams through.
+//!
+//! The first [`MEMORY_BYTES_MAX`] stay in memory as the chunks they came in, the next `spool_bytes_max` go to disk, and what
+//! lies beyond is passed on and forgotten, after which no second candidate can be given the body. Memory is bounded whatever
+//! the body's size: the client is read only as fast as the tunnel takes.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+use vector_proto::refusal::{Code, Refusal};
+
+use super::spool::Spool;
+use crate::tunnel::RequestWriter;
+
+/// What of a body is kept in memory for another candidate.
+///
+/// 1 MiB x 1,000 uploads at once = 1 GiB at the worst; 64 KiB beyond it count for the chunks' own bookkeeping.
+pub(super) const MEMORY_BYTES_MAX: usize = 1 << 20;
+
+/// What one kept chunk costs beside its bytes.
+const CHUNK_BYTES: usize = 64;
+
+/// What of a body's size and pace is allowed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Largest body.
+    pub(super) bytes_max: u64,
+    /// Largest part of it on disk; 0 for none.
+    pub(super) spool_bytes_max: u64,
+    /// Longest wait for the client's next bytes.
+    pub(super) idle: Duration,
+}
+
+/// Why a body does not go on.
+#[derive(Debug)]
+pub(super) enum Fault {
+    /// The client's doing: it is told.
+    Client(Refusal),
+    /// The attempt is over; its answer says why.
+    Attempt,
+}
+
+/// A body on its way. See the module's head.
+#[derive(Debug)]
+pub(super) struct Upload {
+    limits: Limits,
+    /// What came first.
+    kept: Vec<Bytes>,
+    kept_cost: usize,
+    /// What came after that.
+    spool: Option<Spool>,
+    /// What has not come yet; `None` once the body is whole.
+    live: Option<Incoming>,
+    /// All that came so far.
+    bytes: u64,
+    /// Something that came was not kept.
+    forgot: bool,
+}
+
+impl Upload {
+    /// A body of which nothing was read.
+    ///
+    /// # Errors
+    /// When the client says itself that it is too large.
+    pub(super) fn new(body: Incoming, limits: Limits) -> Result<Self, Refusal> {
+        if body.size_hint().lower() > limits.bytes_max {
+            return Err(too_large(limits.bytes_max));
+        }
+        let live = (!body.is_end_stream()).then_some(body);
+        Ok(Self {
+            limits,
+            kept: Vec::new(),
+            kept_cost: 0,
+            spool: None,
+            live,
+            bytes: 0,
+            forgot: false,
+        })
+    }
+
+    /// Bytes that came so far.
+    pub(super) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Whether all of it has come.
+    pub(super) const fn is_whole(&self) -> bool {
+        self.live.is_none()
+    }
+
+    /// Whether a new attempt can be given the body from its first byte.
+    pub(super) const fn is_replayable(&self) -> bool {
+        !self.forgot
+    }
+
+    /// Length of the whole body, if that is known.
+    pub(super) fn total(&self) -> Option<u64> {
+        match &self.live {
+            None => Some(self.bytes),
+            Some(body) => body.size_hint().exact().map(|left| left + self.bytes),
+        }
+    }
+
+    /// The chunks in memory, which are all of it while [`Self::is_whole`] and [`Self::is_small`].
+    pub(super) fn kept(&self) -> &[Bytes] {
+        &self.kept
+    }
+
+    /// Whether no part of it is on disk or forgotten.
+    pub(super) const fn is_small(&self) -> bool {
+        self.spool.is_none() && !self.forgot
+    }
+
+    /// The next chunk from the client, kept if there is room; `None` at the body's end.
+    ///
+    /// Cancel safety: a chunk that came is never lost, but dropped while it is written to disk, the body cannot be sent again.
+    pub(super) async fn more(&mut self) -> Result<Option<Bytes>, Refusal> {
+        let Some(chunk) = self.receive().await? else {
+            return Ok(None);
+        };
+        self.keep(&chunk).await;
+        Ok(Some(chunk))
+    }
+
+    async fn receive(&mut self) -> Result<Option<Bytes>, Refusal> {
+        while let Some(body) = &mut self.live {
+            let Ok(frame) = tokio::time::timeout(self.limits.idle, body.frame()).await else {
+                let message = format!(
+                    "no byte of the request's body came for {} ms",
+                    self.limits.idle.as_millis()
+                );
+                return Err(Refusal::new(Code::BodyTooSlow, message));
+            };
+            let Some(frame) = frame else {
+                self.live = None;
+                break;
+            };
+            let frame = frame.map_err(|_| {
+                Refusal::new(
+                    Code::BadBody,
+                    "the request's body broke off or is framed wrongly",
+                )
+            })?;
+            // Trailers of a request mean nothing to any provider.
+            let Ok(chunk) = frame.into_data() else {
+                continue;
+            };
+            if chunk.is_empty() {
+                continue;
+            }
+            self.bytes += chunk.len() as u64;
+            if self.bytes > self.limits.bytes_max {
+                return Err(too_large(self.limits.bytes_max));
+            }
+            if body.is_end_stream() {
+                self.live = None;
+            }
+            return Ok(Some(chunk));
+        }
+        Ok(None)
+    }
+
+    async fn keep(&mut self, chunk: &Bytes) {
+        if self.forgot {
+            return;
+        }
+        let cost = self.kept_cost + chunk.len() + CHUNK_BYTES;
+        if self.spool.is_none() && cost <= MEMORY_BYTES_MAX {
+            self.kept_cost = cost;
+            self.kept.push(chunk.clone());
+            return;
+        }
+        // Stays so if this future is dropped on the way.
+        self.forgot = true;
+        if self.spool.is_none() && self.limits.spool_bytes_max > 0 {
+            self.spool = Spool::new()
+                .inspect_err(|error| tracing::warn!(%error, "no spool for a request's body"))
+                .ok();
+        }
+        let Some(spool) = &mut self.spool else { return };
+        if spool.bytes() + chunk.len() as u64 > self.limits.spool_bytes_max {
+            return;
+        }
+        match spool.push(chunk).await {
+            Ok(()) => self.forgot = false,
+            Err(error) => tracing::warn!(%error, "the spool of a request's body failed"),
+        }
+    }
+
+    /// Forgets what was kept, since the answer has begun and nothing is sent again.
+    fn settle(&mut self) {
+        if !self.forgot {
+            self.forgot = true;
+            self.kept = Vec::new();
+            self.spool = None;
+        }
+    }
+
+    /// Sends the whole body: what is kept, then what comes. Once `settled`, nothing more is kept.
+    ///
+    /// Cancel safety: as [`Self::more`]; call it again with another writer to send everything from the start.
+    pub(super) async fn pump(
+        &mut self,
+        writer: &mut RequestWriter,
+        settled: &AtomicBool,
+    ) -> Result<(), Fault> {
+        for chunk in &self.kept {
+            writer
+                .data(chunk.clone())
+                .await
+                .map_err(|_| Fault::Attempt)?;
+        }
+        if let Some(spool) = &mut self.spool {
+            spool
+                .rewind()
+                .await
+                .map_err(|error| spool_unreadable(&error))?;
+            loop {
+                let piece = spool
+                    .next()
+                    .await
+                    .map_err(|error| spool_unreadable(&error))?;
+                if piece.is_empty() {
+                    break;
+                }
+                writer.data(piece).await.map_err(|_| Fault::Attempt)?;
+            }
+        }
+        loop {
+            if settled.load(Ordering::Relaxed) {
+                self.settle();
+            }
+            let Some(chunk) = self.more().await.map_err(Fault::Client)? else {
+                break;
+            };
+            writer.data(chunk).await.map_err(|_| Fault::Attempt)?;
+        }
+        writer.end().await.map_err(|_| Fault::Attempt)
+    }
+}
+
+fn spool_unreadable(error: &std::io::Error) -> Fault {
+    tracing::error!(%error, "the spool of a request's body cannot be read");
+    Fault::Client(Refusal::new(
+        Code::Overloaded,
+        "this node could not keep the request's body",
+    ))
+}
+
+fn too_large(bytes_max: u64) -> Refusal {
+    Refusal::new(
+        Code::BodyTooLarge,
+        format!("the request's body may have at most {bytes_max} bytes"),
+    )
+}

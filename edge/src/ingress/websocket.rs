@@ -1,0 +1,320 @@
+//! Carries a WebSocket: checks the upgrade, waits for the provider's, then splices raw bytes both ways.
+//!
+//! Frames are not read: what the client masks reaches the provider masked. No extension is negotiated, so both ends mean the
+//! same bytes. A provider that refuses does so in plain HTTP, before anything was upgraded here. When the path breaks, the
+//! connection is cut, which every WebSocket library tells from a close.
+
+use std::time::Duration;
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use bytes::BytesMut;
+use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use ring::digest;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use tokio_util::sync::CancellationToken;
+use vector_proto::{
+    refusal::{Code, Refusal},
+    tunnel::v1,
+};
+
+use super::{
+    Carried,
+    authenticate::{SUBPROTOCOL_KEY, subprotocols},
+    record::{Outcome, Record},
+    respond,
+    send::{Sent, Up},
+    stream::{Answer, Around},
+};
+use crate::tunnel::{Lost, Part, RequestWriter, ResponseReader};
+
+/// From RFC 6455.
+const ACCEPT_SALT: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// Read from the client at once.
+const READ_BYTES: usize = 16 << 10;
+
+/// How long the provider may still speak after the client's side ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
+/// Refuses what is no WebSocket upgrade. Returns the client's `Sec-WebSocket-Key`.
+pub(super) fn check(parts: &Parts) -> Result<&HeaderValue, Refusal> {
+    let bad = |message: &str| Refusal::new(Code::BadUpgrade, message);
+    let headers = &parts.headers;
+    if parts.version != Version::HTTP_11 || parts.method != Method::GET {
+        return Err(bad("a WebSocket needs a GET request in HTTP/1.1"));
+    }
+    if !has_token(headers, &header::UPGRADE, "websocket")
+        || !has_token(headers, &header::CONNECTION, "upgrade")
+    {
+        return Err(bad(
+            "this operation is a WebSocket: send `Connection: Upgrade` and `Upgrade: websocket`",
+        ));
+    }
+    if headers
+        .get(header::SEC_WEBSOCKET_VERSION)
+        .is_none_or(|version| version != "13")
+    {
+        return Err(bad("Sec-WebSocket-Version has to be 13"));
+    }
+    let mut keys = headers.get_all(header::SEC_WEBSOCKET_KEY).iter();
+    let (Some(key), None) = (keys.next(), keys.next()) else {
+        return Err(bad("Sec-WebSocket-Key has to be given once"));
+    };
+    if BASE64_STANDARD
+        .decode(key.as_bytes())
+        .map(|nonce| nonce.len())
+        != Ok(16)
+    {
+        return Err(bad("Sec-WebSocket-Key has to be 16 bytes in base64"));
+    }
+    Ok(key)
+}
+
+fn has_token(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {
+    let values = headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok());
+    values
+        .flat_map(|value| value.split(','))
+        .any(|part| part.trim().eq_ignore_ascii_case(token))
+}
+
+/// What the client offers of subprotocols, without its key.
+pub(super) fn offers(headers: &HeaderMap) -> Option<String> {
+    let ours = |offer: &&str| {
+        !offer.is_empty()
+            && !offer.starts_with(SUBPROTOCOL_KEY)
+            && !offer.starts_with("openai-organization.")
+            && !offer.starts_with("openai-project.")
+    };
+    let offers: Vec<&str> = subprotocols(headers).filter(ours).collect();
+    (!offers.is_empty()).then(|| offers.join(", "))
+}
+
+/// The answer that switches protocols.
+fn switch(parts: &Parts, key: &HeaderValue, provider: v1::ResponseHead) -> Response<Answer> {
+    let mut said = HeaderMap::new();
+    respond::copy(provider.headers, &mut said);
+    let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
+    sum.update(key.as_bytes());
+    sum.update(ACCEPT_SALT);
+    let accept = BASE64_STANDARD.encode(sum.finish());
+    let mut response = Response::new(Answer::Empty);
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = response.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    if let Ok(accept) = HeaderValue::try_from(accept) {
+        headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
+    }
+    // The provider's choice, as far as the client offered it; else the one that all of OpenAI's SDKs offer.
+    let offered = |choice: &str| subprotocols(&parts.headers).any(|offer| offer == choice);
+    let chosen = said
+        .get(header::SEC_WEBSOCKET_PROTOCOL)
+        .filter(|choice| choice.to_str().is_ok_and(offered))
+        .cloned();
+    let chosen =
+        chosen.or_else(|| offered("realtime").then(|| HeaderValue::from_static("realtime")));
+    if let Some(chosen) = chosen {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
+    }
+    response
+}
+
+/// Joins both ends, if the provider switched protocols; otherwise what it said is a plain answer.
+pub(super) fn join(
+    parts: &Parts,
+    key: &HeaderValue,
+    upgrade: OnUpgrade,
+    sent: Sent,
+    around: Box<Around>,
+) -> Carried {
+    match sent {
+        Sent {
+            head,
+            response,
+            up: Up::Open(up),
+            in_flight,
+        } if head.status == u32::from(StatusCode::SWITCHING_PROTOCOLS.as_u16()) => {
+            let answer = switch(parts, key, head);
+            let socket = Socket {
+                upgrade,
+                up,
+                down: response,
+                around: *around,
+                in_flight,
+            };
+            Carried::Socket(answer, Box::new(socket))
+        }
+        sent => Carried::Sent(parts.method.clone(), Box::new(sent), around),
+    }
+}
+
+/// Both ends of a WebSocket, and what is held while it lasts.
+pub(super) struct Socket {
+    upgrade: OnUpgrade,
+    up: RequestWriter,
+    down: ResponseReader,
+    around: Around,
+    in_flight: super::load::InFlight,
+}
+
+impl Socket {
+    /// Carries bytes until either side ends, or `kill`.
+    pub(super) async fn splice(mut self, mut record: Record, kill: CancellationToken) {
+        let Ok(upgraded) = self.upgrade.await else {
+            return;
+        };
+        let (reader, writer) = tokio::io::split(TokioIo::new(upgraded));
+        let mut up_bytes = 0;
+        let outcome = {
+            let up = up(reader, self.up, &mut up_bytes);
+            let mut down = std::pin::pin!(down(&mut self.down, writer, &mut record, &self.around));
+            tokio::select! {
+                outcome = &mut down => outcome,
+                // A client that said its last words may still read the provider's.
+                () = up => tokio::time::timeout(LAST_WORDS, down).await.unwrap_or(Outcome::Cancelled),
+                () = kill.cancelled() => Outcome::Broken,
+            }
+        };
+        record.request_bytes = up_bytes;
+        record.tell(outcome);
+        drop(self.in_flight);
+    }
+}
+
+/// Client to provider, to the client's end.
+async fn up(mut client: ReadHalf<TokioIo<Upgraded>>, mut provider: RequestWriter, bytes: &mut u64) {
+    let mut buffer = BytesMut::with_capacity(READ_BYTES);
+    loop {
+        buffer.reserve(READ_BYTES);
+        match client.read_buf(&mut buffer).await {
+            Ok(0) | Err(_) => break,
+            Ok(read) => *bytes += read as u64,
+        }
+        if forward(&mut provider, buffer.split().freeze())
+            .await
+            .is_err()
+        {
+            return;
+        }
+    }
+    // The answer's half tells how it ended.
+    let _ended = provider.end().await;
+}
+
+async fn forward(provider: &mut RequestWriter, bytes: bytes::Bytes) -> Result<(), Lost> {
+    provider.data(bytes).await?;
+    provider.flush().await
+}
+
+/// Provider to client, to the provider's end.
+async fn down(
+    provider: &mut ResponseReader,
+    mut client: WriteHalf<TokioIo<Upgraded>>,
+    record: &mut Record,
+    around: &Around,
+) -> Outcome {
+    loop {
+        match provider.next().await {
+            Ok(Part::Data(bytes)) => {
+                record.saw_first_byte();
+                record.response_bytes += bytes.len() as u64;
+                if client.write_all(&bytes).await.is_err() || client.flush().await.is_err() {
+                    return Outcome::Cancelled;
+                }
+            }
+            Ok(Part::Trailers(trailers)) => {
+                if let Some(usage) = &trailers.usage {
+                    let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
+                    around.permit.used_tokens(tokens, std::time::Instant::now());
+                }
+                record.usage = trailers.usage;
+                if !trailers.broken.is_empty() {
+                    record.broken = Some(trailers.broken.into());
+                    return Outcome::Broken;
+                }
+            }
+            Ok(Part::End) => {
+                return if client.shutdown().await.is_ok() {
+                    Outcome::Whole
+                } else {
+                    Outcome::Cancelled
+                };
+            }
+            Err(lost) => {
+                record.broken = Some(lost.to_string().into());
+                return Outcome::Broken;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn upgrade() -> http::request::Builder {
+        Request::get("/v1/realtime?model=m")
+            .header("connection", "keep-alive, Upgrade")
+            .header("upgrade", "WebSocket")
+            .header("sec-websocket-version", "13")
+            .header(
+                "sec-websocket-protocol",
+                "realtime, openai-insecure-api-key.sk-1, openai-beta.realtime-v1",
+            )
+    }
+
+    fn parts(builder: http::request::Builder) -> Parts {
+        builder.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn only_a_proper_upgrade_passes() {
+        let key = "dGhlIHNhbXBsZSBub25jZQ==";
+        assert!(check(&parts(upgrade().header("sec-websocket-key", key))).is_ok());
+        assert!(check(&parts(upgrade())).is_err());
+        assert!(check(&parts(upgrade().header("sec-websocket-key", "short"))).is_err());
+        assert!(
+            check(&parts(
+                upgrade()
+                    .header("sec-websocket-key", key)
+                    .header("sec-websocket-key", key)
+            ))
+            .is_err()
+        );
+        assert!(
+            check(&parts(
+                upgrade()
+                    .version(Version::HTTP_2)
+                    .header("sec-websocket-key", key)
+            ))
+            .is_err()
+        );
+        assert!(check(&parts(Request::get("/v1/realtime"))).is_err());
+    }
+
+    #[test]
+    fn the_accept_value_is_that_of_rfc_6455() {
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        let response = switch(&parts(upgrade()), &key, v1::ResponseHead::default());
+        assert_eq!(
+            response.headers()["sec-websocket-accept"],
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
+        assert_eq!(response.headers()["sec-websocket-protocol"], "realtime");
+    }
+
+    #[test]
+    fn the_key_is_not_offered_on() {
+        assert_eq!(
+            offers(&parts(upgrade()).headers).as_deref(),
+            Some("realtime, openai-beta.realtime-v1")
+        );
+    }
+}
