@@ -8,6 +8,8 @@ pub mod ingress;
 
 pub mod relay;
 
+pub mod egress;
+
 // What the roles stand on.
 pub mod tunnel;
 

@@ -1,0 +1,356 @@
+//! Calls providers. The only room of the network where a provider's key is ever held.
+//!
+//! The road of an exchange, in this order: `receive` (may it run here), `dedupe` (at most once), then for each call
+//! `credential` (with which key), `translate` (as which request), `provider` (over a warm connection), and for the answer
+//! `meter` on the way back to the ingress. `attempt` strings the calls together, `answer` the way back.
+//!
+//! Absences: nothing here retries what a provider may have begun, follows a redirect, parses a body, or logs a
+//! key, a prompt or an answer. A journal that makes outcomes durable comes with money.
+
+// The road.
+pub mod receive;
+
+pub mod dedupe;
+
+pub mod attempt;
+
+pub mod credential;
+
+pub mod translate;
+
+pub mod provider;
+
+pub mod answer;
+
+pub mod meter;
+
+pub mod websocket;
+
+// What the road is timed by.
+mod watch;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
+
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
+use vector_proto::{control::v1 as control, dialect::operation, tunnel::v1};
+
+use self::{
+    answer::{Ending, micros},
+    dedupe::Dedupe,
+    provider::{Metrics, Providers, Row, TlsError, Upload},
+    receive::{Exchange, receive},
+    watch::Watch,
+};
+use crate::{
+    config::Role,
+    telemetry::{self, Telemetry},
+    tunnel::{Answer, Arrival, ArrivalHandler, RequestBody},
+};
+
+/// Where an egress tells what happened. Neither call may block.
+pub trait Reports: fmt::Debug + Send + Sync {
+    /// An exchange has ended, and consumed this.
+    fn record(&self, record: control::UsageRecord);
+
+    /// An object was made that later calls may name.
+    fn object_made(&self, object: control::Object);
+}
+
+/// Who this egress is.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The node's name.
+    pub node: Arc<str>,
+    /// Its incarnation.
+    pub epoch: u64,
+}
+
+/// Everything that exchanges share.
+#[derive(Debug)]
+pub struct Room {
+    node: Arc<str>,
+    epoch: u64,
+    dedupe: Arc<Dedupe>,
+    keys: credential::Pool,
+    providers: Providers,
+    operations: HashMap<&'static str, &'static operation::Operation>,
+    reports: Arc<dyn Reports>,
+    telemetry: Telemetry,
+    /// Exchanges that run.
+    taken: Arc<AtomicUsize>,
+    draining: AtomicBool,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+/// The egress role. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Egress(Arc<Room>);
+
+/// What came of a request.
+enum Outcome {
+    Ended(Ending),
+    Refused(String),
+}
+
+impl Egress {
+    /// An egress without providers and keys yet. `tls_roots` are trusted besides the system's.
+    ///
+    /// # Errors
+    /// [`TlsError`] when the roots cannot be read.
+    pub fn new(
+        identity: Identity,
+        tls_roots: Option<&std::path::Path>,
+        telemetry: &Telemetry,
+        reports: Arc<dyn Reports>,
+    ) -> Result<Self, TlsError> {
+        let tasks = TaskTracker::new();
+        let metrics = Metrics::default();
+        metrics.register(telemetry);
+        let Identity { node, epoch } = identity;
+        Ok(Self(Arc::new(Room {
+            node,
+            epoch,
+            dedupe: Arc::default(),
+            keys: credential::Pool::new(Instant::now()),
+            providers: Providers::new(tls_roots, metrics, tasks.clone())?,
+            operations: operation::all().iter().map(|row| (row.name, row)).collect(),
+            reports,
+            telemetry: telemetry.clone(),
+            taken: Arc::default(),
+            draining: AtomicBool::new(false),
+            tasks,
+            stop: CancellationToken::new(),
+        })))
+    }
+
+    /// Replaces the list of providers that may be called.
+    pub fn take_providers(&self, rows: &[Row]) {
+        self.0.providers.replace(rows);
+    }
+
+    /// Replaces the keys.
+    pub fn take_credentials(&self, sent: &control::Credentials) {
+        self.0.keys.replace(sent);
+    }
+
+    /// Looks after names and connections until [`Self::drain`]; the first look opens them.
+    pub async fn tend(&self) {
+        let mut tick = tokio::time::interval(provider::TEND_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = self.0.stop.cancelled() => return,
+                _ = tick.tick() => self.0.providers.tend().await,
+            }
+        }
+    }
+
+    /// Opens connections to all providers now.
+    pub async fn warm(&self) {
+        self.0.providers.tend().await;
+    }
+
+    /// What the tunnel calls with every exchange that arrives.
+    pub fn handler(&self) -> ArrivalHandler {
+        let room = Arc::clone(&self.0);
+        Arc::new(move |arrival| Box::pin(serve(Arc::clone(&room), arrival)))
+    }
+
+    /// The state of every key.
+    pub fn status(&self) -> Vec<control::CredentialStatus> {
+        self.0.keys.status(Instant::now())
+    }
+
+    /// How many exchanges run.
+    pub fn exchanges(&self) -> usize {
+        self.0.taken.load(Ordering::Relaxed)
+    }
+
+    /// Takes new exchanges, or refuses them because the node is drained.
+    pub fn set_draining(&self, draining: bool) {
+        self.0.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// Takes no more exchanges and waits until those that run have ended, at most for `grace`. Returns how many are left.
+    pub async fn drain(&self, grace: Duration) -> usize {
+        self.set_draining(true);
+        self.0.stop.cancel();
+        let ended = async {
+            while self.exchanges() > 0 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        // How many are left is said by the number itself.
+        let _ = tokio::time::timeout(grace, ended).await;
+        self.exchanges()
+    }
+}
+
+/// Carries one exchange from its arrival to the end of its answer.
+async fn serve(room: Arc<Room>, mut arrival: Arrival) {
+    let mut exchange = match receive(&room, &mut arrival, Instant::now()) {
+        Ok(exchange) => exchange,
+        Err(refused) => return arrival.refuse(refused).await,
+    };
+    let Ok((body, answer)) = arrival.accept().await else {
+        // Nobody heard that it was accepted, and nothing was executed.
+        return exchange.running.refused();
+    };
+    let cancelled = answer.canceller();
+    let outcome = {
+        let span = room
+            .telemetry
+            .span(Role::Egress, exchange.id, &exchange.head.traceparent);
+        let run = pin!(run(&room, &mut exchange, body, answer).instrument(span));
+        tokio::select! {
+            biased;
+            outcome = run => outcome,
+            () = cancelled.cancelled() => Outcome::Ended(Ending::Cancelled),
+        }
+    };
+    match outcome {
+        Outcome::Refused(code) => room.refused(&mut exchange, &code),
+        Outcome::Ended(ending) => room.ended(&exchange, ending),
+    }
+}
+
+/// Everything between acceptance and the answer's end.
+async fn run(room: &Room, exchange: &mut Exchange, body: RequestBody, answer: Answer) -> Outcome {
+    let mut watch = Watch::new(exchange.deadline, Instant::now());
+    if exchange.head.websocket {
+        return match websocket::carry(room, exchange, body, answer, &mut watch).await {
+            Ok(ending) => Outcome::Ended(ending),
+            Err((refused, answer)) => say_no(*refused, answer).await,
+        };
+    }
+    let (length, splice) = (exchange.head.body_bytes, translate::splice(&exchange.head));
+    let may_lack = translate::may_lack_body(&exchange.head.method);
+    let taken = Upload::take(body, length, splice, may_lack);
+    match watch.within(taken, || 0).await {
+        Ok(Ok(upload)) => exchange.upload = upload,
+        Ok(Err(_)) => return Outcome::Ended(Ending::Cancelled),
+        Err(expired) => {
+            let refused = attempt::Fault::of_time(expired, false).refusal(false, 0);
+            return say_no(refused, answer).await;
+        }
+    }
+    match attempt::attempt(room, exchange, &mut watch).await {
+        Err(refused) => say_no(refused, answer).await,
+        Ok(answered) => {
+            let ending = answer::pass_on(room, exchange, answered, answer, &mut watch).await;
+            Outcome::Ended(ending)
+        }
+    }
+}
+
+async fn say_no(refused: v1::Refused, answer: Answer) -> Outcome {
+    let code = refused.code.clone();
+    answer.refuse(refused).await;
+    Outcome::Refused(code)
+}
+
+impl Room {
+    /// Tells at once of an object that later calls may name.
+    fn object_made(&self, exchange: &Exchange, id: &str) {
+        self.reports.object_made(control::Object {
+            id: id.to_owned(),
+            account: exchange.head.account.clone(),
+            provider: exchange.head.provider.clone(),
+            credential: exchange
+                .credential
+                .as_deref()
+                .unwrap_or_default()
+                .to_owned(),
+            operation: exchange.head.operation.clone(),
+            model: exchange.head.model.clone(),
+            made_unix_ms: unix_ms(),
+        });
+    }
+
+    /// An attempt without an answer consumed nothing: it is told, not recorded, and another one may run.
+    fn refused(&self, exchange: &mut Exchange, code: &str) {
+        exchange.running.refused();
+        self.tell(exchange, telemetry::Outcome::Refused, code, None);
+    }
+
+    /// The one line and the one record of an exchange.
+    fn ended(&self, exchange: &Exchange, ending: Ending) {
+        let (outcome, reason) = match ending {
+            Ending::Whole => (telemetry::Outcome::Whole, ""),
+            Ending::Broken(why) => (telemetry::Outcome::Broken, why),
+            Ending::Cancelled => (telemetry::Outcome::Cancelled, ""),
+        };
+        let (meter, usage) = (&exchange.meter, exchange.meter.usage());
+        self.tell(exchange, outcome, reason, usage.as_ref());
+        let head = &exchange.head;
+        self.reports.record(control::UsageRecord {
+            exchange: exchange.id.to_bytes().to_vec().into(),
+            account: head.account.clone(),
+            key: head.key.clone(),
+            operation: head.operation.clone(),
+            model: head.model.clone(),
+            provider: head.provider.clone(),
+            upstream_model: head.upstream_model.clone(),
+            credential: exchange
+                .credential
+                .as_deref()
+                .unwrap_or_default()
+                .to_owned(),
+            egress: self.node.to_string(),
+            ended_unix_ms: unix_ms(),
+            status: u32::from(exchange.status),
+            usage,
+            request_bytes: exchange.upload.sent_bytes(),
+            response_bytes: meter.response_bytes,
+            first_byte_us: micros(meter.first_byte().unwrap_or_default()),
+            duration_us: micros(meter.elapsed(Instant::now())),
+            outcome: outcome.as_str().to_owned(),
+        });
+    }
+
+    fn tell(
+        &self,
+        exchange: &Exchange,
+        outcome: telemetry::Outcome,
+        reason: &str,
+        usage: Option<&v1::Usage>,
+    ) {
+        let head = &exchange.head;
+        self.telemetry.exchange_ended(&telemetry::Exchange {
+            role: Role::Egress,
+            exchange: exchange.id,
+            key: &head.key,
+            account: &head.account,
+            model: &head.model,
+            operation: &head.operation,
+            egress: &self.node,
+            upstream: &head.provider,
+            credential: exchange.credential.as_deref().unwrap_or_default(),
+            attempts: exchange.tries,
+            status: exchange.status,
+            request_bytes: exchange.upload.sent_bytes(),
+            response_bytes: exchange.meter.response_bytes,
+            first_byte: exchange.meter.first_byte(),
+            duration: exchange.meter.elapsed(Instant::now()),
+            outcome,
+            reason,
+            usage,
+        });
+    }
+}
+
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    u64::try_from(since.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}

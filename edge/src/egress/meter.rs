@@ -1,0 +1,149 @@
+//! Reads what an answer consumed and what it made, while it passes.
+//!
+//! Numbers and one id are all that is kept. Only a POST consumes: fetching a response that ran earlier shows its
+//! usage again, and must not count twice.
+
+use std::time::{Duration, Instant};
+
+use vector_proto::{
+    dialect::{
+        operation::{IdAt, Operation},
+        usage::{Reader, StreamEnd},
+    },
+    tunnel::v1,
+};
+
+use super::translate::Content;
+
+/// Operations whose event streams are known to have end marks, by the beginning of their names.
+const MARKED: &[&str] = &["chat.completions.", "completions.", "responses."];
+
+/// What is measured of one exchange.
+#[derive(Debug)]
+pub struct Meter {
+    reader: Option<Box<Reader>>,
+    consumes: bool,
+    /// The stream must end with a mark of its protocol.
+    marked: bool,
+    /// The id is of something that later calls may name.
+    makes: bool,
+    object: Option<String>,
+    /// Bytes of the answer that have left.
+    pub response_bytes: u64,
+    started: Instant,
+    first_byte: Option<Duration>,
+}
+
+impl Meter {
+    /// Starts the clock: the first byte is about to go to a provider.
+    pub fn start(now: Instant) -> Self {
+        Self {
+            reader: None,
+            consumes: false,
+            marked: false,
+            makes: false,
+            object: None,
+            response_bytes: 0,
+            started: now,
+            first_byte: None,
+        }
+    }
+
+    /// The head of an answer is there.
+    pub fn head(
+        &mut self,
+        head: &http::response::Parts,
+        content: Content,
+        ask: &Ask<'_>,
+        now: Instant,
+    ) {
+        self.first_byte = Some(now.saturating_duration_since(self.started));
+        let whole = head.status.is_success();
+        let Some(row) = ask.row else { return };
+        self.consumes = row.method == "POST";
+        self.makes = whole && row.makes.is_some() && ask.keeps;
+        if let (true, IdAt::Location) = (self.makes, row.id_at) {
+            let location = head.headers.get(http::header::LOCATION);
+            let location = location.and_then(|value| value.to_str().ok());
+            let id = location.and_then(|path| path.rsplit('/').next());
+            self.object = id.filter(|id| !id.is_empty()).map(str::to_owned);
+        }
+        let reader = match content {
+            Content::Json if self.consumes && whole => Some(Reader::json()),
+            Content::Events => Some(Reader::sse()),
+            Content::Json | Content::Other => None,
+        };
+        self.marked = content == Content::Events
+            && whole
+            && MARKED.iter().any(|start| row.name.starts_with(start));
+        self.reader = reader.map(|reader| {
+            Box::new(match row.id_at {
+                IdAt::Field(field) => reader.with_id_field(field),
+                IdAt::Location => reader,
+            })
+        });
+    }
+
+    /// Reads a piece of the answer, as the provider sent it. Says once that the id of what it makes is known.
+    pub fn feed(&mut self, chunk: &[u8]) -> bool {
+        self.response_bytes += chunk.len() as u64;
+        let Some(reader) = &mut self.reader else {
+            return false;
+        };
+        reader.feed(chunk);
+        if !self.makes || self.object.is_some() {
+            return false;
+        }
+        self.object = reader.id().map(str::to_owned);
+        self.object.is_some()
+    }
+
+    /// The object that the answer makes, as far as is known.
+    pub fn object(&self) -> Option<&str> {
+        self.object.as_deref()
+    }
+
+    /// Whether a stream that has ended lacks the mark of its end.
+    pub fn is_cut(&self) -> bool {
+        let end = self.reader.as_ref().map(|reader| reader.end());
+        self.marked && end == Some(StreamEnd::Cut)
+    }
+
+    /// What was consumed.
+    pub fn usage(&self) -> Option<v1::Usage> {
+        let reader = self.reader.as_ref().filter(|_| self.consumes)?;
+        let read = reader.usage()?;
+        Some(v1::Usage {
+            input_tokens: read.input_tokens,
+            cached_input_tokens: read.cached_input_tokens,
+            cache_write_tokens: read.cache_write_tokens,
+            output_tokens: read.output_tokens,
+            reasoning_tokens: read.reasoning_tokens,
+            input_audio_tokens: read.input_audio_tokens,
+            output_audio_tokens: read.output_audio_tokens,
+            input_image_tokens: read.input_image_tokens,
+            output_image_tokens: read.output_image_tokens,
+            seconds_milli: read.audio_ms,
+            reported: true,
+        })
+    }
+
+    /// Time from the start to the answer's head.
+    pub fn first_byte(&self) -> Option<Duration> {
+        self.first_byte
+    }
+
+    /// Time since the start.
+    pub fn elapsed(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+}
+
+/// What is known of the operation before its answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// Its row in the table, if this version has one.
+    pub row: Option<&'a Operation>,
+    /// The provider is asked to keep what the call makes.
+    pub keeps: bool,
+}

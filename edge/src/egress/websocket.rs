@@ -1,0 +1,352 @@
+//! Joins a client's WebSocket to one of the provider's: frames pass as raw bytes in both directions.
+//!
+//! The handshake with the provider is our own, with our key in a header; of the client's subprotocols those that carry a key are
+//! left out. Nothing is held back on the way: every read is flushed.
+
+use std::{pin::pin, time::Instant};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use http_body_util::BodyExt as _;
+use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
+use vector_proto::{refusal::Code, tunnel::v1};
+
+use super::{
+    Room,
+    answer::{Ending, trailers},
+    attempt::{Fault, no_key, take_key},
+    credential::Permit,
+    provider::UploadBody,
+    receive::{Exchange, untouched},
+    translate::{Draft, response_head},
+    watch::Watch,
+};
+use crate::tunnel::{Answer, Lost, RequestBody};
+
+/// Read from the provider at once.
+const READ_BYTES: usize = 16 << 10;
+
+/// What is kept of an answer that is no upgrade.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+
+/// Appended to a key before it is hashed: RFC 6455, section 1.3.
+const ACCEPT_SUFFIX: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+
+/// A provider's answer to the handshake.
+#[derive(Debug)]
+enum Joined {
+    Upgraded(Response<Incoming>),
+    /// It answered something else, which is passed on.
+    Answered(http::response::Parts, Bytes),
+}
+
+/// Carries a WebSocket from its handshake to its end.
+///
+/// Cancel safety: dropping it closes the provider's end.
+pub async fn carry(
+    room: &Room,
+    exchange: &mut Exchange,
+    body: RequestBody,
+    mut answer: Answer,
+    watch: &mut Watch,
+) -> Result<Ending, (Box<v1::Refused>, Answer)> {
+    let permit = match take_key(room, exchange, None) {
+        Ok(permit) => permit,
+        Err(why) => return Err((Box::new(no_key(exchange, why)), answer)),
+    };
+    exchange.tries = 1;
+    exchange.credential = Some(permit.key().name().clone());
+    let joined = match join(room, exchange, &permit, watch).await {
+        Ok(joined) => joined,
+        Err(refused) => return Err((refused, answer)),
+    };
+    let (head, upgraded) = match joined {
+        Joined::Answered(head, said) => {
+            if let Some(refused) = refuse(&head, &said, &permit, exchange) {
+                return Err((Box::new(refused), answer));
+            }
+            return Ok(pass(exchange, &head, &permit, answer, said).await);
+        }
+        Joined::Upgraded(response) => {
+            let (head, body) = response.into_parts();
+            match hyper::upgrade::on(Response::from_parts(head.clone(), body)).await {
+                Ok(upgraded) => (head, upgraded),
+                Err(_) => {
+                    let message = "The provider's connection broke off.";
+                    let refused = touched(Code::ProviderBroke, message);
+                    return Err((Box::new(refused), answer));
+                }
+            }
+        }
+    };
+    permit.accepted();
+    exchange.status = 101;
+    answer.head(&response_head(
+        &head,
+        true,
+        permit.key().name(),
+        exchange.tries,
+    ));
+    Ok(splice(exchange, upgraded, body, answer).await)
+}
+
+fn touched(code: Code, message: &str) -> v1::Refused {
+    v1::Refused {
+        untouched: false,
+        upstream_attempts: 1,
+        ..untouched(code, message, true)
+    }
+}
+
+/// Whether an answer to the handshake leads to another candidate.
+fn refuse(
+    head: &http::response::Parts,
+    said: &Bytes,
+    permit: &Permit,
+    exchange: &Exchange,
+) -> Option<v1::Refused> {
+    let (status, now) = (head.status.as_u16(), Instant::now());
+    let mut refused = touched(Code::ProviderRefused, "The provider refused the WebSocket.");
+    match status {
+        429 => {
+            let date = std::time::SystemTime::now();
+            let rest = permit.limited(&head.headers, now, date);
+            refused.retry_after_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
+        }
+        401..=402 => {
+            permit.refused(status, now);
+            refused.code = Code::NoCredential.to_string();
+            return Some(refused);
+        }
+        500.. => {}
+        _ => return None,
+    }
+    let credential = permit.key().name();
+    refused.provider_head = Some(response_head(head, false, credential, exchange.tries));
+    refused.provider_body = said.clone();
+    Some(refused)
+}
+
+/// Makes the handshake with the provider.
+async fn join(
+    room: &Room,
+    exchange: &Exchange,
+    permit: &Permit,
+    watch: &mut Watch,
+) -> Result<Joined, Box<v1::Refused>> {
+    let fail = |fault: Fault| Box::new(fault.refusal(false, 1));
+    let provider = &exchange.provider;
+    watch.begin(provider.row.connect, Instant::now());
+    let stream = watch
+        .within(provider.origin.websocket(provider.row.connect), || 0)
+        .await
+        .map_err(|expired| fail(Fault::of_time(expired, false)))?
+        .map_err(|error| fail(Fault::of_dial(&error)))?;
+    let draft = Draft::new(&exchange.head, exchange.id, &provider.origin)
+        .map_err(|error| fail(Fault::of_head(&error)))?;
+    let (kind, key) = (&provider.row.kind, permit.key());
+    let mut request = draft
+        .request(&provider.origin, kind, key, false, UploadBody::Whole(None))
+        .map_err(|error| fail(Fault::of_head(&error)))?;
+    let nonce = STANDARD.encode(fastrand::u128(..).to_be_bytes());
+    ask_to_upgrade(request.headers_mut(), &exchange.head.headers, &nonce);
+    watch.begin(provider.row.first_byte, Instant::now());
+    let answered = async {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        room.tasks.spawn(connection.with_upgrades());
+        sender.send_request(request).await
+    };
+    let response = watch
+        .within(answered, || 0)
+        .await
+        .map_err(|expired| fail(Fault::of_time(expired, true)))?
+        .map_err(|_| {
+            let message = "The provider broke off the WebSocket's handshake.";
+            Box::new(touched(Code::ProviderBroke, message))
+        })?;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let (head, body) = response.into_parts();
+        let body = http_body_util::Limited::new(body, ERROR_BYTES_MAX);
+        let body = watch.within(body.collect(), || 0).await;
+        let said = body.ok().and_then(Result::ok);
+        let said = said.map(http_body_util::Collected::to_bytes);
+        return Ok(Joined::Answered(head, said.unwrap_or_default()));
+    }
+    let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
+    if accepted.is_none_or(|value| value.as_bytes() != accept(&nonce).as_bytes()) {
+        let message = "The provider's answer breaks the rules of WebSocket.";
+        return Err(Box::new(touched(Code::ProviderBroke, message)));
+    }
+    Ok(Joined::Upgraded(response))
+}
+
+/// Puts the handshake's headers.
+fn ask_to_upgrade(headers: &mut HeaderMap, given: &[v1::Header], nonce: &str) {
+    headers.remove(header::ACCEPT_ENCODING);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(
+        header::SEC_WEBSOCKET_VERSION,
+        HeaderValue::from_static("13"),
+    );
+    if let Ok(nonce) = HeaderValue::from_str(nonce) {
+        headers.insert(header::SEC_WEBSOCKET_KEY, nonce);
+    }
+    let protocols = subprotocols(given);
+    if let Ok(value) = HeaderValue::from_str(&protocols)
+        && !protocols.is_empty()
+    {
+        headers.insert(header::SEC_WEBSOCKET_PROTOCOL, value);
+    }
+}
+
+/// The client's subprotocols without those that carry a key or name an account with the provider.
+fn subprotocols(given: &[v1::Header]) -> String {
+    let fields = given
+        .iter()
+        .filter(|field| field.name.eq_ignore_ascii_case("sec-websocket-protocol"));
+    let mut kept = Vec::new();
+    for field in fields {
+        let text = std::str::from_utf8(&field.value).unwrap_or_default();
+        let offered = text.split(',').map(str::trim);
+        kept.extend(offered.filter(|name| {
+            let secret = name.starts_with("openai-insecure-api-key")
+                || name.starts_with("openai-organization")
+                || name.starts_with("openai-project")
+                || name.starts_with("sk-");
+            !name.is_empty() && !secret
+        }));
+    }
+    kept.join(", ")
+}
+
+/// What the provider must answer to a nonce.
+fn accept(nonce: &str) -> String {
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(nonce.as_bytes());
+    hash.update(ACCEPT_SUFFIX);
+    STANDARD.encode(hash.finish())
+}
+
+/// Passes on an answer that is no upgrade.
+async fn pass(
+    exchange: &mut Exchange,
+    head: &http::response::Parts,
+    permit: &Permit,
+    mut answer: Answer,
+    said: Bytes,
+) -> Ending {
+    exchange.status = head.status.as_u16();
+    exchange.meter.response_bytes = said.len() as u64;
+    answer.head(&response_head(
+        head,
+        false,
+        permit.key().name(),
+        exchange.tries,
+    ));
+    let written = answer.data(said).await;
+    let trailers = trailers(&exchange.meter, None, Instant::now());
+    match (written, answer.finish(&trailers).await) {
+        (Ok(()), Ok(())) => Ending::Whole,
+        _ => Ending::Cancelled,
+    }
+}
+
+/// Passes bytes both ways until the provider's end is over.
+async fn splice(
+    exchange: &mut Exchange,
+    upgraded: Upgraded,
+    body: RequestBody,
+    mut answer: Answer,
+) -> Ending {
+    let (read, write) = tokio::io::split(TokioIo::new(upgraded));
+    let ended = {
+        let passed_bytes = &mut exchange.meter.response_bytes;
+        let mut down = pin!(downward(read, &mut answer, passed_bytes));
+        let mut up = pin!(upward(body, write));
+        let mut sending = true;
+        loop {
+            tokio::select! {
+                ended = &mut down => break ended,
+                over = &mut up, if sending => match over {
+                    // The client is done, or the provider no longer reads: what it still says is passed on.
+                    Ok(()) => sending = false,
+                    Err(lost) => break Err(lost),
+                },
+            }
+        }
+    };
+    let Ok(broken) = ended else {
+        return Ending::Cancelled;
+    };
+    let trailers = trailers(&exchange.meter, broken, Instant::now());
+    match (answer.finish(&trailers).await, broken) {
+        (Err(_), _) => Ending::Cancelled,
+        (Ok(()), Some(why)) => Ending::Broken(why),
+        (Ok(()), None) => Ending::Whole,
+    }
+}
+
+async fn downward(
+    mut read: ReadHalf<TokioIo<Upgraded>>,
+    answer: &mut Answer,
+    passed_bytes: &mut u64,
+) -> Result<Option<&'static str>, Lost> {
+    answer.flush().await?;
+    let mut buffer = BytesMut::new();
+    loop {
+        buffer.reserve(READ_BYTES);
+        match read.read_buf(&mut buffer).await {
+            Ok(0) => return Ok(None),
+            Ok(read_bytes) => {
+                *passed_bytes += read_bytes as u64;
+                answer.data(buffer.split().freeze()).await?;
+                answer.flush().await?;
+            }
+            Err(_) => return Ok(Some("the provider's connection broke off")),
+        }
+    }
+}
+
+/// Ends early if the provider no longer reads: then its own end says why.
+async fn upward(
+    mut body: RequestBody,
+    mut write: WriteHalf<TokioIo<Upgraded>>,
+) -> Result<(), Lost> {
+    while let Some(bytes) = body.next().await? {
+        if write.write_all(&bytes).await.is_err() || write.flush().await.is_err() {
+            return Ok(());
+        }
+    }
+    // A peer that is gone needs no good-bye.
+    let _ = write.shutdown().await;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_accept_value_is_that_of_the_rfc() {
+        assert_eq!(
+            accept("dGhlIHNhbXBsZSBub25jZQ=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
+    }
+
+    #[test]
+    fn no_key_leaves_among_the_subprotocols() {
+        let offered = v1::Header {
+            name: "Sec-WebSocket-Protocol".into(),
+            value: "realtime, openai-insecure-api-key.sk-client, openai-beta.realtime-v1".into(),
+        };
+        assert_eq!(
+            subprotocols(&[offered]),
+            "realtime, openai-beta.realtime-v1"
+        );
+    }
+}
