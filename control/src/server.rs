@@ -6,12 +6,14 @@
 use std::{
     fs,
     net::SocketAddr,
+    os::unix::fs::DirBuilderExt as _,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::net::TcpListener;
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::control::v1::{admin_server::AdminServer, node_server::NodeServer};
 
@@ -112,7 +114,11 @@ impl Server {
     pub async fn bind(config: &Config) -> Result<Self, Error> {
         let data = &config.data_dir;
         let file = |path: PathBuf| move |source| Error::File { path, source };
-        fs::create_dir_all(data).map_err(file(data.clone()))?;
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data)
+            .map_err(file(data.clone()))?;
         let lock_path = data.join("lock");
         let lock = fs::File::create(&lock_path).map_err(file(lock_path))?;
         lock.try_lock().map_err(|_| Error::Locked(data.clone()))?;
@@ -220,38 +226,18 @@ impl Server {
             rooms.authority.trust_domain(),
         );
         let incoming = listening.run(grpc, &tasks, stop.clone());
-        let (health, health_service) = tonic_health::server::health_reporter();
-        health.set_serving::<NodeServer<()>>().await;
-        health.set_serving::<AdminServer<()>>().await;
-        let serving = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE))
-            .max_concurrent_streams(CALLS_MAX)
-            .http2_max_header_list_size(HEAD_BYTES_MAX)
-            .add_service(health_service)
-            .add_service(
-                described()
-                    .build_v1()
-                    .map_err(|error| Error::Grpc(error.to_string()))?,
-            )
-            .add_service(
-                described()
-                    .build_v1alpha()
-                    .map_err(|error| Error::Grpc(error.to_string()))?,
-            )
-            .add_service(api::node_service(rooms.clone()))
-            .add_service(api::admin_service(rooms))
-            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let serving = grpc_over(incoming, rooms, stop.clone()).await?;
         tracing::info!("ready");
         ready.cancel();
         tokio::pin!(serving);
         let served = tokio::select! {
-            served = &mut serving => served,
+            biased;
             () = stop.cancelled() => {
                 tracing::info!("draining");
                 drain.cancel();
                 tokio::time::timeout(DRAIN_WAIT, serving).await.unwrap_or(Ok(()))
             }
+            served = &mut serving => served,
         };
         drain.cancel();
         tasks.close();
@@ -264,6 +250,29 @@ impl Server {
         tracing::info!("stopped");
         served.map_err(|error| Error::Grpc(error.to_string()))
     }
+}
+
+/// Every service over these connections, until `stop`; then what is open may end.
+async fn grpc_over(
+    incoming: ReceiverStream<std::io::Result<listen::Secured>>,
+    rooms: Rooms,
+    stop: CancellationToken,
+) -> Result<impl Future<Output = Result<(), tonic::transport::Error>>, Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<NodeServer<()>>().await;
+    health.set_serving::<AdminServer<()>>().await;
+    let failed = |error: tonic_reflection::server::Error| Error::Grpc(error.to_string());
+    let router = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(CALLS_MAX)
+        .http2_max_header_list_size(HEAD_BYTES_MAX)
+        .add_service(health_service)
+        .add_service(described().build_v1().map_err(failed)?)
+        .add_service(described().build_v1alpha().map_err(failed)?)
+        .add_service(api::node_service(rooms.clone()))
+        .add_service(api::admin_service(rooms));
+    Ok(router.serve_with_incoming_shutdown(incoming, stop.cancelled_owned()))
 }
 
 async fn listen_on(address: SocketAddr) -> Result<TcpListener, Error> {

@@ -1,4 +1,10 @@
 //! Control over real sockets: who may do what, what nodes hear, and what a restart keeps.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::disallowed_methods,
+    reason = "a test that cannot set itself up fails"
+)]
 
 use std::time::Duration;
 
@@ -51,7 +57,6 @@ impl Control {
             .trim()
             .to_owned();
         let stop = CancellationToken::new();
-        #[expect(clippy::disallowed_methods, reason = "the test waits for it in `stop`")]
         let served = tokio::spawn({
             let stop = stop.clone();
             async move { server.serve(stop).await.unwrap() }
@@ -669,7 +674,7 @@ async fn a_key_that_is_switched_off_is_told_before_the_command_returns() {
         Event::KeysChanged(changed) => Some(changed),
         _ => None,
     });
-    assert_eq!(changed.await.keys, [id.clone()]);
+    assert_eq!(changed.await.keys, std::slice::from_ref(&id));
     assert_eq!(
         ingress
             .admit(asked.clone())
@@ -707,10 +712,9 @@ async fn a_key_that_is_switched_off_is_told_before_the_command_returns() {
 }
 
 #[tokio::test]
-async fn usage_counts_once_and_objects_are_found_by_their_account() {
+async fn usage_counts_each_exchange_once() {
     let control = Control::start().await;
     let mut egress = control.node(&control.enroll("egress", "e-1").await).await;
-    let mut ingress = control.node(&control.enroll("ingress", "i-1").await).await;
     let record = |number: u8| pb::UsageRecord {
         exchange: vec![number; 16].into(),
         account: "acme".to_owned(),
@@ -755,6 +759,14 @@ async fn usage_counts_once_and_objects_are_found_by_their_account() {
         .unwrap();
     assert_eq!((rest.records.len(), rest.next_page_token.as_str()), (1, ""));
 
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn an_object_is_found_by_its_account_even_when_asked_for_early() {
+    let control = Control::start().await;
+    let mut egress = control.node(&control.enroll("egress", "e-1").await).await;
+    let mut ingress = control.node(&control.enroll("ingress", "i-1").await).await;
     let stream = Stream::open(&mut egress, 0).await;
     let object = pb::Object {
         id: "file-1".to_owned(),

@@ -1,7 +1,6 @@
 //! Does what was typed: one call to control each, shown as a table or as JSON.
 
 use std::{
-    collections::BTreeMap,
     fs,
     future::Future,
     io::{self, Read as _, Write as _},
@@ -19,6 +18,11 @@ use crate::{
     connect::{Client, connect},
     json, plan, table,
 };
+
+mod account;
+mod model;
+mod node;
+mod provider;
 
 /// Rows asked for at once.
 const PAGE: u32 = 1_000;
@@ -98,7 +102,7 @@ impl Ready {
                 exit_code,
             },
             Command::Credential(put @ args::Credential::Put { .. }) => {
-                Self::Credential(Box::new(credential_spec(put)?))
+                Self::Credential(Box::new(provider::credential_spec(put)?))
             }
             other => Self::Plain(other),
         })
@@ -131,349 +135,19 @@ async fn plain(mut client: Client, command: Command) -> Done {
             let status = client.status(pb::StatusRequest {}).await?.into_inner();
             Ok(Shown::new(json::status(&status), table::status(&status)))
         }
-        Command::Node(node) => self::node(client, node).await,
-        Command::Provider(provider) => self::provider(client, provider).await,
-        Command::Credential(credential) => self::credential(client, credential).await,
-        Command::Model(model) => self::model(client, model).await,
-        Command::DefaultRoute(route) => default_route(client, route).await,
-        Command::Account(account) => self::account(client, account).await,
-        Command::Key(key) => self::key(client, key).await,
+        Command::Node(it) => node::node(client, it).await,
+        Command::Provider(it) => provider::provider(client, it).await,
+        Command::Credential(it) => provider::credential(client, it).await,
+        Command::Model(it) => model::model(client, it).await,
+        Command::DefaultRoute(it) => model::default_route(client, it).await,
+        Command::Account(it) => account::account(client, it).await,
+        Command::Key(it) => account::key(client, it).await,
         Command::Explain(asked) => explain(client, asked).await,
         Command::Usage(asked) => usage(client, asked).await,
         Command::Apply(_) | Command::Diff(_) | Command::Completion { .. } => {
             Err(Failure::Usage("this command needs no control".to_owned()))
         }
     }
-}
-
-async fn node(mut client: Client, node: args::Node) -> Done {
-    match node {
-        args::Node::Invite {
-            role,
-            region,
-            node,
-            minutes,
-        } => {
-            let asked = pb::InviteNodeRequest {
-                roles: role,
-                region,
-                node,
-                ttl_s: minutes.saturating_mul(60),
-            };
-            let invite = client.invite_node(asked).await?.into_inner();
-            let value = json!({ "token": invite.token, "expires_unix_ms": invite.expires_unix_ms });
-            let text = format!(
-                "{}\n\nGive this to the node as control.invite (or VECTOR_CONTROL_INVITE); it works once, for {minutes} minutes.",
-                invite.token
-            );
-            Ok(Shown::new(value, text))
-        }
-        args::Node::List => {
-            let nodes = pages(|asked| {
-                let mut client = client.clone();
-                async move {
-                    rows(client.list_nodes(asked).await, |page| {
-                        (page.nodes, page.next_page_token)
-                    })
-                }
-            })
-            .await?;
-            Ok(Shown::new(
-                json::list("nodes", &nodes, json::node),
-                table::nodes(&nodes),
-            ))
-        }
-        args::Node::Drain { node } => drain(client, node, true).await,
-        args::Node::Undrain { node } => drain(client, node, false).await,
-        args::Node::Remove { node } => {
-            let gone = client.remove_node(name(&node)).await?.into_inner();
-            removed("node", &node, &gone)
-        }
-    }
-}
-
-async fn drain(mut client: Client, node: String, on: bool) -> Done {
-    let view = client
-        .drain_node(pb::DrainNodeRequest { node, on })
-        .await?
-        .into_inner();
-    Ok(Shown::new(
-        json::node(&view),
-        table::nodes(std::slice::from_ref(&view)),
-    ))
-}
-
-async fn provider(mut client: Client, provider: args::Provider) -> Done {
-    match provider {
-        args::Provider::Put {
-            name,
-            kind,
-            base_url,
-            egress,
-            unknown_objects,
-            connect_ms,
-            first_byte_ms,
-            idle_ms,
-            connections_max,
-        } => {
-            let spec = pb::ProviderSpec {
-                name,
-                kind,
-                base_url,
-                egress,
-                limits: plan::limits(connect_ms, first_byte_ms, idle_ms, connections_max),
-                unknown_objects,
-            };
-            let spec = client.put_provider(spec).await?.into_inner();
-            Ok(Shown::new(
-                json::provider(&spec),
-                format!("provider {} is set", spec.name),
-            ))
-        }
-        args::Provider::List => {
-            let specs = pages(|asked| {
-                let mut client = client.clone();
-                async move {
-                    rows(client.list_providers(asked).await, |page| {
-                        (page.providers, page.next_page_token)
-                    })
-                }
-            })
-            .await?;
-            Ok(Shown::new(
-                json::list("providers", &specs, json::provider),
-                table::providers(&specs),
-            ))
-        }
-        args::Provider::Remove { name: it } => {
-            let gone = client.remove_provider(name(&it)).await?.into_inner();
-            removed("provider", &it, &gone)
-        }
-    }
-}
-
-async fn credential(mut client: Client, credential: args::Credential) -> Done {
-    match credential {
-        args::Credential::Put { .. } => Err(Failure::Usage("the secret was not read".to_owned())),
-        args::Credential::List => {
-            let views = pages(|asked| {
-                let mut client = client.clone();
-                async move {
-                    rows(client.list_credentials(asked).await, |page| {
-                        (page.credentials, page.next_page_token)
-                    })
-                }
-            })
-            .await?;
-            Ok(Shown::new(
-                json::list("credentials", &views, json::credential),
-                table::credentials(&views),
-            ))
-        }
-        args::Credential::Remove { name: it } => {
-            let gone = client.remove_credential(name(&it)).await?.into_inner();
-            removed("credential", &it, &gone)
-        }
-    }
-}
-
-async fn model(mut client: Client, model: args::Model) -> Done {
-    match model {
-        args::Model::Put {
-            name,
-            upstream,
-            owned_by,
-        } => {
-            let spec = pb::ModelSpec {
-                name,
-                upstreams: upstreams(&upstream),
-                owned_by,
-                created_unix_s: 0,
-            };
-            let spec = client.put_model(spec).await?.into_inner();
-            Ok(Shown::new(
-                json::model(&spec),
-                format!("model {} is set", spec.name),
-            ))
-        }
-        args::Model::List => {
-            let specs = pages(|asked| {
-                let mut client = client.clone();
-                async move {
-                    rows(client.list_models(asked).await, |page| {
-                        (page.models, page.next_page_token)
-                    })
-                }
-            })
-            .await?;
-            Ok(Shown::new(
-                json::list("models", &specs, json::model),
-                table::models(&specs),
-            ))
-        }
-        args::Model::Remove { name: it } => {
-            let gone = client.remove_model(name(&it)).await?.into_inner();
-            removed("model", &it, &gone)
-        }
-    }
-}
-
-async fn default_route(mut client: Client, route: args::DefaultRoute) -> Done {
-    match route {
-        args::DefaultRoute::Put {
-            operation,
-            upstream,
-        } => {
-            let spec = pb::DefaultRouteSpec {
-                operation,
-                upstreams: upstreams(&upstream),
-            };
-            let spec = client.put_default_route(spec).await?.into_inner();
-            Ok(Shown::new(
-                json::route(&spec),
-                format!("default route {} is set", spec.operation),
-            ))
-        }
-        args::DefaultRoute::List => {
-            let specs = pages(|asked| {
-                let mut client = client.clone();
-                async move {
-                    rows(client.list_default_routes(asked).await, |page| {
-                        (page.routes, page.next_page_token)
-                    })
-                }
-            })
-            .await?;
-            Ok(Shown::new(
-                json::list("default_routes", &specs, json::route),
-                table::routes(&specs),
-            ))
-        }
-        args::DefaultRoute::Remove { operation } => {
-            let gone = client
-                .remove_default_route(name(&operation))
-                .await?
-                .into_inner();
-            removed("default route", &operation, &gone)
-        }
-    }
-}
-
-async fn account(mut client: Client, account: args::Account) -> Done {
-    match account {
-        args::Account::Put {
-            name,
-            title,
-            time_zone,
-            disabled,
-        } => {
-            let spec = pb::AccountSpec {
-                name,
-                title,
-                time_zone,
-                disabled,
-            };
-            let spec = client.put_account(spec).await?.into_inner();
-            let state = if spec.disabled {
-                "set, and off: its keys have stopped"
-            } else {
-                "set"
-            };
-            Ok(Shown::new(
-                json::account(&spec),
-                format!("account {} is {state}", spec.name),
-            ))
-        }
-        args::Account::List => {
-            let specs = pages(|asked| {
-                let mut client = client.clone();
-                async move {
-                    rows(client.list_accounts(asked).await, |page| {
-                        (page.accounts, page.next_page_token)
-                    })
-                }
-            })
-            .await?;
-            Ok(Shown::new(
-                json::list("accounts", &specs, json::account),
-                table::accounts(&specs),
-            ))
-        }
-    }
-}
-
-async fn key(mut client: Client, key: args::Key) -> Done {
-    match key {
-        args::Key::Create {
-            account,
-            name,
-            model,
-            address,
-            requests_per_minute,
-            tokens_per_minute,
-            concurrency,
-            days,
-        } => {
-            let spec = pb::KeySpec {
-                account,
-                name,
-                models: model,
-                addresses: address,
-                requests_per_minute,
-                tokens_per_minute,
-                concurrency,
-                expires_unix_ms: days.map_or(0, |days| {
-                    unix_ms().saturating_add(days.saturating_mul(86_400_000))
-                }),
-            };
-            let created = client.create_key(spec).await?.into_inner();
-            let mut value = json::key(&created.key.clone().unwrap_or_default());
-            value["secret"] = created.secret.clone().into();
-            let text = format!(
-                "{}\n\nThis is shown once. Clients send it as their API key.",
-                created.secret
-            );
-            Ok(Shown::new(value, text))
-        }
-        args::Key::List { account } => {
-            let views = pages(|asked: pb::ListRequest| {
-                let mut client = client.clone();
-                let asked = pb::ListKeysRequest {
-                    account: account.clone(),
-                    page_size: asked.page_size,
-                    page_token: asked.page_token,
-                };
-                async move {
-                    rows(client.list_keys(asked).await, |page| {
-                        (page.keys, page.next_page_token)
-                    })
-                }
-            })
-            .await?;
-            Ok(Shown::new(
-                json::list("keys", &views, json::key),
-                table::keys(&views),
-            ))
-        }
-        args::Key::Disable { id } => set_key(client, id, true).await,
-        args::Key::Enable { id } => set_key(client, id, false).await,
-    }
-}
-
-async fn set_key(mut client: Client, id: String, disabled: bool) -> Done {
-    let view = client
-        .set_key_state(pb::SetKeyStateRequest { id, disabled })
-        .await?
-        .into_inner();
-    let state = if view.disabled {
-        "off at every edge"
-    } else {
-        "on"
-    };
-    Ok(Shown::new(
-        json::key(&view),
-        format!("key {} is {state}", view.id),
-    ))
 }
 
 /// Brings control to the plan, or only shows what that would change.
@@ -581,54 +255,6 @@ fn removed(kind: &str, name: &str, gone: &pb::Removed) -> Done {
     } else {
         Err(Failure::Refused(format!("there is no {kind} named {name}")))
     }
-}
-
-fn upstreams(texts: &[String]) -> Vec<pb::Upstream> {
-    texts
-        .iter()
-        .map(|text| plan::typed_upstream(text))
-        .collect()
-}
-
-fn credential_spec(put: args::Credential) -> Result<pb::CredentialSpec, Failure> {
-    let args::Credential::Put {
-        name,
-        provider,
-        secret_file,
-        secret,
-        requests_per_minute,
-        tokens_per_minute,
-        concurrency,
-        weight,
-        disabled,
-        header,
-    } = put
-    else {
-        return Err(Failure::Usage("not a credential".to_owned()));
-    };
-    let mut headers = BTreeMap::new();
-    for text in header {
-        let (name, value) = text
-            .split_once('=')
-            .ok_or_else(|| Failure::Usage(format!("--header {text}: write NAME=VALUE")))?;
-        headers.insert(name.to_owned(), value.to_owned());
-    }
-    let secret = match (secret, secret_file) {
-        (Some(secret), _) => secret,
-        (None, Some(file)) => read_file(&file)?,
-        (None, None) => String::new(),
-    };
-    Ok(pb::CredentialSpec {
-        name,
-        provider,
-        secret: secret.trim().to_owned(),
-        disabled,
-        requests_per_minute,
-        tokens_per_minute,
-        concurrency,
-        weight,
-        headers,
-    })
 }
 
 fn read_plan(file: &Path) -> Result<pb::Plan, Failure> {
