@@ -244,7 +244,7 @@ impl Watch {
     }
 }
 
-/// What every backend does. [`elect`] is built on it and needs no backend of its own.
+/// What every backend does. [`elect()`] is built on it and needs no backend of its own.
 pub trait Store: Send + Sync + 'static {
     /// One key, as it is now.
     fn get(&self, key: &str) -> Answer<'_, Option<Entry>>;

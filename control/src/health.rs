@@ -328,3 +328,41 @@ impl Drop for Attached {
         self.fleet.tell();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_stays_usable_for_a_while_and_comes_back() {
+        let started = Instant::now();
+        let fleet = Arc::new(Fleet::new(started, Arc::default()));
+        let (events, _queue) = mpsc::channel(1);
+        let later = started + START_GRACE;
+        assert!(fleet.usable(started).all, "control has just started");
+        assert_eq!(fleet.usable(later), Usable::default());
+
+        let first = fleet.attach("a", true, "1", events.clone());
+        let second = fleet.attach("a", true, "1", events);
+        assert!(first.end().is_cancelled(), "a newer stream ends the older");
+        drop(first);
+        assert!(
+            fleet.presence("a").connected,
+            "the older one's end is not the node's"
+        );
+        let draining = Status {
+            draining: true,
+            ..Status::default()
+        };
+        second.status(draining, 1);
+        assert!(fleet.usable(later).draining.contains("a"));
+
+        drop(second);
+        let gone = Instant::now();
+        let soon = fleet.usable(gone + START_GRACE);
+        assert!(!soon.ids.contains("a"), "long gone");
+        let now = fleet.usable(gone);
+        assert!(now.ids.contains("a"), "gone a moment ago");
+        assert!(now.until.is_some_and(|until| until <= gone + GRACE));
+    }
+}

@@ -1,7 +1,7 @@
 //! Says where a request for a model would go now, and why not elsewhere. Pure.
 
 use vector_proto::control::v1::{
-    Candidate, ExplainRouteRequest, ExplainRouteResponse, Snapshot, Upstream,
+    Candidate, ExplainRouteRequest, ExplainRouteResponse, Path, Snapshot, Upstream,
 };
 
 use super::{Inputs, compile::may_call};
@@ -106,12 +106,7 @@ fn of_upstream(
     let Some(spec) = inputs.catalog.providers.get(&upstream.provider) else {
         return push("", "", 0, "the provider is not configured");
     };
-    let mut credentials = inputs
-        .catalog
-        .credentials
-        .values()
-        .filter(|stored| stored.spec.provider == spec.name);
-    if !credentials.any(|stored| !stored.spec.disabled) {
+    if !has_credential(inputs, &spec.name) {
         return push(
             "",
             "",
@@ -145,16 +140,28 @@ fn of_upstream(
         } else {
             let draining = node.draining || inputs.usable.draining.contains(&node.id);
             let why_not = if draining { "the node is draining" } else { "" };
-            for path in snapshot
-                .paths
-                .iter()
-                .filter(|path| path.egress == node.id && path.from_region == region)
-            {
+            let from_here = |path: &&Path| path.egress == node.id && path.from_region == region;
+            let mut reached = false;
+            for path in snapshot.paths.iter().filter(from_here) {
+                reached = true;
                 push(&node.id, &path.relay, path.score, why_not);
+            }
+            if !reached {
+                push(
+                    &node.id,
+                    "",
+                    0,
+                    "no ingress of this region has ever connected",
+                );
             }
         }
     }
     if !any {
         push("", "", 0, "the network has no egress node");
     }
+}
+
+fn has_credential(inputs: Inputs<'_>, provider: &str) -> bool {
+    let mut credentials = inputs.catalog.credentials.values();
+    credentials.any(|stored| stored.spec.provider == provider && !stored.spec.disabled)
 }
