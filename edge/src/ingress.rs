@@ -32,6 +32,8 @@ mod certificate;
 
 mod wire;
 
+mod watch;
+
 // The road, in order.
 mod head;
 

@@ -7,18 +7,22 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     future::Future,
+    io,
     net::{IpAddr, SocketAddr},
-    pin::pin,
-    sync::Arc,
+    pin::{Pin, pin},
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll},
     time::Duration,
 };
 
+use http_body::{Body, Frame, SizeHint};
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
 };
 use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
@@ -29,7 +33,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Error, Ingress,
     certificate::Certificate,
-    wire::{Version, Wire},
+    stream::Answer,
+    wire::{Busy, Version, Wire},
 };
 
 /// Part of all connections that one address may have: 1/4.
@@ -61,6 +66,9 @@ const RESETS_MAX: usize = 20;
 
 /// How long an HTTP/2 connection without any sign of life is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// How long a client's machine may be silent below HTTP.
+const VANISHED: Duration = Duration::from_secs(60);
 
 /// Rest after an accept that failed, so that running out of descriptors does not eat a core.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
@@ -169,6 +177,7 @@ impl Door {
                         ingress: Arc::clone(&self.ingress),
                         peer,
                         drain: drain.clone(),
+                        busy: Busy::default(),
                     };
                     let serve = connection.handshake(socket, self.tls.clone());
                     let kill = kill.clone();
@@ -209,12 +218,13 @@ struct Connection {
     ingress: Arc<Ingress>,
     peer: SocketAddr,
     drain: CancellationToken,
+    busy: Busy,
 }
 
 impl Connection {
     async fn handshake(self, socket: TcpStream, tls: Option<TlsAcceptor>) {
-        // A peer that forgot it shows 42 ms first-chunk tails.
-        if socket.set_nodelay(true).is_err() {
+        if let Err(error) = tune(&socket) {
+            tracing::debug!(%error, "a client's socket");
             return;
         }
         let patience = self.ingress.config.header_read;
@@ -230,8 +240,8 @@ impl Connection {
 
     /// Finds out the version and serves it.
     async fn greet<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, stream: S) {
-        let mut wire = Wire::new(stream);
         let patience = self.ingress.config.header_read;
+        let mut wire = Wire::new(stream, patience, Busy::clone(&self.busy));
         let drain = self.drain.clone();
         let version = tokio::select! {
             version = tokio::time::timeout(patience, wire.version()) => version,
@@ -250,18 +260,24 @@ impl Connection {
             ingress,
             peer,
             drain,
+            busy,
         } = self;
         let mut server = http1::Builder::new();
         server
-            .timer(TokioTimer::new())
-            .header_read_timeout(ingress.config.header_read)
             .max_headers(HEADERS_MAX)
             .max_header_size(HEAD_BYTES_MAX)
             .max_buf_size(READ_BYTES_MAX)
             .pipeline_flush(false);
         let service = service_fn(|request| {
+            let mark = Mark::new(&busy);
             let ingress = &ingress;
-            async move { Ok::<_, Infallible>(ingress.serve(request, peer.ip()).await) }
+            async move {
+                let answer = ingress.serve(request, peer.ip()).await;
+                Ok::<_, Infallible>(answer.map(|answer| Marked {
+                    answer,
+                    _mark: mark,
+                }))
+            }
         });
         let connection = server
             .serve_connection(TokioIo::new(wire), service)
@@ -282,6 +298,7 @@ impl Connection {
             ingress,
             peer,
             drain,
+            busy: _,
         } = self;
         let mut server =
             http2::Builder::new(OnTracker(ingress.tasks.clone(), ingress.kill.clone()));
@@ -309,6 +326,63 @@ impl Connection {
         };
         told(ended);
     }
+}
+
+/// Marks its connection as busy until it is dropped with its answer.
+#[derive(Debug)]
+struct Mark(Busy);
+
+impl Mark {
+    fn new(busy: &Busy) -> Self {
+        busy.store(true, Ordering::Relaxed);
+        Self(Busy::clone(busy))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// An answer that marks its connection.
+#[derive(Debug)]
+struct Marked {
+    answer: Answer,
+    _mark: Mark,
+}
+
+impl Body for Marked {
+    type Data = <Answer as Body>::Data;
+    type Error = <Answer as Body>::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.answer).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.answer.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.answer.size_hint()
+    }
+}
+
+fn tune(socket: &TcpStream) -> io::Result<()> {
+    // A peer that forgot it shows 42 ms first-chunk tails.
+    socket.set_nodelay(true)?;
+    // A client whose machine vanished is noticed, whether or not something is on its way to it.
+    let socket = SockRef::from(socket);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(VANISHED)
+            .with_interval(VANISHED / 4),
+    )?;
+    socket.set_tcp_user_timeout(Some(VANISHED))
 }
 
 fn told(ended: hyper::Result<()>) {

@@ -5,24 +5,44 @@
 //! so a head like that is spoilt here: hyper then refuses it as malformed, in its place among pipelined requests, and
 //! closes. To know where heads begin, the watcher follows the framing of bodies; what it lets pass has only one.
 //!
-//! Bytes are never held back. HTTP/2 and upgraded connections are not watched.
+//! Bytes are never held back. HTTP/2 and upgraded connections are not watched. Since it knows what a connection waits
+//! for, the wire is also where patience ends: with a head that does not come, a connection that nobody uses, a client that does
+//! not take its answer. A timer is set once and looked at when it fires, so that a request costs none.
 
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, ready},
+    time::{Duration, Instant},
 };
 
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf},
+    time::Sleep,
+};
 use vector_proto::refusal::{Code, Refusal};
 
-use super::refuse;
+use super::{
+    refuse,
+    watch::{State, Watch},
+};
+
+/// How long a connection may be kept without a request. Longer than clients keep theirs, so that they close first.
+const IDLE: Duration = Duration::from_secs(75);
+
+/// How long a client may take none of what is sent to it.
+const STALL: Duration = Duration::from_secs(60);
+
+/// How long, and how much of, the rest of a refused request is read and thrown away, so that its client gets to read why.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES_MAX: usize = 8 << 20;
 
 /// What a client that speaks HTTP/2 from the first byte sends first.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// What of a header line is looked at; the values that matter are shorter.
-const LINE_BYTES: usize = 64;
 
 /// A connection of a client. See the module's head.
 #[derive(Debug)]
@@ -35,6 +55,28 @@ pub(super) struct Wire<S> {
     /// What takes the place of hyper's own refusal.
     refusal: Vec<u8>,
     refusal_sent: usize,
+    /// A request of this connection is being answered.
+    busy: Busy,
+    /// For the whole of a head.
+    head_time: Duration,
+    /// What is waited for, and since when.
+    waits: Option<(Waits, Instant)>,
+    timer: Option<Pin<Box<Sleep>>>,
+    stall: Option<Pin<Box<Sleep>>>,
+    linger: Option<Pin<Box<Sleep>>>,
+    lingered: usize,
+}
+
+/// Whether a request of a connection is being answered.
+pub(super) type Busy = Arc<AtomicBool>;
+
+/// What a quiet connection waits for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Waits {
+    /// The rest of this head.
+    Head(u64),
+    /// The head after this one.
+    Idle(u64),
 }
 
 /// Which protocol a client speaks.
@@ -45,7 +87,7 @@ pub(super) enum Version {
 }
 
 impl<S: AsyncRead + Unpin> Wire<S> {
-    pub(super) fn new(stream: S) -> Self {
+    pub(super) fn new(stream: S, head_time: Duration, busy: Busy) -> Self {
         Self {
             stream,
             first: [0; PREFACE.len()],
@@ -53,6 +95,13 @@ impl<S: AsyncRead + Unpin> Wire<S> {
             watch: Watch::default(),
             refusal: Vec::new(),
             refusal_sent: 0,
+            busy,
+            head_time,
+            waits: None,
+            timer: None,
+            stall: None,
+            linger: None,
+            lingered: 0,
         }
     }
 
@@ -94,7 +143,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             buffer.put_slice(&this.first[from..from + take]);
             this.first_range.0 += take;
         } else {
-            ready!(Pin::new(&mut this.stream).poll_read(cx, buffer))?;
+            match Pin::new(&mut this.stream).poll_read(cx, buffer) {
+                Poll::Ready(read) => read?,
+                Poll::Pending if this.is_out_of_patience(cx) => {
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+                Poll::Pending => return Poll::Pending,
+            }
         }
         if this.watch.state != State::Off {
             this.watch.see(&mut buffer.filled_mut()[before..]);
@@ -103,7 +158,68 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
+impl<S> Wire<S> {
+    /// Nothing comes: has that gone on for too long?
+    fn is_out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
+        let (waits, limit) = match self.watch.state {
+            State::Head => (Waits::Head(self.watch.heads), self.head_time),
+            State::Between if !self.busy.load(Ordering::Relaxed) => {
+                (Waits::Idle(self.watch.heads), IDLE)
+            }
+            _ => {
+                self.waits = None;
+                return false;
+            }
+        };
+        let since = match self.waits {
+            Some((known, since)) if known == waits => since,
+            _ => Instant::now(),
+        };
+        self.waits = Some((waits, since));
+        let deadline = tokio::time::Instant::from_std(since + limit);
+        let timer = self
+            .timer
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(deadline)));
+        if timer.deadline() > deadline {
+            timer.as_mut().reset(deadline);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if tokio::time::Instant::now() >= deadline {
+                return true;
+            }
+            timer.as_mut().reset(deadline);
+        }
+        false
+    }
+
+    /// Passes on what came of a write, unless the client has taken nothing for too long.
+    fn judge<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            if self.stall.is_some() {
+                self.stall = None;
+            }
+            return written;
+        }
+        let stall = self
+            .stall
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+        if stall.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        Poll::Pending
+    }
+
+    /// Whether these bytes are a refusal of hyper's own.
+    fn is_hypers(&self, bytes: &[u8]) -> bool {
+        is_bare_refusal(bytes) && !self.busy.load(Ordering::Relaxed)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -111,21 +227,34 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.refusal.is_empty() {
-            if !is_bare_refusal(bytes) {
-                return Pin::new(&mut this.stream).poll_write(cx, bytes);
+            if !this.is_hypers(bytes) {
+                let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
+                return this.judge(cx, written);
             }
             this.refusal = refusal(bytes, this.watch.spoilt);
         }
-        ready!(this.poll_refusal(cx))?;
+        let written = this.poll_refusal(cx);
+        ready!(this.judge(cx, written))?;
         Poll::Ready(Ok(bytes.len()))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        let this = self.get_mut();
+        let flushed = Pin::new(&mut this.stream).poll_flush(cx);
+        this.judge(cx, flushed)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        let this = self.get_mut();
+        if this.linger.is_none() {
+            let shut = Pin::new(&mut this.stream).poll_shutdown(cx);
+            ready!(this.judge(cx, shut))?;
+            if !this.watch.is_unfinished() {
+                return Poll::Ready(Ok(()));
+            }
+            this.linger = Some(Box::pin(tokio::time::sleep(LINGER)));
+        }
+        this.poll_linger(cx).map(Ok)
     }
 
     fn poll_write_vectored(
@@ -133,12 +262,16 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         pieces: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
         let first = pieces.iter().find(|piece| !piece.is_empty());
         match first {
-            Some(first) if !self.refusal.is_empty() || is_bare_refusal(first) => {
-                self.poll_write(cx, first)
+            Some(first) if !this.refusal.is_empty() || this.is_hypers(first) => {
+                Pin::new(this).poll_write(cx, first)
             }
-            _ => Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, pieces),
+            _ => {
+                let written = Pin::new(&mut this.stream).poll_write_vectored(cx, pieces);
+                this.judge(cx, written)
+            }
         }
     }
 
@@ -147,7 +280,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Wire<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> Wire<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
     fn poll_refusal(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.refusal_sent < self.refusal.len() {
             let rest = &self.refusal[self.refusal_sent..];
@@ -157,6 +290,25 @@ impl<S: AsyncWrite + Unpin> Wire<S> {
             }
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// Throws away what a refused client still sends. Closing at once would make its system drop our answer unread.
+    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut bin = [0; 8 << 10];
+        while self.lingered < LINGER_BYTES_MAX {
+            let mut buffer = ReadBuf::new(&mut bin);
+            match Pin::new(&mut self.stream).poll_read(cx, &mut buffer) {
+                Poll::Ready(Ok(())) if !buffer.filled().is_empty() => {
+                    self.lingered += buffer.filled().len()
+                }
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending => match &mut self.linger {
+                    Some(timer) => return timer.as_mut().poll(cx),
+                    None => return Poll::Ready(()),
+                },
+            }
+        }
+        Poll::Ready(())
     }
 }
 
@@ -203,288 +355,9 @@ fn refusal(bytes: &[u8], spoilt: Option<&'static str>) -> Vec<u8> {
     answer
 }
 
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
-enum State {
-    /// Before a request line; line ends may precede it.
-    #[default]
-    Between,
-    Head,
-    /// Bytes of a body of known length that are left.
-    Body(u64),
-    /// In the line with a chunk's size, which so far is this.
-    ChunkSize(u64),
-    /// Behind the size, before the line's end.
-    ChunkExtension(u64),
-    /// Bytes of a chunk that are left, its line end included.
-    Chunk(u64),
-    /// In the trailers of a chunked body; how many bytes the line has so far.
-    Trailers(u32),
-    /// Nothing is watched any more.
-    Off,
-}
-
-/// Follows one connection's requests.
-#[derive(Debug)]
-struct Watch {
-    state: State,
-    /// The begin of the line in hand.
-    line: [u8; LINE_BYTES],
-    line_bytes: usize,
-    /// The byte before was a `\r`.
-    after_return: bool,
-    first_line: bool,
-    length: Option<u64>,
-    chunked: bool,
-    upgrade: bool,
-    spoilt: Option<&'static str>,
-}
-
-impl Default for Watch {
-    fn default() -> Self {
-        Self {
-            state: State::Between,
-            line: [0; LINE_BYTES],
-            line_bytes: 0,
-            after_return: false,
-            first_line: true,
-            length: None,
-            chunked: false,
-            upgrade: false,
-            spoilt: None,
-        }
-    }
-}
-
-impl Watch {
-    /// Looks at bytes on their way to hyper, and spoils a head that must not pass.
-    fn see(&mut self, bytes: &mut [u8]) {
-        let mut at = 0;
-        while at < bytes.len() {
-            at = match self.state {
-                State::Off => return,
-                State::Between => match bytes[at] {
-                    b'\r' | b'\n' => at + 1,
-                    _ => {
-                        self.begin();
-                        at
-                    }
-                },
-                State::Head => self.head(bytes, at),
-                State::Body(left) => self.skip(left, bytes.len(), at, State::Body),
-                State::Chunk(left) => self.skip(left, bytes.len(), at, State::Chunk),
-                State::ChunkSize(_) | State::ChunkExtension(_) | State::Trailers(_) => {
-                    self.chunk_line(bytes[at]);
-                    at + 1
-                }
-            };
-        }
-    }
-
-    fn begin(&mut self) {
-        *self = Self {
-            state: State::Head,
-            ..Self::default()
-        };
-    }
-
-    fn skip(&mut self, left: u64, end: usize, at: usize, state: impl Fn(u64) -> State) -> usize {
-        let skipped = left.min((end - at) as u64);
-        self.state = match (state(left), left - skipped) {
-            (State::Chunk(_), 0) => State::ChunkSize(0),
-            (_, 0) => State::Between,
-            (_, left) => state(left),
-        };
-        // At most `end`, which is a `usize`.
-        at + usize::try_from(skipped).unwrap_or(end)
-    }
-
-    /// One line of a head, or what of it is here. Returns where to go on.
-    fn head(&mut self, bytes: &mut [u8], at: usize) -> usize {
-        let found = memchr::memchr(b'\n', &bytes[at..]);
-        let end = found.map_or(bytes.len(), |offset| at + offset);
-        let room = &mut self.line[self.line_bytes..];
-        let kept = room.len().min(end - at);
-        room[..kept].copy_from_slice(&bytes[at..at + kept]);
-        self.line_bytes += kept;
-        if end > at {
-            self.after_return = bytes[end - 1] == b'\r';
-        }
-        if found.is_none() {
-            return end;
-        }
-        if !self.after_return {
-            self.spoil("a line of the request's head ends in a bare line feed");
-        }
-        let line = self.line;
-        let line = line[..self.line_bytes]
-            .strip_suffix(b"\r")
-            .unwrap_or(&line[..self.line_bytes]);
-        if line.is_empty() {
-            self.over();
-        } else if !std::mem::take(&mut self.first_line) {
-            self.field(line);
-        }
-        self.line_bytes = 0;
-        self.after_return = false;
-        if self.spoilt.is_some() {
-            // No parser takes this for a line's end, nor for anything else that may stand in a head.
-            bytes[end] = 0;
-            self.state = State::Off;
-        }
-        end + 1
-    }
-
-    fn field(&mut self, line: &[u8]) {
-        let Some(colon) = memchr::memchr(b':', line) else {
-            return;
-        };
-        let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
-        if name.eq_ignore_ascii_case(b"content-length") {
-            let length = std::str::from_utf8(value)
-                .ok()
-                .filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
-            match length.and_then(|text| text.parse().ok()) {
-                _ if self.length.is_some() => self.spoil("more than one Content-Length"),
-                None => self.spoil("Content-Length is not a number"),
-                length => self.length = length,
-            }
-        } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
-            if self.chunked || !value.eq_ignore_ascii_case(b"chunked") {
-                self.spoil("the only transfer coding that is taken is a single `chunked`");
-            }
-            self.chunked = true;
-        } else if name.eq_ignore_ascii_case(b"upgrade") {
-            self.upgrade = true;
-        }
-        if self.chunked && self.length.is_some() {
-            self.spoil("Content-Length and Transfer-Encoding together");
-        }
-    }
-
-    fn spoil(&mut self, why: &'static str) {
-        self.spoilt = self.spoilt.or(Some(why));
-    }
-
-    /// A head is over: what follows it?
-    fn over(&mut self) {
-        self.state = match self.length {
-            _ if self.upgrade => State::Off,
-            _ if self.chunked => State::ChunkSize(0),
-            Some(length) if length > 0 => State::Body(length),
-            _ => State::Between,
-        };
-    }
-
-    /// One byte of what stands between the chunks of a body. hyper judges it; here it is only followed.
-    fn chunk_line(&mut self, byte: u8) {
-        self.state = match (self.state, byte) {
-            (State::ChunkSize(0) | State::ChunkExtension(0), b'\n') => State::Trailers(0),
-            (State::ChunkSize(size) | State::ChunkExtension(size), b'\n') => {
-                State::Chunk(size.saturating_add(2))
-            }
-            (State::ChunkSize(size), byte) => match char::from(byte).to_digit(16) {
-                Some(digit) => {
-                    State::ChunkSize(size.saturating_mul(16).saturating_add(digit.into()))
-                }
-                None => State::ChunkExtension(size),
-            },
-            (State::Trailers(0), b'\n') => State::Between,
-            (State::Trailers(_), b'\n') => State::Trailers(0),
-            (State::Trailers(bytes), b'\r') => State::Trailers(bytes),
-            (State::Trailers(bytes), _) => State::Trailers(bytes.saturating_add(1)),
-            (state, _) => state,
-        };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Feeds a connection's bytes in pieces of every size; tells why a head was spoilt.
-    fn check(text: &str, expected: Option<&str>) {
-        for size in 1..=text.len() {
-            let mut watch = Watch::default();
-            let mut out = Vec::new();
-            for piece in text.as_bytes().chunks(size) {
-                let mut piece = piece.to_vec();
-                watch.see(&mut piece);
-                out.extend(piece);
-            }
-            let why = watch.spoilt;
-            assert_eq!(
-                why.is_some(),
-                expected.is_some(),
-                "pieces of {size}: {why:?} in {text:?}"
-            );
-            assert!(
-                why.is_none_or(|why| why.contains(expected.unwrap())),
-                "pieces of {size}: {why:?}"
-            );
-            assert_eq!(
-                why.is_some(),
-                out != text.as_bytes(),
-                "spoilt and only then changed"
-            );
-        }
-    }
-
-    #[test]
-    fn proper_requests_pass_one_after_the_other() {
-        check(
-            "GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
-            None,
-        );
-        check(
-            "POST / HTTP/1.1\r\nContent-Length: 4\r\n\r\na\nb\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
-            None,
-        );
-        check(
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\na\nb\nc\r\n0\r\nX: y\r\n\r\nGET / HTTP/1.1\r\n\r\n",
-            None,
-        );
-        check("\r\n\r\nGET / HTTP/1.1\r\n\r\n", None);
-        check(
-            "GET / HTTP/1.1\r\nUpgrade: websocket\r\n\r\nany\nthing\nGET\n\n",
-            None,
-        );
-    }
-
-    #[test]
-    fn smuggling_forms_are_spoilt() {
-        check("GET / HTTP/1.1\nHost: a\r\n\r\n", Some("bare line feed"));
-        check("GET / HTTP/1.1\r\nHost: a\r\n\n", Some("bare line feed"));
-        check(
-            "POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
-            Some("more than one"),
-        );
-        check(
-            "POST / HTTP/1.1\r\nContent-Length: +3\r\n\r\nabc",
-            Some("not a number"),
-        );
-        check(
-            "POST / HTTP/1.1\r\nContent-Length: 3, 3\r\n\r\nabc",
-            Some("not a number"),
-        );
-        check(
-            "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
-            Some("together"),
-        );
-        check(
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
-            Some("together"),
-        );
-        check(
-            "POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
-            Some("single"),
-        );
-        check(
-            "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n",
-            Some("single"),
-        );
-        let second = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\nHost: a\r\n\r\n";
-        check(second, Some("bare line feed"));
-    }
 
     #[tokio::test]
     async fn the_version_is_found_and_nothing_is_lost() {
@@ -493,7 +366,7 @@ mod tests {
             (b"PRI / HTTP/1.1\r\n\r\n", Version::Http1),
             (b"G", Version::Http1),
         ] {
-            let mut wire = Wire::new(sent);
+            let mut wire = Wire::new(sent, IDLE, Busy::default());
             assert_eq!(wire.version().await.unwrap(), version);
             let mut got = Vec::new();
             wire.read_to_end(&mut got).await.unwrap();
