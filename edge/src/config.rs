@@ -68,6 +68,9 @@ pub struct Ingress {
     pub tls: Option<TlsFiles>,
     /// Largest request body. Default 4 GiB; bodies stream, so this costs no memory.
     pub body_bytes_max: u64,
+    /// Part of a body beyond its first MiB that is kept on disk, so that it can be sent to a second
+    /// candidate. Default 64 MiB; 0 keeps none, and what is larger then gets one try.
+    pub body_spool_bytes: u64,
     /// For the whole head of a request. Default 10 s.
     pub header_read: Duration,
     /// Longest silence within a request's body. Default 30 s.

@@ -83,9 +83,6 @@ use self::{
     websocket::Socket,
 };
 
-/// Largest part of a request's body that is kept on disk for a second candidate.
-const SPOOL_BYTES_MAX: u64 = 64 << 20;
-
 /// Why clients cannot be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -257,6 +254,7 @@ impl Ingress {
             ask: &ask,
             target: &target,
             start: record.start,
+            traceparent: record.trace(head::traceparent(&parts)),
         };
         let sent = sending.send(upload, record).await?;
         let around = Box::new(Around {
@@ -286,7 +284,7 @@ impl Ingress {
     fn limits(&self) -> Limits {
         Limits {
             bytes_max: self.config.body_bytes_max,
-            spool_bytes_max: SPOOL_BYTES_MAX,
+            spool_bytes_max: self.config.body_spool_bytes,
             idle: self.config.body_idle,
         }
     }

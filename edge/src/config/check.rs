@@ -173,6 +173,13 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
         4 << 30,
         1..=1 << 40,
     );
+    let body_spool_bytes = within(
+        faults,
+        "ingress.body_spool_bytes",
+        raw.body_spool_bytes,
+        64 << 20,
+        0..=1 << 40,
+    );
     let listen = listen?;
     let scheme = if tls.is_some() { "https" } else { "http" };
     let url = raw.url.unwrap_or_else(|| format!("{scheme}://{listen}"));
@@ -186,6 +193,7 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
         url: url.trim_end_matches('/').to_owned(),
         tls,
         body_bytes_max,
+        body_spool_bytes,
         header_read,
         body_idle,
         ping,

@@ -14,6 +14,9 @@ use vector_proto::{
     tunnel::v1,
 };
 
+/// Length of W3C's `traceparent` in its only version.
+const TRACEPARENT_BYTES: usize = 55;
+
 /// Refuses heads that are ambiguous.
 pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
     check_host(parts)?;
@@ -131,6 +134,17 @@ pub(super) fn travelling(headers: &HeaderMap, offers: Option<String>) -> Vec<v1:
         }
     }
     out
+}
+
+/// The client's trace context, if it has one.
+pub(super) fn traceparent(parts: &Parts) -> &str {
+    let value = parts
+        .headers
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
+    value
+        .filter(|value| value.len() == TRACEPARENT_BYTES)
+        .unwrap_or_default()
 }
 
 /// The path and query below a provider's base URL: without `/v1`, without a `key` parameter, and with the model that the

@@ -41,6 +41,8 @@ pub(super) struct Record {
     /// Why the answer was cut.
     pub(super) broken: Option<Box<str>>,
     told: bool,
+    /// Stands for the exchange in traces, while those are on.
+    pub(super) span: tracing::Span,
     _running: InFlight,
 }
 
@@ -67,8 +69,15 @@ impl Record {
             usage: None,
             broken: None,
             told: false,
+            span: tracing::Span::none(),
             _running: running,
         }
+    }
+
+    /// Begins the exchange's span below the client's own, and returns what the next node's is to stand below.
+    pub(super) fn trace(&mut self, came: &str) -> String {
+        self.span = self.telemetry.span(Role::Ingress, self.id, came);
+        self.telemetry.traceparent(&self.span, came)
     }
 
     /// Marks the first byte of the answer, once.

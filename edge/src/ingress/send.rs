@@ -81,6 +81,8 @@ pub(super) struct Sending<'a> {
     pub(super) target: &'a Target,
     /// When its time began.
     pub(super) start: Instant,
+    /// What the egress's span is to stand below.
+    pub(super) traceparent: String,
 }
 
 impl Sending<'_> {
@@ -303,20 +305,9 @@ impl Sending<'_> {
             account: self.policy.account.clone(),
             key: self.policy.key.clone(),
             websocket: self.found.operation.websocket,
-            traceparent: traceparent(self.parts),
+            traceparent: self.traceparent.clone(),
         }
     }
-}
-
-fn traceparent(parts: &Parts) -> String {
-    let value = parts
-        .headers
-        .get("traceparent")
-        .and_then(|value| value.to_str().ok());
-    value
-        .filter(|value| value.len() == 55)
-        .unwrap_or_default()
-        .to_owned()
 }
 
 async fn leave(request: &mut RequestWriter, chunks: &[Bytes]) -> Result<(), Lost> {

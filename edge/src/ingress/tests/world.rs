@@ -77,6 +77,7 @@ pub(super) fn config() -> config::Ingress {
         url: "http://127.0.0.1".into(),
         tls: None,
         body_bytes_max: 1 << 30,
+        body_spool_bytes: 64 << 20,
         header_read: Duration::from_secs(10),
         body_idle: Duration::from_secs(10),
         ping: Duration::from_secs(15),
