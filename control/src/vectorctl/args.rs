@@ -113,7 +113,7 @@ pub(crate) enum Provider {
         /// openai, anthropic, gemini, midjourney or suno.
         #[arg(long, default_value = "openai")]
         kind: String,
-        /// Such as https://api.openai.com/v1
+        /// Such as `https://api.openai.com/v1`.
         #[arg(long)]
         base_url: String,
         /// Regions or nodes that may call it; all when none is given.
