@@ -201,7 +201,7 @@ impl Egress {
 async fn serve(room: Arc<Room>, mut arrival: Arrival) {
     let mut exchange = match receive(&room, &mut arrival, Instant::now()) {
         Ok(exchange) => exchange,
-        Err(refused) => return arrival.refuse(refused).await,
+        Err(refused) => return arrival.refuse(*refused).await,
     };
     let Ok((body, answer)) = arrival.accept().await else {
         // Nobody heard that it was accepted, and nothing was executed.
@@ -235,8 +235,7 @@ async fn run(room: &Room, exchange: &mut Exchange, body: RequestBody, answer: An
         };
     }
     let (length, splice) = (exchange.head.body_bytes, translate::splice(&exchange.head));
-    let may_lack = translate::may_lack_body(&exchange.head.method);
-    let taken = Upload::take(body, length, splice, may_lack);
+    let taken = Upload::take(body, length, splice);
     match watch.within(taken, || 0).await {
         Ok(Ok(upload)) => exchange.upload = upload,
         Ok(Err(_)) => return Outcome::Ended(Ending::Cancelled),

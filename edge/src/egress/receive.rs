@@ -91,30 +91,30 @@ pub fn untouched(code: Code, message: impl Into<String>, retryable: bool) -> v1:
 }
 
 /// Takes an exchange in, or says why not.
-pub fn receive(room: &Room, arrival: &mut Arrival, now: Instant) -> Result<Exchange, v1::Refused> {
+pub fn receive(
+    room: &Room,
+    arrival: &mut Arrival,
+    now: Instant,
+) -> Result<Exchange, Box<v1::Refused>> {
+    let no = |code, message: &str, retryable| Box::new(untouched(code, message, retryable));
     if room.draining.load(Ordering::Relaxed) {
-        return Err(untouched(
-            Code::Draining,
-            "This egress is going down.",
-            true,
-        ));
+        return Err(no(Code::Draining, "This egress is going down.", true));
     }
     let slot = Slot::take(&room.taken);
-    let slot = slot.ok_or_else(|| untouched(Code::Overloaded, "This egress is full.", true))?;
+    let slot = slot.ok_or_else(|| no(Code::Overloaded, "This egress is full.", true))?;
     let open = &mut arrival.open;
     if open.egress_epoch != 0 && open.egress_epoch != room.epoch {
         let message = "The egress was restarted after the exchange began.";
-        return Err(untouched(Code::PathBroken, message, false));
+        return Err(no(Code::PathBroken, message, false));
     }
     let head = open.request.take();
-    let head =
-        head.ok_or_else(|| untouched(Code::Protocol, "The exchange has no request.", false))?;
+    let head = head.ok_or_else(|| no(Code::Protocol, "The exchange has no request.", false))?;
     let provider = room.providers.named(&head.provider).ok_or_else(|| {
         let message = format!(
             "This egress does not reach the provider `{}`.",
             head.provider
         );
-        untouched(Code::NoRoute, message, true)
+        no(Code::NoRoute, &message, true)
     })?;
     let deadline = match open.deadline_ms {
         0 => None,
@@ -124,8 +124,8 @@ pub fn receive(room: &Room, arrival: &mut Arrival, now: Instant) -> Result<Excha
         .dedupe
         .enter(arrival.exchange, open.attempt, now)
         .map_err(|known| match known {
-            Known::Running | Known::Ended => untouched(Code::Protocol, known.to_string(), false),
-            Known::Full => untouched(Code::Overloaded, known.to_string(), true),
+            Known::Running | Known::Ended => no(Code::Protocol, &known.to_string(), false),
+            Known::Full => no(Code::Overloaded, &known.to_string(), true),
         })?;
     Ok(Exchange {
         id: arrival.exchange,

@@ -115,11 +115,6 @@ impl Draft {
     }
 }
 
-/// Whether a body of unknown length is most likely none.
-pub fn may_lack_body(method: &str) -> bool {
-    matches!(method, "GET" | "HEAD" | "DELETE" | "OPTIONS")
-}
-
 /// How the model's name in the request's body changes, if it does.
 pub fn splice(head: &RequestHead) -> Option<Splice> {
     if !renames(head) || head.model_end <= head.model_start {

@@ -1,4 +1,9 @@
 //! The egress at its border: an ingress's end of a tunnel on one side, a provider's socket on the other.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "all of it is a test's scaffold"
+)]
 
 mod town;
 

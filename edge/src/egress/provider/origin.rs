@@ -72,6 +72,10 @@ pub struct Origin {
     dial: Dial,
     websocket_dial: Dial,
     speaks: AtomicU8,
+    #[expect(
+        clippy::vec_box,
+        reason = "a connection is large, and moves in and out with every exchange"
+    )]
     idle: Mutex<Vec<Box<H1>>>,
     shared: ArcSwap<Vec<Arc<H2>>>,
     slots: Arc<Semaphore>,

@@ -59,8 +59,8 @@ struct Source {
 }
 
 impl Upload {
-    /// Takes over a request's body. `length` is what the client announced; `may_lack` says that a body of unknown
-    /// length is probably none (as with GET).
+    /// Takes over a request's body. `length` is what the client announced; without it, the first piece tells whether
+    /// there is a body at all.
     ///
     /// # Errors
     /// [`Lost`] when the upload breaks off while a short body is gathered.
@@ -68,7 +68,6 @@ impl Upload {
         mut body: RequestBody,
         length: Option<u64>,
         mut splice: Option<Splice>,
-        may_lack: bool,
     ) -> Result<Self, Lost> {
         match length {
             Some(0) => return Ok(Self::None),
@@ -78,7 +77,7 @@ impl Upload {
             _ => {}
         }
         let mut ready = Vec::new();
-        if length.is_none() && may_lack {
+        if length.is_none() {
             let Some(first) = body.next().await? else {
                 return Ok(Self::None);
             };
