@@ -167,29 +167,30 @@ impl Telemetry {
             .as_deref()
             .map(trace::Traces::start)
             .transpose()?;
+        let lines = wants_exchanges(&config.log)?;
         let events = || tracing_subscriber::filter::filter_fn(|about| about.is_event());
         let filter = EnvFilter::try_new(&config.log)?.and(events());
-        let lines = tracing_subscriber::fmt::layer().with_writer(writer.clone());
-        let lines = match config.format {
-            Format::Json => lines
+        let general = tracing_subscriber::fmt::layer().with_writer(writer.clone());
+        let general = match config.format {
+            Format::Json => general
                 .json()
                 .flatten_event(true)
                 .with_current_span(false)
                 .with_span_list(false)
                 .with_filter(filter)
                 .boxed(),
-            Format::Text => lines.with_ansi(false).with_filter(filter).boxed(),
+            Format::Text => general.with_ansi(false).with_filter(filter).boxed(),
         };
         let spans = traces.as_ref().map(trace::Traces::layer);
         tracing_subscriber::registry()
             .with(spans)
-            .with(lines)
+            .with(general)
             .try_init()?;
         let telemetry = Self(Arc::new(Inner {
             metrics,
             writer,
             by_hand: config.format == Format::Json,
-            lines: tracing::enabled!(target: EXCHANGE, tracing::Level::INFO),
+            lines,
             traces,
         }));
         Ok((telemetry.clone(), Flush(telemetry)))
@@ -267,5 +268,36 @@ impl Telemetry {
             None => came.to_owned(),
             Some(_) => trace::traceparent(span).unwrap_or_else(|| came.to_owned()),
         }
+    }
+}
+
+/// Whether the filter lets the lines of exchanges through.
+///
+/// Asked of a subscriber of its own: asking the real one, whose layers have filters of their own,
+/// would make it swallow the next event.
+fn wants_exchanges(log: &str) -> Result<bool, Error> {
+    let asked = tracing_subscriber::registry().with(EnvFilter::try_new(log)?);
+    Ok(tracing::subscriber::with_default(
+        asked,
+        || tracing::enabled!(target: EXCHANGE, tracing::Level::INFO),
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_filter_decides_on_exchanges_too() {
+        for (log, wanted) in [
+            ("info", true),
+            ("debug", true),
+            ("warn", false),
+            ("warn,vector_edge::exchange=info", true),
+            ("info,vector_edge::exchange=off", false),
+        ] {
+            assert_eq!(wants_exchanges(log).unwrap(), wanted, "{log}");
+        }
+        assert!(wants_exchanges("=,=").is_err());
     }
 }
