@@ -1,1 +1,3 @@
-//! Whole-network tests.
+//! Whole-network tests: real rooms, real sockets, one binary.
+
+mod enrol;

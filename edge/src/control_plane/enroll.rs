@@ -219,7 +219,11 @@ pub async fn keep_fresh(identity: Identity, channel: Channel, stop: Cancellation
     }
 }
 
-async fn renew(identity: &Identity, client: &mut NodeClient<Channel>) -> Result<(), String> {
+/// Gets a new certificate now, and uses it from the next handshake on.
+///
+/// # Errors
+/// What went wrong, for the log; the certificate in use stays in use.
+pub async fn renew(identity: &Identity, client: &mut NodeClient<Channel>) -> Result<(), String> {
     let request = identity.renewal().map_err(|error| error.to_string())?;
     let asked = RenewRequest {
         csr: request.csr().to_vec().into(),
