@@ -1,1 +1,284 @@
-//! Puts a node together, starts it, and stops it without breaking what runs.
+//! Puts a node together: the road of its start, and of its stop.
+//!
+//! Start: sockets are bound before anything is served, so a busy port is found first; then identity,
+//! control, tunnel, roles. Stop: peers and control hear that the node drains, running exchanges end
+//! up to a deadline, reports are delivered, links are closed with a word.
+
+mod links;
+
+mod egress_side;
+
+mod status;
+
+use std::{io, sync::Arc, time::Duration};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use vector_proto::{
+    control::v1 as control,
+    tunnel::{VERSION, v1},
+};
+
+use self::{egress_side::EgressSide, links::TunnelCredentials, status::Status};
+use crate::{
+    admin::Door,
+    config::{Config, Role},
+    control_plane::{self, ControlPlane, Registration, enroll},
+    egress,
+    identity::Identity,
+    ingress::{self, Ingress},
+    limit::Limiter,
+    relay::Relay,
+    telemetry::Telemetry,
+    tunnel::{
+        self, Tunnel,
+        network::{Network, Parts, Sockets},
+    },
+};
+
+/// How long a node that stops waits, after it said so, for others to stop sending.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+/// Time for reports and traces after everything else has stopped.
+const LAST_REPORTS: Duration = Duration::from_secs(4);
+
+/// Why a node cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A socket, or a signal.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Who the node is.
+    #[error(transparent)]
+    Identity(#[from] enroll::Error),
+    /// Its door for clients.
+    #[error(transparent)]
+    Ingress(#[from] ingress::Error),
+    /// Its roots for providers.
+    #[error("egress.tls_roots: {0}")]
+    Roots(#[from] egress::provider::TlsError),
+    /// Its link to itself.
+    #[error("the node cannot link to itself: {0}")]
+    Self_(#[from] tunnel::link::Error),
+}
+
+/// A node whose parts all run.
+struct Node {
+    config: Config,
+    control: ControlPlane,
+    network: Network,
+    egress: Option<EgressSide>,
+    ingress: Option<ingress::Handle>,
+    status: Arc<Status>,
+    /// Clients are no longer taken.
+    ingress_drain: CancellationToken,
+    /// Ends control's stream, the admin door and the keepers.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Runs a node until it is told to stop.
+///
+/// # Errors
+/// [`Error`] when it cannot start.
+pub async fn run(config: Config, telemetry: Telemetry) -> Result<(), Error> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut node = Node::start(config, telemetry).await?;
+    tokio::select! {
+        () = node.keep() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    node.stop().await;
+    Ok(())
+}
+
+impl Node {
+    async fn start(config: Config, telemetry: Telemetry) -> Result<Self, Error> {
+        let door = Door::bind(config.admin.listen).await?;
+        let identity = enroll::load_or_enroll(&config.node, &config.control).await?;
+        let credentials = Arc::new(TunnelCredentials(identity.clone()));
+        let sockets = Sockets::bind(&config.tunnel.listen, &*credentials, &identity.reset_key())?;
+        let channel = control_plane::connect(config.control.url.clone(), {
+            let identity = identity.clone();
+            move || identity.control_client_config()
+        });
+        let registration = registration(&config, &identity, &sockets);
+        let (control, service) = ControlPlane::new(channel.clone(), registration);
+
+        let (stop, tasks, tunnel) = (
+            CancellationToken::new(),
+            TaskTracker::new(),
+            Tunnel::default(),
+        );
+        let egress = match &config.egress {
+            Some(wanted) => Some(EgressSide::new(wanted, &identity, &control, &telemetry)?),
+            None => None,
+        };
+        let status = Arc::new(Status::new(tunnel.clone(), egress.clone()));
+        let me = hello(&config, &identity);
+        let parts = Parts {
+            me: me.clone(),
+            credentials,
+            arrivals: egress.as_ref().map(EgressSide::handler),
+            transits: config
+                .has(Role::Relay)
+                .then(|| Relay::new(tunnel.clone()).handler()),
+        };
+        let network = Network::start(tunnel.clone(), sockets, parts)?;
+        if config.has(Role::Ingress) && config.has(Role::Egress) {
+            network.link_to_self(&me).await?;
+        }
+        control.set_status_source(status.source());
+        tasks.spawn(service.run(stop.clone()));
+        tasks.spawn({
+            let (stop, channel) = (stop.clone(), channel.clone());
+            async move { enroll::keep_fresh(identity, channel, stop).await }
+        });
+        if let Some(egress) = &egress {
+            tasks.spawn(egress.clone().follow(control.clone(), stop.clone()));
+        }
+        let readiness =
+            status::readiness(control.clone(), tunnel.clone(), config.has(Role::Ingress));
+        tasks.spawn(door.serve(telemetry.clone(), Arc::clone(&readiness), stop.clone()));
+        tasks.spawn(status::tell_links(
+            telemetry.clone(),
+            tunnel.clone(),
+            stop.clone(),
+        ));
+        tasks.spawn(status::announce(readiness, stop.clone()));
+        let ingress_drain = CancellationToken::new();
+        let ingress = match &config.ingress {
+            Some(wanted) => {
+                let (wanted, limiter) = (wanted.clone(), Limiter::new());
+                let drain = ingress_drain.clone();
+                Some(
+                    Ingress::start(wanted, control.clone(), tunnel, limiter, telemetry, drain)
+                        .await?,
+                )
+            }
+            None => None,
+        };
+        Ok(Self {
+            config,
+            control,
+            network,
+            egress,
+            ingress,
+            status,
+            ingress_drain,
+            stop,
+            tasks,
+        })
+    }
+
+    /// Keeps links to the nodes that the routes name, and follows the operator's drain. Never ends by itself.
+    async fn keep(&mut self) {
+        let mut changed = self.control.routes_changed();
+        let mut drained = self.control.drained();
+        let roles = self.config.node.roles.clone();
+        loop {
+            let wanted = links::wanted(&self.control.routes(), &roles, self.network.name());
+            self.network.keep(&wanted);
+            tokio::select! {
+                Ok(()) = changed.changed() => {}
+                Ok(()) = drained.changed() => {
+                    let on = *drained.borrow_and_update();
+                    self.status.set_draining(on);
+                    self.network.drain(on);
+                    if let Some(egress) = &self.egress {
+                        egress.set_draining(on);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn stop(self) {
+        let Self {
+            config,
+            network,
+            egress,
+            ingress,
+            status,
+            ingress_drain,
+            stop,
+            tasks,
+            ..
+        } = self;
+        tracing::info!(drain_ms = config.drain.as_millis() as u64, "draining");
+        status.set_draining(true);
+        network.drain(true);
+        tokio::time::sleep(FAREWELL).await;
+        ingress_drain.cancel();
+        let clients = async {
+            if let Some(ingress) = ingress {
+                ingress.drained().await;
+            }
+        };
+        let exchanges = async {
+            if let Some(egress) = &egress {
+                let left = egress.drain(config.drain).await;
+                if left > 0 {
+                    tracing::warn!(left, "exchanges broke off: the time to drain was over");
+                }
+            }
+        };
+        tokio::join!(clients, exchanges);
+        stop.cancel();
+        tasks.close();
+        if tokio::time::timeout(LAST_REPORTS, tasks.wait())
+            .await
+            .is_err()
+        {
+            tracing::warn!(left = tasks.len(), "some tasks did not stop in time");
+        }
+        network.close().await;
+        tracing::info!("stopped");
+    }
+}
+
+fn hello(config: &Config, identity: &Identity) -> v1::Hello {
+    v1::Hello {
+        version: VERSION,
+        node: identity.node().to_owned(),
+        epoch: identity.epoch(),
+        roles: config.node.roles.iter().map(ToString::to_string).collect(),
+        region: identity.region().to_owned(),
+        draining: false,
+    }
+}
+
+fn registration(config: &Config, identity: &Identity, sockets: &Sockets) -> Registration {
+    let reached = config.has(Role::Relay) || config.has(Role::Egress);
+    let bound = || {
+        sockets
+            .local_addrs()
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    };
+    let tunnel_addresses = match (reached, config.tunnel.advertise.is_empty()) {
+        (false, _) => Vec::new(),
+        (true, true) => bound(),
+        (true, false) => config.tunnel.advertise.clone(),
+    };
+    let register = control::Register {
+        epoch: identity.epoch(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        roles: config.node.roles.iter().map(ToString::to_string).collect(),
+        region: identity.region().to_owned(),
+        tunnel_addresses,
+        client_urls: config
+            .ingress
+            .iter()
+            .map(|ingress| ingress.url.clone())
+            .collect(),
+        ..control::Register::default()
+    };
+    Registration {
+        register,
+        state_dir: config.node.state_dir.clone(),
+    }
+}

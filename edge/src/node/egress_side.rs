@@ -1,0 +1,112 @@
+//! The egress role between the tunnel and control: fed with providers and credentials, heard by control.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use vector_proto::control::v1 as control;
+
+use crate::{
+    config,
+    control_plane::{ControlPlane, ProviderRow, Routes},
+    egress::{self, Egress, Reports, provider},
+    identity::Identity,
+    telemetry::Telemetry,
+    tunnel::ArrivalHandler,
+};
+
+/// The egress role of this node. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct EgressSide(Egress);
+
+impl EgressSide {
+    pub(super) fn new(
+        config: &config::Egress,
+        identity: &Identity,
+        control: &ControlPlane,
+        telemetry: &Telemetry,
+    ) -> Result<Self, provider::TlsError> {
+        let me = egress::Identity {
+            node: identity.node().into(),
+            epoch: identity.epoch(),
+        };
+        let reports = Arc::new(ToControl(control.clone()));
+        Egress::new(me, config.tls_roots.as_deref(), telemetry, reports).map(Self)
+    }
+
+    pub(super) fn handler(&self) -> ArrivalHandler {
+        self.0.handler()
+    }
+
+    pub(super) fn status(&self) -> Vec<control::CredentialStatus> {
+        self.0.status()
+    }
+
+    pub(super) fn exchanges(&self) -> usize {
+        self.0.exchanges()
+    }
+
+    pub(super) fn set_draining(&self, on: bool) {
+        self.0.set_draining(on);
+    }
+
+    pub(super) async fn drain(&self, grace: Duration) -> usize {
+        self.0.drain(grace).await
+    }
+
+    /// Takes every change of providers and credentials, and keeps connections warm, until `stop`.
+    pub(super) async fn follow(self, control: ControlPlane, stop: CancellationToken) {
+        let mut routes = control.routes_changed();
+        let mut credentials = control.credentials();
+        let feed = async {
+            loop {
+                self.0.take_providers(&rows(&control.routes()));
+                let sent = Arc::clone(&credentials.borrow_and_update());
+                self.0.take_credentials(&sent);
+                self.0.warm().await;
+                tokio::select! {
+                    Ok(()) = routes.changed() => {}
+                    Ok(()) = credentials.changed() => {}
+                    else => return,
+                }
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = feed => {}
+            () = self.0.tend() => {}
+        }
+    }
+}
+
+fn rows(routes: &Routes) -> Vec<provider::Row> {
+    routes
+        .providers
+        .values()
+        .map(|row| provider_row(row))
+        .collect()
+}
+
+fn provider_row(row: &ProviderRow) -> provider::Row {
+    provider::Row {
+        name: Arc::clone(&row.name),
+        kind: Arc::clone(&row.kind),
+        base_url: row.base_url.clone(),
+        connect: row.connect,
+        first_byte: row.first_byte,
+        idle: row.idle,
+        connections_max: row.connections_max as usize,
+    }
+}
+
+#[derive(Debug)]
+struct ToControl(ControlPlane);
+
+impl Reports for ToControl {
+    fn record(&self, record: control::UsageRecord) {
+        self.0.record(record);
+    }
+
+    fn object_made(&self, object: control::Object) {
+        self.0.object_made(object);
+    }
+}

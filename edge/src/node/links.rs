@@ -1,0 +1,58 @@
+//! Which links this node keeps, and how its identity proves itself on them.
+
+use std::sync::Arc;
+
+use rustls::pki_types::CertificateDer;
+
+use crate::{
+    config::Role,
+    control_plane::Routes,
+    identity::Identity,
+    tunnel::{Credentials, Peer, dial::Wanted, transport::quic::ALPN},
+};
+
+/// The node's identity, as the tunnel asks for it.
+#[derive(Debug)]
+pub(super) struct TunnelCredentials(pub(super) Identity);
+
+impl Credentials for TunnelCredentials {
+    fn client(&self) -> Arc<rustls::ClientConfig> {
+        self.0.client_config(ALPN)
+    }
+
+    fn server(&self) -> Arc<rustls::ServerConfig> {
+        self.0.server_config(ALPN)
+    }
+
+    fn server_name(&self, node: &str) -> String {
+        self.0.server_name(node)
+    }
+
+    fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<Peer> {
+        let peer = self.0.peer(chain)?;
+        Some(Peer {
+            node: peer.id.as_str().into(),
+            roles: peer.roles.iter().map(ToString::to_string).collect(),
+        })
+    }
+}
+
+/// An ingress reaches every egress and relay, a relay every egress; nobody dials itself.
+pub(super) fn wanted(routes: &Routes, roles: &[Role], me: &str) -> Vec<Wanted> {
+    let ingress = roles.contains(&Role::Ingress);
+    let relay = roles.contains(&Role::Relay);
+    let others = routes.nodes.iter().filter(|(id, _)| &***id != me);
+    let reached = others
+        .filter(|(_, node)| (ingress && (node.egress || node.relay)) || (relay && node.egress));
+    let mut wanted: Vec<Wanted> = reached
+        .flat_map(|(id, node)| {
+            let to = |address: &Arc<str>| Wanted {
+                peer: Arc::clone(id),
+                address: Arc::clone(address),
+            };
+            node.tunnel_addresses.iter().map(to)
+        })
+        .collect();
+    wanted.sort_by(|a, b| (&a.peer, &a.address).cmp(&(&b.peer, &b.address)));
+    wanted
+}
