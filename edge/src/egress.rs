@@ -40,6 +40,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 use vector_proto::{control::v1 as control, dialect::operation, tunnel::v1};
@@ -89,6 +90,8 @@ pub struct Room {
     /// Exchanges that run.
     taken: Arc<AtomicUsize>,
     draining: AtomicBool,
+    /// The list of providers is another.
+    changed: Notify,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -129,14 +132,21 @@ impl Egress {
             telemetry: telemetry.clone(),
             taken: Arc::default(),
             draining: AtomicBool::new(false),
+            changed: Notify::new(),
             tasks,
             stop: CancellationToken::new(),
         })))
     }
 
-    /// Replaces the list of providers that may be called.
+    /// The node that this egress is.
+    pub fn node(&self) -> &str {
+        &self.0.node
+    }
+
+    /// Replaces the list of providers that may be called; [`Self::tend`] connects to new ones at once.
     pub fn take_providers(&self, rows: &[Row]) {
         self.0.providers.replace(rows);
+        self.0.changed.notify_one();
     }
 
     /// Replaces the keys.
@@ -151,14 +161,14 @@ impl Egress {
         loop {
             tokio::select! {
                 () = self.0.stop.cancelled() => return,
-                _ = tick.tick() => self.0.providers.tend().await,
+                () = self.0.changed.notified() => {}
+                _ = tick.tick() => {}
+            }
+            tokio::select! {
+                () = self.0.stop.cancelled() => return,
+                () = self.0.providers.tend() => {}
             }
         }
-    }
-
-    /// Opens connections to all providers now.
-    pub async fn warm(&self) {
-        self.0.providers.tend().await;
     }
 
     /// What the tunnel calls with every exchange that arrives.

@@ -59,10 +59,10 @@ impl EgressSide {
         let mut credentials = control.credentials();
         let feed = async {
             loop {
-                self.0.take_providers(&rows(&control.routes()));
+                self.0
+                    .take_providers(&rows(&control.routes(), self.0.node()));
                 let sent = Arc::clone(&credentials.borrow_and_update());
                 self.0.take_credentials(&sent);
-                self.0.warm().await;
                 tokio::select! {
                     Ok(()) = routes.changed() => {}
                     Ok(()) = credentials.changed() => {}
@@ -78,10 +78,12 @@ impl EgressSide {
     }
 }
 
-fn rows(routes: &Routes) -> Vec<provider::Row> {
+/// The providers that this node may reach. No others are dialled, whoever asks.
+fn rows(routes: &Routes, node: &str) -> Vec<provider::Row> {
     routes
         .providers
         .values()
+        .filter(|row| row.egress.iter().any(|egress| **egress == *node))
         .map(|row| provider_row(row))
         .collect()
 }

@@ -280,6 +280,53 @@ async fn connections_are_used_again() {
 }
 
 #[tokio::test]
+async fn connections_are_there_before_the_first_call() {
+    let (seen, mut numbers) = mpsc::channel(8);
+    let address = provider(move |number, mut caller: Caller| {
+        let seen = seen.clone();
+        async move {
+            seen.send(number).await.unwrap();
+            while caller.request().await.is_some() {
+                caller.answer(200, JSON, COMPLETION).await;
+            }
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    let egress = town.egress.clone();
+    town.spawn(async move { egress.tend().await });
+    assert_eq!(numbers.recv().await, Some(0));
+    assert_eq!(numbers.recv().await, Some(1));
+    town.ask(chat(2), b"{}").await.unwrap();
+    assert!(numbers.try_recv().is_err(), "a warm connection serves");
+    town.egress.drain(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_post_without_a_body_has_none() {
+    let (seen, mut heads) = mpsc::channel(4);
+    let address = provider(move |_, mut caller: Caller| {
+        let seen = seen.clone();
+        async move {
+            while let Some((head, _)) = caller.request().await {
+                seen.send(head).await.unwrap();
+                caller.answer(200, JSON, "{}").await;
+            }
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    for method in ["POST", "GET"] {
+        let mut request = chat(0);
+        request.method = method.into();
+        request.body_bytes = None;
+        town.ask(request, b"").await.unwrap();
+        let head = heads.recv().await.unwrap();
+        assert!(!head.contains("transfer-encoding"), "{head}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_closes_the_providers_connection() {
     let (gone, was_gone) = oneshot::channel();
     let gone = Arc::new(parking_lot::Mutex::new(Some(gone)));
