@@ -60,7 +60,8 @@ pub(super) async fn authenticate(
     let digest = hash(key);
     let policy = match control.cached_policy(&digest) {
         Some(policy) => policy,
-        None => control.admit(key, digest).await?,
+        // Rare and large: it must not count in the size of every request.
+        None => Box::pin(control.admit(key, digest)).await?,
     };
     check(&policy, peer)?;
     Ok(Caller { policy, carrier })

@@ -176,11 +176,12 @@ impl Door {
                     let connection = Connection {
                         ingress: Arc::clone(&self.ingress),
                         peer,
-                        drain: drain.clone(),
+                        // Of its own, so that connections do not share a lock.
+                        drain: drain.child_token(),
                         busy: Busy::default(),
                     };
                     let serve = connection.handshake(socket, self.tls.clone());
-                    let kill = kill.clone();
+                    let kill = kill.child_token();
                     tasks.spawn(async move {
                         tokio::select! {
                             () = serve => {}

@@ -58,7 +58,7 @@ pub(super) async fn target(
     ask: &Ask,
 ) -> Result<Target, Refusal> {
     if let Some(object) = &ask.object {
-        if let Some(made) = control.locate(&policy.account, object).await? {
+        if let Some(made) = Box::pin(control.locate(&policy.account, object)).await? {
             return pinned(&control.routes(), &made.provider, &made.credential, ask);
         }
         return unknown_object(&control.routes(), operation, ask, object);

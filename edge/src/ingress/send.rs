@@ -232,18 +232,25 @@ impl Sending<'_> {
                 accepted: false,
             }));
         };
-        let mut pump = Pump::start(&self.ingress.tasks, body, request);
+        let pump = Pump::start(&self.ingress.tasks, body, request);
+        Box::pin(Self::pumped(pump, response, upload)).await
+    }
+
+    /// Waits for the answer of a large body, which goes up meanwhile.
+    async fn pumped(
+        mut pump: Pump,
+        response: &mut ResponseReader,
+        upload: &mut Option<Upload>,
+    ) -> Result<(v1::ResponseHead, Up), Failed> {
         match pump.head(response).await {
             Ok(head) => {
                 pump.settle();
-                Ok((
-                    head,
-                    if pump.is_done() {
-                        Up::Done
-                    } else {
-                        Up::Pump(pump)
-                    },
-                ))
+                let up = if pump.is_done() {
+                    Up::Done
+                } else {
+                    Up::Pump(pump)
+                };
+                Ok((head, up))
             }
             Err(failed) => {
                 *upload = pump.reclaim().await;
