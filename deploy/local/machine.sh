@@ -35,6 +35,7 @@ build_binaries() {
       cargo build --release --locked -p vector-edge -p vector-control -p tests --bins
   ) </dev/null >"$log" 2>&1 9>&- &
   pid=$!
+  build_pid=$pid
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.1
     [ $((SECONDS - began)) -ge 1 ] || continue
@@ -47,6 +48,7 @@ build_binaries() {
     fi
   done
   [ ! -t 1 ] || printf '\r\033[K'
+  build_pid=
   wait "$pid" || {
     tr '\r' '\n' <"$log" | grep -vE '^ *(Building|Compiling|Downloaded|Downloading) |^ *$' | tail -n 60 >&2
     fail "the build failed (all of it: $log)"
