@@ -1,7 +1,7 @@
 # What `up` needs of the machine: a compiler, the binaries, free ports. Sourced by it, never run.
 #
 # Installs what is missing with apt where it may, and says so; never installs Rust, which is not apt's to give.
-# shellcheck shell=bash disable=SC2154
+# shellcheck shell=bash disable=SC2154,SC2034
 
 # need_command COMMAND PACKAGE...: installs Debian packages if the command is not there.
 need_command() {
