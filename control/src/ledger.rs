@@ -11,6 +11,7 @@ mod record;
 pub use record::{UsagePage, UsageQuery};
 
 mod objects;
+pub use objects::Located;
 
 /// Records or objects that one call may bring.
 pub const BATCH_MAX: usize = 2_000;

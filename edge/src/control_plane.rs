@@ -171,7 +171,7 @@ impl ControlPlane {
     /// Which provider and credential made an object of this account, if anyone knows.
     ///
     /// # Errors
-    /// That control cannot be asked.
+    /// That another account made it, or that control cannot be asked.
     pub async fn locate(
         &self,
         account: &str,
@@ -190,6 +190,10 @@ impl ControlPlane {
             Ok(Err(status)) => return Err(unreachable(status.message())),
             Err(_) => return Err(unreachable("no answer in time")),
         };
+        if answer.foreign {
+            let message = format!("No such object: {object}");
+            return Err(Refusal::new(Code::ObjectUnknown, message));
+        }
         let found = answer.object.filter(|_| answer.found);
         Ok(found.map(|object| self.0.objects.remember(object)))
     }

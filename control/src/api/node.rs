@@ -9,6 +9,7 @@ use vector_proto::control::v1::{
 use super::{Rooms, sync, unix_ms, unix_now};
 use crate::{
     identity::{Peer, Role},
+    ledger::Located,
     registry::{Admission, Enrolment, NodeSpec},
     telemetry::Outcome,
 };
@@ -156,14 +157,22 @@ impl Node for Nodes {
     ) -> Result<Response<LocateResponse>, Status> {
         self.rooms.node_as(&request, Role::Ingress).await?;
         let asked = request.into_inner();
-        let object = self
+        let located = self
             .rooms
             .ledger
             .locate(&asked.account, &asked.object)
             .await?;
-        Ok(Response::new(LocateResponse {
-            found: object.is_some(),
-            object,
+        Ok(Response::new(match located {
+            Located::Own(object) => LocateResponse {
+                object: Some(object),
+                found: true,
+                foreign: false,
+            },
+            Located::Foreign => LocateResponse {
+                foreign: true,
+                ..LocateResponse::default()
+            },
+            Located::Unknown => LocateResponse::default(),
         }))
     }
 

@@ -16,6 +16,7 @@ CREATE TABLE IF NOT EXISTS objects (
     operation TEXT NOT NULL, model TEXT NOT NULL, made_unix_ms INTEGER NOT NULL,
     PRIMARY KEY (account, id)
 ) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS objects_by_id ON objects (id);
 ";
 
 /// How long a look-up waits for an object that is just being made.
@@ -23,6 +24,17 @@ const LOCATE_WAIT: Duration = Duration::from_millis(500);
 
 /// Longest id of an object, and longest name of anything about it.
 const TEXT_BYTES_MAX: usize = 512;
+
+/// What is known of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Located {
+    /// The account made it.
+    Own(Object),
+    /// Another account made it, and nobody else is told more.
+    Foreign,
+    /// Nobody was seen to make it.
+    Unknown,
+}
 
 impl Ledger {
     /// Keeps objects. The last word about one wins. Returns once it is durable.
@@ -72,11 +84,11 @@ impl Ledger {
         Ok(())
     }
 
-    /// The object, once it is known; `None` when it is not within half a second.
+    /// The object, once it is known, for which it waits half a second.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn locate(&self, account: &str, id: &str) -> Result<Option<Object>, Error> {
+    pub async fn locate(&self, account: &str, id: &str) -> Result<Located, Error> {
         let search = async {
             loop {
                 // Listening begins before looking, so that nothing falls in between.
@@ -84,14 +96,26 @@ impl Ledger {
                 tokio::pin!(made);
                 made.as_mut().enable();
                 if let Some(object) = self.find(account, id).await? {
-                    return Ok(Some(object));
+                    return Ok(Located::Own(object));
                 }
                 made.await;
             }
         };
-        tokio::time::timeout(LOCATE_WAIT, search)
-            .await
-            .unwrap_or(Ok(None))
+        match tokio::time::timeout(LOCATE_WAIT, search).await {
+            Ok(located) => located,
+            Err(_) if self.made_by_anyone(id).await? => Ok(Located::Foreign),
+            Err(_) => Ok(Located::Unknown),
+        }
+    }
+
+    async fn made_by_anyone(&self, id: &str) -> Result<bool, Error> {
+        let id = id.to_owned();
+        let read = move |connection: &Connection| {
+            connection
+                .prepare_cached("SELECT 1 FROM objects WHERE id = ?1 LIMIT 1")?
+                .exists([id])
+        };
+        Ok(self.reads.run(read, |_| ()).await?)
     }
 
     async fn find(&self, account: &str, id: &str) -> Result<Option<Object>, Error> {
