@@ -143,6 +143,13 @@ impl Scanner {
                     "Content-Type names no boundary that could part the form",
                 )),
             },
+            // A call's session description, bare: it names no model and takes the default route.
+            Body::Multipart
+                if operation.model == ModelAt::Session
+                    && essence.eq_ignore_ascii_case("application/sdp") =>
+            {
+                Ok(Self::Blind)
+            }
             Body::Json => Err(wrong_type("application/json")),
             Body::Multipart => Err(wrong_type("multipart/form-data")),
             Body::Form => Err(wrong_type("application/json or multipart/form-data")),
