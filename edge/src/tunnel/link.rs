@@ -5,41 +5,40 @@
 //! knows its exchanges only by id: it hands a word about one to whoever registered it, or, on a
 //! relay, to the link on the other side.
 
+mod control;
+
+mod shared;
+
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
-    task::{Context, Poll},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use futures_util::task::AtomicWaker;
+use bytes::Bytes;
 use parking_lot::Mutex;
-use prost::Message as _;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use vector_proto::{
     id::ExchangeId,
     tunnel::{
         VERSION,
-        codec::{self, Decoder, Entry, GoneReason, Kind, Piece},
+        codec::{self, Decoder, Entry, GoneReason, Kind},
         v1,
     },
 };
 
+use self::control::Control;
+pub use self::control::Ready;
+pub(super) use self::shared::{Shared, Target, poll_room};
 use super::{
     LostReason,
-    exchange::Outgoing,
     transport::{self, Connection, Receiver, Sender},
 };
-
-/// How long acknowledgements wait for company. Credit, which a sender may be waiting for, and
-/// cancellations go at once.
-const ACK_DELAY: Duration = Duration::from_millis(10);
 
 /// Cancellations of exchanges whose OPEN is still on its way, by which it is refused when it comes.
 const EARLY_CANCELS_MAX: usize = 256;
@@ -90,70 +89,6 @@ pub struct Link {
     /// This node takes no new exchanges.
     leaving: AtomicBool,
     down: CancellationToken,
-}
-
-/// Who wants to hear of an exchange.
-#[derive(Debug)]
-pub(super) enum Target {
-    /// An end of it is here.
-    Here(Arc<Shared>),
-    /// This node is a relay; the other side is that link.
-    There(Weak<Link>),
-}
-
-/// What an exchange's two halves and its link share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) exchange: ExchangeId,
-    pub(super) outgoing: Mutex<Outgoing>,
-    /// The sequence is whole; once it is acknowledged the exchange is forgotten.
-    finished: AtomicBool,
-    fate: AtomicU8,
-    pub(super) writer: AtomicWaker,
-    pub(super) reader: AtomicWaker,
-    /// For the egress, whose provider call must stop: set once the exchange cannot go on.
-    pub(super) stop: Option<CancellationToken>,
-}
-
-impl Shared {
-    pub(super) fn new(exchange: ExchangeId, stop: Option<CancellationToken>) -> Arc<Self> {
-        Arc::new(Self {
-            exchange,
-            outgoing: Mutex::default(),
-            finished: AtomicBool::new(false),
-            fate: AtomicU8::new(0),
-            writer: AtomicWaker::new(),
-            reader: AtomicWaker::new(),
-            stop,
-        })
-    }
-
-    /// Why the exchange cannot go on, if so.
-    pub(super) fn fate(&self) -> Option<LostReason> {
-        match self.fate.load(Ordering::Acquire) {
-            0 => None,
-            1 => Some(LostReason::LinkDown),
-            2 => Some(LostReason::Cancelled),
-            _ => Some(LostReason::Gone),
-        }
-    }
-
-    fn seal(&self, reason: &LostReason) {
-        let fate = match reason {
-            LostReason::LinkDown => 1,
-            LostReason::Cancelled => 2,
-            _ => 3,
-        };
-        // The first reason stays.
-        let _ = self
-            .fate
-            .compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire);
-        self.writer.wake();
-        self.reader.wake();
-        if let Some(stop) = &self.stop {
-            stop.cancel();
-        }
-    }
 }
 
 #[derive(Debug, Default)]
@@ -472,125 +407,5 @@ impl Drop for Splice {
 impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Link({} at {})", self.peer, self.address)
-    }
-}
-
-/// A link that is set up but whose control stream nobody serves yet.
-#[derive(Debug)]
-pub struct Ready {
-    /// The link.
-    pub link: Arc<Link>,
-    send: Sender,
-    control: Control,
-}
-
-impl Ready {
-    /// Serves the control stream until the connection is gone.
-    pub async fn serve(self) {
-        let Self {
-            link,
-            mut send,
-            mut control,
-        } = self;
-        let reason = tokio::select! {
-            error = control.listen(&link) => error,
-            error = speak(&link, &mut send) => error,
-            gone = link.connection.closed() => Error::Transport(gone),
-        };
-        if let Error::Codec(error) = &reason {
-            tracing::warn!(peer = %link.peer, %error, "link closed: peer breaks the tunnel's rules");
-            link.connection.close("protocol error");
-        }
-        link.connection.close("control stream ended");
-        link.fail();
-    }
-}
-
-#[derive(Debug)]
-struct Control {
-    receive: Receiver,
-    decoder: Decoder,
-    input: Bytes,
-}
-
-impl Control {
-    async fn frame(&mut self) -> Result<(Kind, Bytes), Error> {
-        loop {
-            match self.decoder.next(&mut self.input)? {
-                Some(Piece::Frame(kind, payload)) => return Ok((kind, payload)),
-                Some(Piece::Data(_)) => return Err(codec::Error::OutOfPlace(Kind::Data).into()),
-                None => self.input = self.receive.read().await?.ok_or(codec::Error::Truncated)?,
-            }
-        }
-    }
-
-    async fn hello(&mut self) -> Result<v1::Hello, Error> {
-        match self.frame().await? {
-            (Kind::Hello, payload) => {
-                v1::Hello::decode(payload).map_err(|_| codec::Error::Malformed(Kind::Hello).into())
-            }
-            (kind, _) => Err(codec::Error::OutOfPlace(kind).into()),
-        }
-    }
-
-    async fn listen(&mut self, link: &Link) -> Error {
-        loop {
-            let frame = match self.frame().await {
-                Ok(frame) => frame,
-                Err(error) => return error,
-            };
-            match frame {
-                (Kind::Drain, payload) => {
-                    let on = payload.first() != Some(&0);
-                    link.draining.store(on, Ordering::Relaxed);
-                }
-                (kind, payload) => match codec::entries(kind, &payload) {
-                    Ok(entries) => entries.into_iter().for_each(|entry| link.hear(entry)),
-                    Err(error) => return error.into(),
-                },
-            }
-        }
-    }
-}
-
-async fn speak(link: &Link, send: &mut Sender) -> Error {
-    let mut said_leaving = false;
-    loop {
-        tokio::select! {
-            biased;
-            () = link.outbox.urgent.notified() => {}
-            () = link.outbox.some.notified() => {
-                let _ = tokio::time::timeout(ACK_DELAY, link.outbox.urgent.notified()).await;
-            }
-        }
-        let entries = std::mem::take(&mut *link.outbox.entries.lock());
-        let mut out = BytesMut::new();
-        let leaving = link.leaving.load(Ordering::Relaxed);
-        if leaving != said_leaving {
-            said_leaving = leaving;
-            codec::put_header(&mut out, Kind::Drain, 1);
-            out.extend_from_slice(&[u8::from(leaving)]);
-        }
-        codec::put_entries(&mut out, &entries);
-        if let Err(error) = send.write(&mut [out.freeze()]).await {
-            return error.into();
-        }
-    }
-}
-
-/// Waits until an exchange's sender has room, or cannot go on.
-pub(super) fn poll_room(
-    shared: &Shared,
-    cx: &mut Context<'_>,
-    wanted: impl Fn(&Outgoing) -> bool,
-) -> Poll<Result<(), LostReason>> {
-    shared.writer.register(cx.waker());
-    if let Some(reason) = shared.fate() {
-        return Poll::Ready(Err(reason));
-    }
-    if wanted(&shared.outgoing.lock()) {
-        Poll::Ready(Ok(()))
-    } else {
-        Poll::Pending
     }
 }

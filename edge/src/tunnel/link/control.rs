@@ -1,0 +1,123 @@
+//! The control stream of a link: reads the peer's words, writes ours in batches.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use prost::Message as _;
+use vector_proto::tunnel::{
+    codec::{self, Decoder, Kind, Piece},
+    v1,
+};
+
+use super::{Error, Link};
+use crate::tunnel::transport::{Receiver, Sender};
+
+/// How long acknowledgements wait for company. Credit, which a sender may be waiting for, and
+/// cancellations go at once.
+const ACK_DELAY: Duration = Duration::from_millis(10);
+
+/// A link that is set up but whose control stream nobody serves yet.
+#[derive(Debug)]
+pub struct Ready {
+    /// The link.
+    pub link: Arc<Link>,
+    pub(super) send: Sender,
+    pub(super) control: Control,
+}
+
+impl Ready {
+    /// Serves the control stream until the connection is gone.
+    pub async fn serve(self) {
+        let Self {
+            link,
+            mut send,
+            mut control,
+        } = self;
+        let reason = tokio::select! {
+            error = control.listen(&link) => error,
+            error = speak(&link, &mut send) => error,
+            gone = link.connection.closed() => Error::Transport(gone),
+        };
+        if let Error::Codec(error) = &reason {
+            tracing::warn!(peer = %link.peer, %error, "link closed: peer breaks the tunnel's rules");
+            link.connection.close("protocol error");
+        }
+        link.connection.close("control stream ended");
+        link.fail();
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Control {
+    pub(super) receive: Receiver,
+    pub(super) decoder: Decoder,
+    pub(super) input: Bytes,
+}
+
+impl Control {
+    async fn frame(&mut self) -> Result<(Kind, Bytes), Error> {
+        loop {
+            match self.decoder.next(&mut self.input)? {
+                Some(Piece::Frame(kind, payload)) => return Ok((kind, payload)),
+                Some(Piece::Data(_)) => return Err(codec::Error::OutOfPlace(Kind::Data).into()),
+                None => self.input = self.receive.read().await?.ok_or(codec::Error::Truncated)?,
+            }
+        }
+    }
+
+    pub(super) async fn hello(&mut self) -> Result<v1::Hello, Error> {
+        match self.frame().await? {
+            (Kind::Hello, payload) => {
+                v1::Hello::decode(payload).map_err(|_| codec::Error::Malformed(Kind::Hello).into())
+            }
+            (kind, _) => Err(codec::Error::OutOfPlace(kind).into()),
+        }
+    }
+
+    async fn listen(&mut self, link: &Link) -> Error {
+        loop {
+            let frame = match self.frame().await {
+                Ok(frame) => frame,
+                Err(error) => return error,
+            };
+            match frame {
+                (Kind::Drain, payload) => {
+                    let on = payload.first() != Some(&0);
+                    link.draining.store(on, Ordering::Relaxed);
+                }
+                (kind, payload) => match codec::entries(kind, &payload) {
+                    Ok(entries) => entries.into_iter().for_each(|entry| link.hear(entry)),
+                    Err(error) => return error.into(),
+                },
+            }
+        }
+    }
+}
+
+async fn speak(link: &Link, send: &mut Sender) -> Error {
+    let mut said_leaving = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = link.outbox.urgent.notified() => {}
+            () = link.outbox.some.notified() => {
+                let _ = tokio::time::timeout(ACK_DELAY, link.outbox.urgent.notified()).await;
+            }
+        }
+        let entries = std::mem::take(&mut *link.outbox.entries.lock());
+        let mut out = BytesMut::new();
+        let leaving = link.leaving.load(Ordering::Relaxed);
+        if leaving != said_leaving {
+            said_leaving = leaving;
+            codec::put_header(&mut out, Kind::Drain, 1);
+            out.extend_from_slice(&[u8::from(leaving)]);
+        }
+        codec::put_entries(&mut out, &entries);
+        if let Err(error) = send.write(&mut [out.freeze()]).await {
+            return error.into();
+        }
+    }
+}
