@@ -65,6 +65,7 @@ pub enum Error {
 /// A node whose parts all run.
 struct Node {
     config: Config,
+    telemetry: Telemetry,
     control: ControlPlane,
     network: Network,
     egress: Option<EgressSide>,
@@ -107,61 +108,52 @@ impl Node {
         let registration = registration(&config, &identity, &sockets);
         let (control, service) = ControlPlane::new(channel.clone(), registration);
 
-        let (stop, tasks, tunnel) = (
-            CancellationToken::new(),
-            TaskTracker::new(),
-            Tunnel::default(),
-        );
+        let tunnel = Tunnel::default();
         let egress = match &config.egress {
             Some(wanted) => Some(EgressSide::new(wanted, &identity, &control, &telemetry)?),
             None => None,
         };
         let status = Arc::new(Status::new(tunnel.clone(), egress.clone()));
+        control.set_status_source(status.source());
         let me = hello(&config, &identity);
+        let relay = config.has(Role::Relay).then(|| Relay::new(tunnel.clone()));
         let parts = Parts {
             me: me.clone(),
             credentials,
             arrivals: egress.as_ref().map(EgressSide::handler),
-            transits: config
-                .has(Role::Relay)
-                .then(|| Relay::new(tunnel.clone()).handler()),
+            transits: relay.as_ref().map(Relay::handler),
         };
         let network = Network::start(tunnel.clone(), sockets, parts)?;
         if config.has(Role::Ingress) && config.has(Role::Egress) {
             network.link_to_self(&me).await?;
         }
-        control.set_status_source(status.source());
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(service.run(stop.clone()));
-        tasks.spawn({
-            let (stop, channel) = (stop.clone(), channel.clone());
-            async move { enroll::keep_fresh(identity, channel, stop).await }
-        });
+        tasks.spawn(enroll::keep_fresh(identity, channel, stop.clone()));
         if let Some(egress) = &egress {
             tasks.spawn(egress.clone().follow(control.clone(), stop.clone()));
         }
-        let readiness =
-            status::readiness(control.clone(), tunnel.clone(), config.has(Role::Ingress));
-        tasks.spawn(door.serve(telemetry.clone(), Arc::clone(&readiness), stop.clone()));
+        let ready = status::readiness(control.clone(), tunnel.clone(), config.has(Role::Ingress));
+        tasks.spawn(door.serve(telemetry.clone(), Arc::clone(&ready), stop.clone()));
+        tasks.spawn(status::announce(ready, stop.clone()));
         tasks.spawn(status::tell_links(
             telemetry.clone(),
             tunnel.clone(),
             stop.clone(),
         ));
-        tasks.spawn(status::announce(readiness, stop.clone()));
         let ingress_drain = CancellationToken::new();
-        let ingress = match &config.ingress {
+        let ingress = match config.ingress.clone() {
             Some(wanted) => {
-                let (wanted, limiter) = (wanted.clone(), Limiter::new());
-                let drain = ingress_drain.clone();
-                Some(
-                    Ingress::start(wanted, control.clone(), tunnel, limiter, telemetry, drain)
-                        .await?,
-                )
+                let (limiter, drain) = (Limiter::new(), ingress_drain.clone());
+                let (control, telemetry) = (control.clone(), telemetry.clone());
+                let start = Ingress::start(wanted, control, tunnel, limiter, telemetry, drain);
+                Some(start.await?)
             }
             None => None,
         };
         Ok(Self {
             config,
+            telemetry,
             control,
             network,
             egress,
@@ -179,7 +171,11 @@ impl Node {
         let mut drained = self.control.drained();
         let roles = self.config.node.roles.clone();
         loop {
-            let wanted = links::wanted(&self.control.routes(), &roles, self.network.name());
+            let routes = self.control.routes();
+            self.telemetry
+                .name_models(routes.models.keys().map(|name| &**name));
+            let wanted = links::wanted(&routes, &roles, self.network.name());
+            drop(routes);
             self.network.keep(&wanted);
             tokio::select! {
                 Ok(()) = changed.changed() => {}
