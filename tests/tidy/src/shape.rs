@@ -25,7 +25,7 @@ const TOP_LEVEL: &[&str] = &[
 
 /// Names of shelves, not of things. `mod` is the old name of a room's file.
 const SHELVES: &[&str] = &[
-    "common", "helper", "helpers", "manager", "misc", "mod", "shared", "types", "util", "utils",
+    "common", "helper", "helpers", "manager", "misc", "mod", "types", "util", "utils",
 ];
 
 /// Entries at the top that do not belong there.
