@@ -1,5 +1,8 @@
 //! The tunnel over real sockets: who may link, what a hostile peer can do, and what survives it.
-#![expect(clippy::unwrap_used, reason = "what a test needs and does not get ends the test")]
+#![expect(
+    clippy::unwrap_used,
+    reason = "what a test needs and does not get ends the test"
+)]
 
 use std::{
     net::{SocketAddr, UdpSocket},

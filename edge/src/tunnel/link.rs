@@ -88,6 +88,8 @@ pub struct Link {
     draining: AtomicBool,
     /// This node takes no new exchanges.
     leaving: AtomicBool,
+    /// The connection is gone. Asked with every request, so the answer is one load; `down` is to wait for.
+    is_down: AtomicBool,
     down: CancellationToken,
 }
 
@@ -166,6 +168,7 @@ impl Link {
             outstanding: AtomicU32::new(0),
             draining: AtomicBool::new(hello.draining),
             leaving: AtomicBool::new(me.draining),
+            is_down: AtomicBool::new(false),
             down: CancellationToken::new(),
         });
         Ok(Ready {
@@ -178,7 +181,7 @@ impl Link {
     /// Whether new exchanges may go over it.
     #[must_use]
     pub fn usable(&self) -> bool {
-        !self.draining.load(Ordering::Relaxed) && !self.down.is_cancelled()
+        !self.draining.load(Ordering::Relaxed) && !self.is_down()
     }
 
     /// Whether the peer asked for no new exchanges.
@@ -190,7 +193,7 @@ impl Link {
     /// Whether the connection is gone.
     #[must_use]
     pub fn is_down(&self) -> bool {
-        self.down.is_cancelled()
+        self.is_down.load(Ordering::Acquire)
     }
 
     /// Exchanges that this node opened over it and that have not ended.
@@ -370,6 +373,7 @@ impl Link {
 
     /// Ends every exchange on it. Exchanges that go on over another link come with resume.
     fn fail(&self) {
+        self.is_down.store(true, Ordering::Release);
         self.down.cancel();
         let exchanges = std::mem::take(&mut *self.exchanges.lock());
         for (exchange, target) in exchanges {

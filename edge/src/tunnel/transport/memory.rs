@@ -1,15 +1,22 @@
 //! Streams within one process: what tests use, and the link of a node to itself.
 //!
-//! A stream is two bounded queues of chunks, so it pushes back as a network does. A queue that is
-//! dropped ends the stream; frames tell a whole sequence from a cut one.
+//! A stream is two bounded queues of chunks in one allocation, so it is cheap to open and pushes
+//! back as a network does. A half that is dropped ends its direction; frames tell a whole sequence
+//! from a cut one.
 
 use std::{
-    sync::Arc,
-    task::{Context, Poll, ready},
+    collections::VecDeque,
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
-use tokio::sync::{Mutex, mpsc};
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
@@ -26,8 +33,25 @@ type Pair = (super::Sender, super::Receiver);
 #[derive(Clone, Debug)]
 pub struct Connection {
     opened: mpsc::Sender<Pair>,
-    arriving: Arc<Mutex<mpsc::Receiver<Pair>>>,
-    gone: CancellationToken,
+    arriving: Arc<tokio::sync::Mutex<mpsc::Receiver<Pair>>>,
+    gone: Arc<Gone>,
+}
+
+/// Whether the connection is closed; asked with every chunk, so the answer is one load.
+#[derive(Debug, Default)]
+struct Gone {
+    is: AtomicBool,
+    told: CancellationToken,
+}
+
+impl Gone {
+    fn check(&self) -> Result<(), Error> {
+        if self.is.load(Ordering::Acquire) {
+            Err(lost())
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// Two ends of one connection.
@@ -35,11 +59,11 @@ pub struct Connection {
 pub fn pair() -> (Connection, Connection) {
     let (left_opened, right_arriving) = mpsc::channel(STREAMS_WAITING_MAX);
     let (right_opened, left_arriving) = mpsc::channel(STREAMS_WAITING_MAX);
-    let gone = CancellationToken::new();
+    let gone = Arc::new(Gone::default());
     let end = |opened, arriving| Connection {
         opened,
-        arriving: Arc::new(Mutex::new(arriving)),
-        gone: gone.clone(),
+        arriving: Arc::new(tokio::sync::Mutex::new(arriving)),
+        gone: Arc::clone(&gone),
     };
     (
         end(left_opened, left_arriving),
@@ -49,87 +73,161 @@ pub fn pair() -> (Connection, Connection) {
 
 impl Connection {
     pub(super) async fn open(&self) -> Result<Pair, Error> {
-        if self.gone.is_cancelled() {
-            return Err(lost());
-        }
-        let (here_out, there_in) = mpsc::channel(STREAM_CHUNKS_MAX);
-        let (there_out, here_in) = mpsc::channel(STREAM_CHUNKS_MAX);
-        let half = |out, into| {
-            let sender = super::Sender::Memory(Sender {
-                queue: Some(out),
-                gone: self.gone.clone(),
-            });
+        self.gone.check()?;
+        let stream = Arc::new(Stream {
+            pipes: [Mutex::default(), Mutex::default()],
+            gone: Arc::clone(&self.gone),
+        });
+        let half = |side: usize| {
+            let sender = Sender {
+                stream: Some(Arc::clone(&stream)),
+                side,
+            };
+            let receiver = Receiver {
+                stream: Arc::clone(&stream),
+                side: 1 - side,
+            };
             (
-                sender,
-                super::Receiver::Memory(Receiver {
-                    queue: into,
-                    gone: self.gone.clone(),
-                }),
+                super::Sender::Memory(sender),
+                super::Receiver::Memory(receiver),
             )
         };
-        self.opened
-            .send(half(there_out, there_in))
-            .await
-            .map_err(|_| lost())?;
-        Ok(half(here_out, here_in))
+        self.opened.send(half(1)).await.map_err(|_| lost())?;
+        Ok(half(0))
     }
 
     pub(super) async fn accept(&self) -> Result<Pair, Error> {
         let mut arriving = self.arriving.lock().await;
         tokio::select! {
-            () = self.gone.cancelled() => Err(lost()),
+            () = self.gone.told.cancelled() => Err(lost()),
             pair = arriving.recv() => pair.ok_or_else(lost),
         }
     }
 
     pub(super) fn close(&self) {
-        self.gone.cancel();
+        self.gone.is.store(true, Ordering::Release);
+        self.gone.told.cancel();
     }
 
     pub(super) async fn closed(&self) -> Error {
-        self.gone.cancelled().await;
+        self.gone.told.cancelled().await;
         lost()
     }
 }
 
+/// Both directions; side 0 writes into pipe 0 and reads from pipe 1.
+struct Stream {
+    pipes: [Mutex<Pipe>; 2],
+    gone: Arc<Gone>,
+}
+
+#[derive(Default)]
+struct Pipe {
+    chunks: VecDeque<Bytes>,
+    /// The writer has said everything.
+    ended: bool,
+    /// Nobody reads any more.
+    unread: bool,
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+impl Stream {
+    /// Changes a pipe, and wakes whom that concerns after the lock is free.
+    fn change<T>(&self, side: usize, change: impl FnOnce(&mut Pipe) -> (T, Option<Waker>)) -> T {
+        let (result, waker) = change(&mut self.pipes[side].lock());
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        result
+    }
+}
+
 /// The sending half of a stream.
-#[derive(Debug)]
 pub struct Sender {
-    queue: Option<mpsc::Sender<Bytes>>,
-    gone: CancellationToken,
+    stream: Option<Arc<Stream>>,
+    side: usize,
 }
 
 impl Sender {
     pub(super) async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), Error> {
-        for chunk in chunks.iter_mut().filter(|chunk| !chunk.is_empty()) {
-            if self.gone.is_cancelled() {
-                return Err(lost());
+        std::future::poll_fn(|cx| self.poll_write(cx, chunks)).await
+    }
+
+    fn poll_write(&self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<(), Error>> {
+        let stream = self.stream.as_ref().ok_or(Error::Reset(0))?;
+        stream.gone.check()?;
+        stream.change(self.side, |pipe| {
+            if pipe.unread {
+                return (Poll::Ready(Err(Error::Reset(0))), None);
             }
-            let queue = self.queue.as_ref().ok_or(Error::Reset(0))?;
-            let slot = queue.reserve().await.map_err(|_| Error::Reset(0))?;
-            slot.send(std::mem::take(chunk));
-        }
-        Ok(())
+            for chunk in chunks.iter_mut().filter(|chunk| !chunk.is_empty()) {
+                if pipe.chunks.len() == STREAM_CHUNKS_MAX {
+                    pipe.writer = Some(cx.waker().clone());
+                    return (Poll::Pending, pipe.reader.take());
+                }
+                pipe.chunks.push_back(std::mem::take(chunk));
+            }
+            (Poll::Ready(Ok(())), pipe.reader.take())
+        })
     }
 
     pub(super) fn finish(&mut self) {
-        self.queue = None;
+        if let Some(stream) = self.stream.take() {
+            stream.change(self.side, |pipe| {
+                pipe.ended = true;
+                ((), pipe.reader.take())
+            });
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Sender(memory)")
     }
 }
 
 /// The receiving half of a stream.
-#[derive(Debug)]
 pub struct Receiver {
-    queue: mpsc::Receiver<Bytes>,
-    gone: CancellationToken,
+    stream: Arc<Stream>,
+    side: usize,
 }
 
 impl Receiver {
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
-        if self.gone.is_cancelled() {
-            return Poll::Ready(Err(lost()));
-        }
-        Poll::Ready(Ok(ready!(self.queue.poll_recv(cx))))
+        self.stream.gone.check()?;
+        self.stream
+            .change(self.side, |pipe| match pipe.chunks.pop_front() {
+                Some(chunk) => (Poll::Ready(Ok(Some(chunk))), pipe.writer.take()),
+                None if pipe.ended => (Poll::Ready(Ok(None)), None),
+                None => {
+                    pipe.reader = Some(cx.waker().clone());
+                    (Poll::Pending, None)
+                }
+            })
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        self.stream.change(self.side, |pipe| {
+            pipe.unread = true;
+            pipe.chunks = VecDeque::new();
+            ((), pipe.writer.take())
+        });
+    }
+}
+
+impl fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Receiver(memory)")
     }
 }
 
