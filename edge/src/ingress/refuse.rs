@@ -49,6 +49,10 @@ fn ours(refusal: &Refusal, record: &mut Record) -> Response<Answer> {
     if let Some(ms) = refusal.retry_after_ms {
         retry_after(headers, ms);
     }
+    if refusal.code == Code::BadHead {
+        // Whoever read this head otherwise reads what follows it otherwise, too.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     if !verdict.client_may_retry {
         headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
     }
