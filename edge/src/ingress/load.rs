@@ -39,6 +39,8 @@ pub(super) struct Loads {
 pub(super) struct Load {
     first_byte_us: AtomicU64,
     sampled_us: AtomicU64,
+    /// Links of the way that was sampled; 0 for none.
+    links: AtomicU32,
     outstanding: AtomicU32,
 }
 
@@ -103,6 +105,17 @@ impl Load {
         (path_rtt.as_micros() as f64 + first_byte + 1000.0) * outstanding / f64::from(weight.max(1))
     }
 
+    /// Notes over how many links the egress is reached now, 0 if over none.
+    ///
+    /// What was measured over another way says nothing of this one: an egress that was lost and is back is tried at once,
+    /// instead of being avoided until its failures are forgotten.
+    pub(super) fn reached_over(&self, links: u32) {
+        if self.links.load(Ordering::Relaxed) != links {
+            self.links.store(links, Ordering::Relaxed);
+            self.first_byte_us.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// Takes in one time to the first byte.
     pub(super) fn sample(&self, first_byte: Duration, now_us: u64) {
         let sample = first_byte.as_micros() as f64;
@@ -140,6 +153,18 @@ mod tests {
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn an_egress_that_is_lost_and_back_is_no_longer_avoided() {
+        let load = Load::default();
+        load.reached_over(1);
+        load.sample(FAILURE, 0);
+        load.reached_over(1);
+        assert!(load.cost(Duration::ZERO, 1, 0) > 1e6);
+        load.reached_over(0);
+        load.reached_over(1);
+        assert!(load.cost(Duration::ZERO, 1, 0) < 1e4);
+    }
 
     #[test]
     fn a_peak_counts_at_once_and_is_forgotten() {

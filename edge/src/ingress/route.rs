@@ -269,8 +269,14 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             }
             let upstream = &upstreams[index];
             let egress = &upstream.provider.egress[slot];
-            let (path, state) = self.path(base + index, egress)?;
             let load = self.loads.of(&upstream.provider.name, egress);
+            let Some((path, state)) = self.path(base + index, egress) else {
+                if self.tried.is_empty() {
+                    load.reached_over(0);
+                }
+                return None;
+            };
+            load.reached_over(1 + u32::from(path.relay.is_some()));
             let cost = load.cost(state.rtt, upstream.weight, self.now_us);
             Some((
                 step,
