@@ -5,10 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use http::Uri;
 use vector_proto::control::v1;
 
-/// When a provider says nothing about a limit.
-const CONNECT: Duration = Duration::from_secs(5);
-const FIRST_BYTE: Duration = Duration::from_secs(600);
-const IDLE: Duration = Duration::from_secs(300);
+/// Connections of one egress to a provider that says nothing about it.
 const CONNECTIONS_MAX: u32 = 256;
 
 /// Rows that one snapshot may have of a kind. More is a mistake, and a node does not load it.
@@ -64,12 +61,12 @@ pub struct ProviderRow {
     pub base_url: Uri,
     /// The nodes that may call it.
     pub egress: Vec<Arc<str>>,
-    /// For TCP and TLS.
-    pub connect: Duration,
-    /// From the request's last byte to the answer's first.
-    pub first_byte: Duration,
-    /// Longest silence within an answer.
-    pub idle: Duration,
+    /// For TCP and TLS; where nothing is said, the egress's own settings count.
+    pub connect: Option<Duration>,
+    /// From the request's last byte to the answer's first; likewise.
+    pub first_byte: Option<Duration>,
+    /// Longest silence within an answer; likewise.
+    pub idle: Option<Duration>,
     /// Connections of one egress to it.
     pub connections_max: u32,
     /// Calls that name an object nobody saw being made are passed on.
@@ -242,21 +239,15 @@ impl Routes {
             known.map(|(id, _)| Arc::clone(id)).ok_or_else(unknown)
         });
         let limits = provider.limits.unwrap_or_default();
-        let or = |ms: u64, default: Duration| {
-            if ms == 0 {
-                default
-            } else {
-                Duration::from_millis(ms)
-            }
-        };
+        let said = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
         Ok(ProviderRow {
             name: provider.name.as_str().into(),
             kind: provider.kind.as_str().into(),
             base_url,
             egress: egress.collect::<Result<_, _>>()?,
-            connect: or(limits.connect_ms, CONNECT),
-            first_byte: or(limits.first_byte_ms, FIRST_BYTE),
-            idle: or(limits.idle_ms, IDLE),
+            connect: said(limits.connect_ms),
+            first_byte: said(limits.first_byte_ms),
+            idle: said(limits.idle_ms),
             connections_max: if limits.connections_max == 0 {
                 CONNECTIONS_MAX
             } else {

@@ -16,7 +16,18 @@ use crate::{
 
 /// The egress role of this node. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct EgressSide(Egress);
+pub(super) struct EgressSide {
+    role: Egress,
+    /// For providers that say nothing themselves.
+    times: Times,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Times {
+    connect: Duration,
+    first_byte: Duration,
+    idle: Duration,
+}
 
 impl EgressSide {
     pub(super) fn new(
@@ -30,27 +41,33 @@ impl EgressSide {
             epoch: identity.epoch(),
         };
         let reports = Arc::new(ToControl(control.clone()));
-        Egress::new(me, config.tls_roots.as_deref(), telemetry, reports).map(Self)
+        let times = Times {
+            connect: config.connect,
+            first_byte: config.first_byte,
+            idle: config.idle,
+        };
+        let role = Egress::new(me, config.tls_roots.as_deref(), telemetry, reports)?;
+        Ok(Self { role, times })
     }
 
     pub(super) fn handler(&self) -> ArrivalHandler {
-        self.0.handler()
+        self.role.handler()
     }
 
     pub(super) fn status(&self) -> Vec<control::CredentialStatus> {
-        self.0.status()
+        self.role.status()
     }
 
     pub(super) fn exchanges(&self) -> usize {
-        self.0.exchanges()
+        self.role.exchanges()
     }
 
     pub(super) fn set_draining(&self, on: bool) {
-        self.0.set_draining(on);
+        self.role.set_draining(on);
     }
 
     pub(super) async fn drain(&self, grace: Duration) -> usize {
-        self.0.drain(grace).await
+        self.role.drain(grace).await
     }
 
     /// Takes every change of providers and credentials, and keeps connections warm, until `stop`.
@@ -59,10 +76,10 @@ impl EgressSide {
         let mut credentials = control.credentials();
         let feed = async {
             loop {
-                self.0
-                    .take_providers(&rows(&control.routes(), self.0.node()));
+                let rows = rows(&control.routes(), self.role.node(), self.times);
+                self.role.take_providers(&rows);
                 let sent = Arc::clone(&credentials.borrow_and_update());
-                self.0.take_credentials(&sent);
+                self.role.take_credentials(&sent);
                 tokio::select! {
                     Ok(()) = routes.changed() => {}
                     Ok(()) = credentials.changed() => {}
@@ -73,29 +90,29 @@ impl EgressSide {
         tokio::select! {
             () = stop.cancelled() => {}
             () = feed => {}
-            () = self.0.tend() => {}
+            () = self.role.tend() => {}
         }
     }
 }
 
 /// The providers that this node may reach. No others are dialled, whoever asks.
-fn rows(routes: &Routes, node: &str) -> Vec<provider::Row> {
+fn rows(routes: &Routes, node: &str, times: Times) -> Vec<provider::Row> {
     routes
         .providers
         .values()
         .filter(|row| row.egress.iter().any(|egress| **egress == *node))
-        .map(|row| provider_row(row))
+        .map(|row| provider_row(row, times))
         .collect()
 }
 
-fn provider_row(row: &ProviderRow) -> provider::Row {
+fn provider_row(row: &ProviderRow, times: Times) -> provider::Row {
     provider::Row {
         name: Arc::clone(&row.name),
         kind: Arc::clone(&row.kind),
         base_url: row.base_url.clone(),
-        connect: row.connect,
-        first_byte: row.first_byte,
-        idle: row.idle,
+        connect: row.connect.unwrap_or(times.connect),
+        first_byte: row.first_byte.unwrap_or(times.first_byte),
+        idle: row.idle.unwrap_or(times.idle),
         connections_max: row.connections_max as usize,
     }
 }
