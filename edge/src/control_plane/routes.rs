@@ -5,9 +5,6 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use http::Uri;
 use vector_proto::control::v1;
 
-/// Connections of one egress to a provider that says nothing about it.
-const CONNECTIONS_MAX: u32 = 256;
-
 /// Rows that one snapshot may have of a kind. More is a mistake, and a node does not load it.
 const ROWS_MAX: usize = 200_000;
 
@@ -67,7 +64,7 @@ pub struct ProviderRow {
     pub first_byte: Option<Duration>,
     /// Longest silence within an answer; likewise.
     pub idle: Option<Duration>,
-    /// Connections of one egress to it.
+    /// Connections of one egress to it; 0: as many as an egress makes at all.
     pub connections_max: u32,
     /// Calls that name an object nobody saw being made are passed on.
     pub unknown_objects: bool,
@@ -248,11 +245,7 @@ impl Routes {
             connect: said(limits.connect_ms),
             first_byte: said(limits.first_byte_ms),
             idle: said(limits.idle_ms),
-            connections_max: if limits.connections_max == 0 {
-                CONNECTIONS_MAX
-            } else {
-                limits.connections_max
-            },
+            connections_max: limits.connections_max,
             unknown_objects: provider.unknown_objects,
         })
     }
@@ -474,6 +467,9 @@ mod tests {
         );
         let scores: Vec<u64> = routes.paths("e1").iter().map(|path| path.score).collect();
         assert_eq!(scores, [5, 9]);
+        let said_nothing = &routes.providers["a"];
+        let unsaid = (said_nothing.connect, said_nothing.connections_max);
+        assert_eq!(unsaid, (None, 0), "the egress decides what is not said");
         let elsewhere = Routes::compile(&snapshot(), "mars").unwrap();
         assert_eq!(
             elsewhere.paths("e1").len(),
