@@ -10,8 +10,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use bytes::Bytes;
-use vector_proto::tunnel::codec::{self, DATA_BYTES_MAX, Decoder, Entry, Kind, Piece};
+use bytes::{Bytes, BytesMut};
+use vector_proto::tunnel::codec::{
+    self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, Kind, Piece,
+};
 
 use super::{
     LostReason,
@@ -22,6 +24,10 @@ use super::{
 
 /// Bytes that [`SendHalf::data`] holds back for company before it writes them out by itself.
 const HELD_BYTES_MAX: usize = 16 << 10;
+
+/// Pieces up to this size are copied behind their header. A token of 250 bytes is mostly a slice of an
+/// 8 KiB read buffer, which the replay window would keep alive until the token is acknowledged.
+const COPIED_BYTES_MAX: usize = 2 << 10;
 
 /// Writes one sequence.
 #[derive(Debug)]
@@ -66,8 +72,15 @@ impl SendHalf {
     pub(super) async fn data(&mut self, mut bytes: Bytes) -> Result<(), LostReason> {
         while !bytes.is_empty() {
             let part = bytes.split_to(bytes.len().min(DATA_BYTES_MAX));
-            self.frame(codec::data_header(part.len()));
-            self.frame(part);
+            if part.len() <= COPIED_BYTES_MAX {
+                let mut whole = BytesMut::with_capacity(FRAME_HEADER_BYTES_MAX + part.len());
+                codec::put_header(&mut whole, Kind::Data, part.len());
+                whole.extend_from_slice(&part);
+                self.frame(whole.freeze());
+            } else {
+                self.frame(codec::data_header(part.len()));
+                self.frame(part);
+            }
         }
         if self.held_bytes >= HELD_BYTES_MAX {
             self.flush().await
