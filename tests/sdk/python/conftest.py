@@ -23,7 +23,7 @@ class Sample:
 
     def call(self, method, path, body=None):
         if PROVIDER is None:
-            pytest.skip("SAMPLE_PROVIDER_URL is not set")
+            pytest.skip("needs the sample provider's counters or faults, which a real provider lacks: SAMPLE_PROVIDER_URL is not set")
         request = urllib.request.Request(
             PROVIDER.rstrip("/") + path,
             method=method,
