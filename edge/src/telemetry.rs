@@ -9,7 +9,9 @@ use std::{io, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Metric;
 use tracing_subscriber::{
-    EnvFilter, Layer as _, filter::FilterExt as _, layer::SubscriberExt as _,
+    EnvFilter, Layer as _,
+    filter::{FilterExt, LevelFilter, filter_fn},
+    layer::{Filter, SubscriberExt as _},
     util::SubscriberInitExt as _,
 };
 use vector_proto::{id::ExchangeId, tunnel::v1::Usage};
@@ -168,8 +170,7 @@ impl Telemetry {
             .map(trace::Traces::start)
             .transpose()?;
         let lines = wants_exchanges(&config.log)?;
-        let events = || tracing_subscriber::filter::filter_fn(|about| about.is_event());
-        let filter = EnvFilter::try_new(&config.log)?.and(events());
+        let filter = events_of(&config.log)?;
         let general = tracing_subscriber::fmt::layer().with_writer(writer.clone());
         let general = match config.format {
             Format::Json => general
@@ -271,6 +272,15 @@ impl Telemetry {
     }
 }
 
+/// Events as the operator wants them, and no spans: those are for traces.
+///
+/// Without a hint of its own the second filter would take that of the first away, and every trace span of quinn and h2
+/// would be made.
+fn events_of<S: tracing::Subscriber>(log: &str) -> Result<impl Filter<S> + use<S>, Error> {
+    let events = filter_fn(|about| about.is_event()).with_max_level_hint(LevelFilter::TRACE);
+    Ok(FilterExt::<S>::and(EnvFilter::try_new(log)?, events))
+}
+
 /// Whether the filter lets the lines of exchanges through.
 ///
 /// Asked of a subscriber of its own: asking the real one, whose layers have filters of their own,
@@ -286,6 +296,12 @@ fn wants_exchanges(log: &str) -> Result<bool, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_logged_is_not_even_made() {
+        let filter = events_of::<tracing_subscriber::Registry>("info,h2=warn").unwrap();
+        assert_eq!(filter.max_level_hint(), Some(LevelFilter::INFO));
+    }
 
     #[test]
     fn the_filter_decides_on_exchanges_too() {
