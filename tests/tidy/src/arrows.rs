@@ -12,9 +12,19 @@ use crate::{
 const CRATES: &[(&str, &[&str])] = &[
     ("proto", &[]),
     ("proto/fuzz", &["vector-proto"]),
-    ("edge", &["vector-proto"]),
+    // Its tests put emulated lines between nodes.
+    ("edge", &["vector-proto", "vector-wan"]),
     ("control", &["vector-proto"]),
-    ("tests", &["vector-proto", "vector-edge", "vector-control"]),
+    (
+        "tests",
+        &[
+            "vector-proto",
+            "vector-edge",
+            "vector-control",
+            "vector-wan",
+        ],
+    ),
+    ("tests/emulator", &[]),
     ("tests/tidy", &[]),
 ];
 
