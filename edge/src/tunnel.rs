@@ -13,6 +13,8 @@ pub mod exchange;
 // The hands.
 pub mod transport;
 
+pub mod vitals;
+
 pub mod link;
 
 mod half;
@@ -48,6 +50,7 @@ pub use self::{
     link::Link,
     path::{Path, PathState},
     pool::Tunnel,
+    vitals::Condition,
 };
 
 /// What an egress does with an exchange that arrives. Called in a task of the exchange's own.

@@ -38,6 +38,7 @@ pub(super) use self::shared::{Shared, Target, poll_room};
 use super::{
     LostReason,
     transport::{self, Connection, Receiver, Sender},
+    vitals::{Condition, Vitals},
 };
 
 /// Cancellations of exchanges whose OPEN is still on its way, by which it is refused when it comes.
@@ -80,6 +81,7 @@ pub struct Link {
     /// Where the peer is, for people.
     pub address: Arc<str>,
     connection: Connection,
+    vitals: Arc<Vitals>,
     exchanges: Mutex<HashMap<ExchangeId, Target>>,
     early_cancels: Mutex<VecDeque<ExchangeId>>,
     outbox: Outbox,
@@ -162,6 +164,7 @@ impl Link {
             epoch: hello.epoch,
             address,
             connection,
+            vitals: Arc::default(),
             exchanges: Mutex::default(),
             early_cancels: Mutex::default(),
             outbox: Outbox::default(),
@@ -178,10 +181,22 @@ impl Link {
         })
     }
 
-    /// Whether new exchanges may go over it.
+    /// Whether new exchanges may go over it. One that is [`Condition::Suspect`] is for when no other is left.
     #[must_use]
     pub fn usable(&self) -> bool {
-        !self.draining.load(Ordering::Relaxed) && !self.is_down()
+        !self.draining() && !self.is_down() && self.condition() != Condition::Down
+    }
+
+    /// Whether packets get through, as far as both ends know.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        self.vitals.condition()
+    }
+
+    /// What the detector knows of the path; tells changes of the condition, too.
+    #[must_use]
+    pub const fn vitals(&self) -> &Arc<Vitals> {
+        &self.vitals
     }
 
     /// Whether the peer asked for no new exchanges.
@@ -264,12 +279,16 @@ impl Link {
             return false;
         }
         drop(early);
-        self.exchanges.lock().insert(exchange, target);
+        if self.exchanges.lock().insert(exchange, target).is_none() {
+            self.vitals.began();
+        }
         true
     }
 
     pub(super) fn forget(&self, exchange: ExchangeId) {
-        self.exchanges.lock().remove(&exchange);
+        if self.exchanges.lock().remove(&exchange).is_some() {
+            self.vitals.ended(1);
+        }
     }
 
     pub(super) fn count(&self, opened: bool) {
@@ -376,6 +395,7 @@ impl Link {
         self.is_down.store(true, Ordering::Release);
         self.down.cancel();
         let exchanges = std::mem::take(&mut *self.exchanges.lock());
+        self.vitals.ended(exchanges.len() as u32);
         for (exchange, target) in exchanges {
             match target {
                 Target::Here(shared) => shared.seal(&LostReason::LinkDown),

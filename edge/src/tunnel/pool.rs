@@ -12,7 +12,7 @@ use vector_proto::{
     tunnel::v1,
 };
 
-use super::{Call, Link, OpenError, Path, PathState};
+use super::{Call, Condition, Link, OpenError, Path, PathState};
 
 /// Handle of the node's links. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -105,18 +105,21 @@ impl Tunnel {
     }
 }
 
+/// The link in the best condition, and of those the one with the least on it.
 fn least_loaded(links: &[Arc<Link>]) -> Option<&Arc<Link>> {
     links
         .iter()
         .filter(|link| link.usable())
-        .min_by_key(|link| link.outstanding())
+        .min_by_key(|link| (link.condition(), link.outstanding()))
 }
 
 fn status(link: &Link) -> LinkStatus {
-    let state = match (link.is_down(), link.draining()) {
-        (true, _) => LinkState::Down,
-        (false, true) => LinkState::Draining,
-        (false, false) => LinkState::Up,
+    let state = match (link.condition(), link.draining()) {
+        _ if link.is_down() => LinkState::Down,
+        (Condition::Down, _) => LinkState::Down,
+        (_, true) => LinkState::Draining,
+        (Condition::Suspect, false) => LinkState::Suspect,
+        (Condition::Up, false) => LinkState::Up,
     };
     let (sent_packets, lost_packets) = link.packets();
     LinkStatus {

@@ -13,7 +13,10 @@ use vector_proto::tunnel::{
 };
 
 use super::{Error, Link};
-use crate::tunnel::transport::{Receiver, Sender};
+use crate::tunnel::{
+    transport::{Receiver, Sender},
+    vitals::Vitals,
+};
 
 /// How long acknowledgements wait for company. Credit, which a sender may be waiting for, and
 /// cancellations go at once.
@@ -29,6 +32,16 @@ pub struct Ready {
 }
 
 impl Ready {
+    /// Puts the link under a detector that watches its path.
+    #[must_use]
+    pub fn watched(mut self, vitals: Arc<Vitals>) -> Self {
+        // Nobody else has the link yet.
+        if let Some(link) = Arc::get_mut(&mut self.link) {
+            link.vitals = vitals;
+        }
+        self
+    }
+
     /// Serves the control stream until the connection is gone.
     pub async fn serve(self) {
         let Self {

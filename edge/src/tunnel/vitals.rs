@@ -1,0 +1,181 @@
+//! How a link's path is, for whoever chooses among links or moves exchanges away.
+//!
+//! The detector writes it, everyone else reads. Links over the same pair of addresses share one
+//! [`Vitals`]: what kills the path of one kills the other's. Reading the condition is one atomic
+//! load, since it is asked with every request.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+/// Whether packets get through, as far as both ends know. The worst is the largest.
+#[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
+#[repr(u8)]
+pub enum Condition {
+    /// Both directions carry packets.
+    #[default]
+    Up = 0,
+    /// A direction is silent, or was until just now: no new exchanges if another link is up, and
+    /// what runs is worth sending twice.
+    Suspect = 1,
+    /// A direction is dead: move away what runs.
+    Down = 2,
+}
+
+impl Condition {
+    /// As metrics and logs call it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Suspect => "suspect",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// What the detector measured on a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measures {
+    /// Smoothed round trip, without the time that the other end took; `None` before the first.
+    pub rtt: Option<Duration>,
+    /// Mean deviation of the round trip.
+    pub rtt_deviation: Duration,
+    /// How late heartbeats come on average.
+    pub jitter: Duration,
+    /// Share of our heartbeats that did not arrive, 0 to 1.
+    pub loss_out: f32,
+    /// Share of the peer's heartbeats that did not arrive, 0 to 1.
+    pub loss_in: f32,
+    /// Exchanges in flight at the peer, over all its links.
+    pub peer_load: u16,
+    /// Times that the path went down.
+    pub flaps: u64,
+    /// Heartbeats sent.
+    pub beats_out: u64,
+    /// Heartbeats heard.
+    pub beats_in: u64,
+}
+
+/// How the path of one or more links is.
+#[derive(Debug, Default)]
+pub struct Vitals {
+    condition: AtomicU8,
+    changes: watch::Sender<Condition>,
+    measures: Mutex<Measures>,
+    /// Exchanges on the links.
+    exchanges: AtomicU32,
+    /// The detector beats fast already; nobody need wake it.
+    awake: AtomicBool,
+    wake: Notify,
+}
+
+impl Vitals {
+    /// The condition now. [`Condition::Up`] where no detector runs.
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        match self.condition.load(Ordering::Acquire) {
+            0 => Condition::Up,
+            1 => Condition::Suspect,
+            _ => Condition::Down,
+        }
+    }
+
+    /// Tells every change of the condition from now on. One that lasts shorter than the receiver
+    /// takes to look is not seen.
+    #[must_use]
+    pub fn watch(&self) -> watch::Receiver<Condition> {
+        self.changes.subscribe()
+    }
+
+    /// What was measured last.
+    #[must_use]
+    pub fn measures(&self) -> Measures {
+        *self.measures.lock()
+    }
+
+    /// Exchanges on the links.
+    #[must_use]
+    pub fn exchanges(&self) -> u32 {
+        self.exchanges.load(Ordering::Relaxed)
+    }
+
+    /// The detector's verdict.
+    pub fn set(&self, condition: Condition) {
+        self.condition.store(condition as u8, Ordering::Release);
+        self.changes.send_if_modified(|known| {
+            let differs = *known != condition;
+            *known = condition;
+            differs
+        });
+    }
+
+    /// The detector's figures.
+    pub fn measured(&self, measures: Measures) {
+        *self.measures.lock() = measures;
+    }
+
+    /// An exchange began on a link. Wakes the detector if it beats slowly.
+    pub fn began(&self) {
+        self.exchanges.fetch_add(1, Ordering::Relaxed);
+        if !self.awake.load(Ordering::Relaxed) {
+            self.awake.store(true, Ordering::Relaxed);
+            self.wake.notify_one();
+        }
+    }
+
+    /// `count` exchanges on a link ended.
+    pub fn ended(&self, count: u32) {
+        self.exchanges.fetch_sub(count, Ordering::Relaxed);
+    }
+
+    /// The detector goes back to beating slowly: the next exchange must wake it.
+    pub fn doze(&self) {
+        self.awake.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns once an exchange began after [`Self::doze`].
+    ///
+    /// Cancel safety: dropping the future forgets nothing.
+    pub async fn woken(&self) {
+        self.wake.notified().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_change_is_told_once() {
+        let vitals = Vitals::default();
+        let mut watch = vitals.watch();
+        vitals.set(Condition::Up);
+        assert!(!watch.has_changed().unwrap());
+        vitals.set(Condition::Down);
+        assert!(watch.has_changed().unwrap());
+        assert_eq!(*watch.borrow_and_update(), Condition::Down);
+        assert_eq!(vitals.condition(), Condition::Down);
+        vitals.set(Condition::Down);
+        assert!(!watch.has_changed().unwrap());
+    }
+
+    #[tokio::test]
+    async fn the_first_exchange_wakes_the_detector_and_the_next_does_not() {
+        let vitals = Vitals::default();
+        vitals.began();
+        vitals.woken().await;
+        vitals.began();
+        vitals.ended(2);
+        assert_eq!(vitals.exchanges(), 0);
+        let again = tokio::time::timeout(Duration::ZERO, vitals.woken()).await;
+        assert!(again.is_err(), "woken though it is awake");
+        vitals.doze();
+        vitals.began();
+        vitals.woken().await;
+    }
+}
