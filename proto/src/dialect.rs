@@ -19,6 +19,8 @@ pub mod rename;
 
 pub mod usage;
 
+pub mod websocket;
+
 pub mod error;
 
 // What they stand on.

@@ -9,6 +9,7 @@ use vector_proto::{
     dialect::{
         operation::{IdAt, Operation},
         usage::{Reader, StreamEnd},
+        websocket::Frames,
     },
     tunnel::v1,
 };
@@ -22,6 +23,8 @@ const MARKED: &[&str] = &["chat.completions.", "completions.", "responses."];
 #[derive(Debug)]
 pub struct Meter {
     reader: Option<Box<Reader>>,
+    /// Instead of `reader`, for a WebSocket.
+    frames: Option<Box<Frames>>,
     consumes: bool,
     /// The stream must end with a mark of its protocol.
     marked: bool,
@@ -39,6 +42,7 @@ impl Meter {
     pub fn start(now: Instant) -> Self {
         Self {
             reader: None,
+            frames: None,
             consumes: false,
             marked: false,
             makes: false,
@@ -84,9 +88,18 @@ impl Meter {
         });
     }
 
+    /// The provider has agreed to a WebSocket.
+    pub fn upgraded(&mut self, now: Instant) {
+        self.first_byte = Some(now.saturating_duration_since(self.started));
+        self.frames = Some(Box::default());
+    }
+
     /// Reads a piece of the answer, as the provider sent it. Says once that the id of what it makes is known.
     pub fn feed(&mut self, chunk: &[u8]) -> bool {
         self.response_bytes += chunk.len() as u64;
+        if let Some(frames) = &mut self.frames {
+            frames.feed(chunk);
+        }
         let Some(reader) = &mut self.reader else {
             return false;
         };
@@ -111,8 +124,10 @@ impl Meter {
 
     /// What was consumed.
     pub fn usage(&self) -> Option<v1::Usage> {
-        let reader = self.reader.as_ref().filter(|_| self.consumes)?;
-        let read = reader.usage()?;
+        let read = match &self.frames {
+            Some(frames) => frames.usage()?,
+            None => self.reader.as_ref().filter(|_| self.consumes)?.usage()?,
+        };
         Some(v1::Usage {
             input_tokens: read.input_tokens,
             cached_input_tokens: read.cached_input_tokens,

@@ -19,6 +19,7 @@ use super::{
     answer::{Ending, trailers},
     attempt::{Fault, no_key, take_key},
     credential::Permit,
+    meter::Meter,
     provider::UploadBody,
     receive::{Exchange, untouched},
     translate::{Draft, response_head},
@@ -84,6 +85,7 @@ pub async fn carry(
     };
     permit.accepted();
     exchange.status = 101;
+    exchange.meter.upgraded(Instant::now());
     answer.head(&response_head(
         &head,
         true,
@@ -186,6 +188,8 @@ async fn join(
 /// Puts the handshake's headers.
 fn ask_to_upgrade(headers: &mut HeaderMap, given: &[v1::Header], nonce: &str) {
     headers.remove(header::ACCEPT_ENCODING);
+    // A compressed conversation could not be metered.
+    headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     headers.insert(
@@ -264,8 +268,7 @@ async fn splice(
 ) -> Ending {
     let (read, write) = tokio::io::split(TokioIo::new(upgraded));
     let ended = {
-        let passed_bytes = &mut exchange.meter.response_bytes;
-        let mut down = pin!(downward(read, &mut answer, passed_bytes));
+        let mut down = pin!(downward(read, &mut answer, &mut exchange.meter));
         let mut up = pin!(upward(body, write));
         let mut sending = true;
         loop {
@@ -293,7 +296,7 @@ async fn splice(
 async fn downward(
     mut read: ReadHalf<TokioIo<Upgraded>>,
     answer: &mut Answer,
-    passed_bytes: &mut u64,
+    meter: &mut Meter,
 ) -> Result<Option<&'static str>, Lost> {
     answer.flush().await?;
     let mut buffer = BytesMut::new();
@@ -301,9 +304,10 @@ async fn downward(
         buffer.reserve(READ_BYTES);
         match read.read_buf(&mut buffer).await {
             Ok(0) => return Ok(None),
-            Ok(read_bytes) => {
-                *passed_bytes += read_bytes as u64;
-                answer.data(buffer.split().freeze()).await?;
+            Ok(_) => {
+                let bytes = buffer.split().freeze();
+                meter.feed(&bytes);
+                answer.data(bytes).await?;
                 answer.flush().await?;
             }
             Err(_) => return Ok(Some("the provider's connection broke off")),

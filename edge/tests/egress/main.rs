@@ -683,6 +683,14 @@ async fn a_websocket_is_joined_with_our_key() {
             while caller.socket.read_exact(&mut frame).await.is_ok() {
                 caller.socket.write_all(&frame).await.unwrap();
             }
+            // Two responses end, in two text messages.
+            for (input, output) in [(20, 3), (30, 4)] {
+                let usage = format!(
+                    r#"{{"type":"response.done","response":{{"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}}}"#
+                );
+                caller.socket.write_all(&[0x81, usage.len() as u8]).await.unwrap();
+                caller.say(&usage).await;
+            }
         }
     })
     .await;
@@ -711,17 +719,17 @@ async fn a_websocket_is_joined_with_our_key() {
         .iter()
         .find(|field| field.name == "sec-websocket-protocol");
     assert_eq!(protocol.unwrap().value, Bytes::from_static(b"realtime"));
-    for frame in ["hello", "world"] {
-        call.request
-            .data(Bytes::from_static(frame.as_bytes()))
-            .await
-            .unwrap();
+    for frame in [b"\x81\x03hey", b"\x81\x03you"] {
+        call.request.data(Bytes::from_static(frame)).await.unwrap();
         call.request.flush().await.unwrap();
         let part = call.response.next().await.unwrap();
-        assert!(matches!(part, vector_edge::tunnel::Part::Data(bytes) if bytes == frame));
+        assert!(matches!(part, vector_edge::tunnel::Part::Data(bytes) if bytes == &frame[..]));
     }
     call.request.end().await.unwrap();
-    assert_eq!(read_rest(&mut call).await.broken, "");
+    let trailers = read_rest(&mut call).await;
+    assert_eq!(trailers.broken, "");
+    let usage = trailers.usage.unwrap();
+    assert_eq!((usage.input_tokens, usage.output_tokens), (50, 7));
     let head = heads.recv().await.unwrap();
     assert!(
         head.starts_with("GET /v1/realtime?model=up-7 HTTP/1.1\r\n"),

@@ -59,6 +59,38 @@ pub struct Usage {
     pub audio_ms: u64,
 }
 
+impl Usage {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(&self, other: &Self) -> Self {
+        Self {
+            input_tokens: self.input_tokens.saturating_add(other.input_tokens),
+            cached_input_tokens: self
+                .cached_input_tokens
+                .saturating_add(other.cached_input_tokens),
+            cache_write_tokens: self
+                .cache_write_tokens
+                .saturating_add(other.cache_write_tokens),
+            input_audio_tokens: self
+                .input_audio_tokens
+                .saturating_add(other.input_audio_tokens),
+            input_image_tokens: self
+                .input_image_tokens
+                .saturating_add(other.input_image_tokens),
+            output_tokens: self.output_tokens.saturating_add(other.output_tokens),
+            reasoning_tokens: self.reasoning_tokens.saturating_add(other.reasoning_tokens),
+            output_audio_tokens: self
+                .output_audio_tokens
+                .saturating_add(other.output_audio_tokens),
+            output_image_tokens: self
+                .output_image_tokens
+                .saturating_add(other.output_image_tokens),
+            total_tokens: self.total_tokens.saturating_add(other.total_tokens),
+            audio_ms: self.audio_ms.saturating_add(other.audio_ms),
+        }
+    }
+}
+
 /// How a stream ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum StreamEnd {

@@ -1,0 +1,250 @@
+//! Reads what a conversation over WebSocket consumed, while its frames pass as raw bytes.
+//!
+//! The provider's frames are walked, not gathered (RFC 6455, section 5). Each text message goes through a [`Reader`], and
+//! what the messages report adds up: `response.done` once per response, a transcription once per item. Messages that
+//! carry media or text piece by piece report nothing; they are known by their first bytes, where those come together, and
+//! passed over.
+
+use std::sync::LazyLock;
+
+use memchr::memmem;
+
+use super::usage::{Reader, Usage};
+
+/// Longest header of a frame that a server sends: two bytes and a length of eight.
+const HEADER_BYTES_MAX: usize = 10;
+
+/// How much of a message is searched for the mark of a delta. Its type stands at the front.
+const FRONT_BYTES: usize = 128;
+
+/// Ends the type of a message that brings one piece of something: `response.output_audio.delta`.
+static DELTA_MARK: LazyLock<memmem::Finder<'static>> =
+    LazyLock::new(|| memmem::Finder::new(".delta\""));
+
+const CONTINUATION: u8 = 0x0;
+const TEXT: u8 = 0x1;
+
+/// What is being done with the message in hand.
+#[derive(Debug)]
+enum Message {
+    /// None of it was seen.
+    New,
+    /// It teaches nothing.
+    Skipped,
+    /// It is being read.
+    Read(Box<Reader>),
+}
+
+/// Reads a provider's side of a WebSocket. See the module's head.
+#[derive(Debug)]
+pub struct Frames {
+    header: [u8; HEADER_BYTES_MAX],
+    have: usize,
+    /// Payload of the frame in hand that is still to come.
+    left: u64,
+    /// The frame in hand ends its message.
+    last: bool,
+    /// The frame in hand is a ping, a pong or a close, which may stand between the frames of a message.
+    control: bool,
+    message: Message,
+    sum: Option<Usage>,
+    /// The bytes are no frames, or are compressed; nothing more is read.
+    unreadable: bool,
+}
+
+impl Default for Frames {
+    fn default() -> Self {
+        Self {
+            header: [0; HEADER_BYTES_MAX],
+            have: 0,
+            left: 0,
+            last: false,
+            control: false,
+            message: Message::Skipped,
+            sum: None,
+            unreadable: false,
+        }
+    }
+}
+
+impl Frames {
+    /// Sum of what was reported so far.
+    pub fn usage(&self) -> Option<&Usage> {
+        self.sum.as_ref()
+    }
+
+    /// Reads the next bytes, wherever they are cut.
+    pub fn feed(&mut self, mut chunk: &[u8]) {
+        while !chunk.is_empty() && !self.unreadable {
+            if self.left > 0 {
+                let len = usize::try_from(self.left)
+                    .unwrap_or(usize::MAX)
+                    .min(chunk.len());
+                let (part, rest) = chunk.split_at(len);
+                self.payload(part);
+                chunk = rest;
+            } else {
+                self.header[self.have] = chunk[0];
+                self.have += 1;
+                chunk = &chunk[1..];
+                self.begin();
+            }
+        }
+    }
+
+    /// Begins a frame, once its header is whole.
+    fn begin(&mut self) {
+        let header = &self.header[..self.have];
+        let [first, second, length @ ..] = header else {
+            return;
+        };
+        let len = match (second & 0x7f, length) {
+            (126, &[high, low]) => u64::from(u16::from_be_bytes([high, low])),
+            (127, length) if length.len() == 8 => length
+                .iter()
+                .fold(0, |len, byte| len << 8 | u64::from(*byte)),
+            (126 | 127, _) => return,
+            (len, _) => u64::from(len),
+        };
+        // A server masks nothing, and we agree to no extension that would use the reserved bits.
+        self.unreadable = second & 0x80 != 0 || first & 0x70 != 0;
+        let opcode = first & 0x0f;
+        self.control = opcode & 0x08 != 0;
+        self.last = first & 0x80 != 0;
+        if !self.control && opcode != CONTINUATION {
+            self.message = if opcode == TEXT {
+                Message::New
+            } else {
+                Message::Skipped
+            };
+        }
+        self.have = 0;
+        self.left = len;
+        if len == 0 {
+            self.frame_ended();
+        }
+    }
+
+    fn payload(&mut self, part: &[u8]) {
+        self.left -= part.len() as u64;
+        if !self.control {
+            if matches!(self.message, Message::New) {
+                let front = &part[..part.len().min(FRONT_BYTES)];
+                self.message = match DELTA_MARK.find(front) {
+                    Some(_) => Message::Skipped,
+                    None => Message::Read(Box::new(Reader::json())),
+                };
+            }
+            if let Message::Read(reader) = &mut self.message {
+                reader.feed(part);
+            }
+        }
+        if self.left == 0 {
+            self.frame_ended();
+        }
+    }
+
+    fn frame_ended(&mut self) {
+        if self.control || !self.last {
+            return;
+        }
+        if let Message::Read(reader) = std::mem::replace(&mut self.message, Message::Skipped)
+            && let Some(usage) = reader.usage()
+        {
+            let sum = self.sum.get_or_insert_default();
+            *sum = sum.plus(usage);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut frame = vec![first];
+        match payload.len() {
+            len @ 0..126 => frame.push(len as u8),
+            len @ 126..65_536 => {
+                frame.push(126);
+                frame.extend((len as u16).to_be_bytes());
+            }
+            len => {
+                frame.push(127);
+                frame.extend((len as u64).to_be_bytes());
+            }
+        }
+        frame.extend(payload);
+        frame
+    }
+
+    fn done(input: u64, output: u64, cached: u64) -> String {
+        format!(
+            r#"{{"type":"response.done","event_id":"e","response":{{"id":"r","usage":{{"total_tokens":9,"input_tokens":{input},"output_tokens":{output},"input_token_details":{{"cached_tokens":{cached},"audio_tokens":1}}}}}}}}"#
+        )
+    }
+
+    /// Two responses, the second in three frames with a ping between; audio before, after and between, and one long message.
+    fn conversation() -> Vec<u8> {
+        let delta = format!(
+            r#"{{"type":"response.output_audio.delta","delta":"{}"}}"#,
+            "A".repeat(70_000)
+        );
+        let second = done(30, 4, 10);
+        let (a, rest) = second.as_bytes().split_at(20);
+        let (b, c) = rest.split_at(60);
+        [
+            frame(0x81, br#"{"type":"session.created","session":{"model":"m"}}"#),
+            frame(0x81, delta.as_bytes()),
+            frame(0x81, done(20, 3, 5).as_bytes()),
+            frame(0x82, done(1000, 1000, 0).as_bytes()),
+            frame(0x01, a),
+            frame(0x89, b"ping"),
+            frame(0x00, b),
+            frame(0x80, c),
+            frame(0x81, b""),
+            frame(0x81, br#"{"type":"conversation.item.input_audio_transcription.completed","usage":{"type":"duration","seconds":1.5}}"#),
+            frame(0x88, &[3, 232]),
+        ]
+        .concat()
+    }
+
+    proptest! {
+        #[test]
+        fn every_response_counts_once_wherever_the_bytes_are_cut(cuts in prop::collection::vec(1_usize..3000, 1..60)) {
+            let bytes = conversation();
+            let mut frames = Frames::default();
+            let (mut rest, mut cuts) = (&bytes[..], cuts.into_iter().cycle());
+            while !rest.is_empty() {
+                let (part, behind) = rest.split_at(cuts.next().unwrap().min(rest.len()));
+                frames.feed(part);
+                rest = behind;
+            }
+            let usage = frames.usage().unwrap();
+            prop_assert_eq!((usage.input_tokens, usage.output_tokens, usage.cached_input_tokens), (50, 7, 15));
+            prop_assert_eq!((usage.input_audio_tokens, usage.audio_ms), (2, 1500));
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let mut frames = Frames::default();
+            frames.feed(&bytes);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_counts_nothing() {
+        for first in [0xc1, 0xa1] {
+            let mut frames = Frames::default();
+            frames.feed(&frame(first, done(1, 1, 0).as_bytes()));
+            assert_eq!(frames.usage(), None, "reserved bits");
+        }
+        let mut masked = frame(0x81, done(1, 1, 0).as_bytes());
+        masked[1] |= 0x80;
+        let mut frames = Frames::default();
+        frames.feed(&masked);
+        assert_eq!(frames.usage(), None, "masked");
+    }
+}
