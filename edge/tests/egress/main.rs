@@ -662,6 +662,25 @@ async fn a_large_upload_waits_for_the_provider_and_arrives_whole() {
     assert!(sent_bytes > TOTAL as u64 - 4096, "{sent_bytes}");
 }
 
+/// Says every frame of five bytes back; when the client is done, two responses end.
+async fn converse(caller: &mut Caller) {
+    let mut frame = [0; 5];
+    while caller.socket.read_exact(&mut frame).await.is_ok() {
+        caller.socket.write_all(&frame).await.unwrap();
+    }
+    for (input, output) in [(20, 3), (30, 4)] {
+        let message = format!(
+            r#"{{"type":"response.done","response":{{"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}}}"#
+        );
+        caller
+            .socket
+            .write_all(&[0x81, message.len() as u8])
+            .await
+            .unwrap();
+        caller.say(&message).await;
+    }
+}
+
 #[tokio::test]
 async fn a_websocket_is_joined_with_our_key() {
     let (seen, mut heads) = mpsc::channel(1);
@@ -679,18 +698,7 @@ async fn a_websocket_is_joined_with_our_key() {
             caller
                 .say(&format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-protocol: realtime\r\nsec-websocket-accept: {accept}\r\n\r\n"))
                 .await;
-            let mut frame = [0; 5];
-            while caller.socket.read_exact(&mut frame).await.is_ok() {
-                caller.socket.write_all(&frame).await.unwrap();
-            }
-            // Two responses end, in two text messages.
-            for (input, output) in [(20, 3), (30, 4)] {
-                let usage = format!(
-                    r#"{{"type":"response.done","response":{{"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}}}"#
-                );
-                caller.socket.write_all(&[0x81, usage.len() as u8]).await.unwrap();
-                caller.say(&usage).await;
-            }
+            converse(&mut caller).await;
         }
     })
     .await;
@@ -723,7 +731,7 @@ async fn a_websocket_is_joined_with_our_key() {
         call.request.data(Bytes::from_static(frame)).await.unwrap();
         call.request.flush().await.unwrap();
         let part = call.response.next().await.unwrap();
-        assert!(matches!(part, vector_edge::tunnel::Part::Data(bytes) if bytes == &frame[..]));
+        assert!(matches!(part, vector_edge::tunnel::Part::Data(bytes) if bytes == frame[..]));
     }
     call.request.end().await.unwrap();
     let trailers = read_rest(&mut call).await;
