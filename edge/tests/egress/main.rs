@@ -301,9 +301,8 @@ async fn connections_are_there_before_the_first_call() {
     town.ask(chat(2), b"{}").await.unwrap();
     // A third one may be made meanwhile, in place of the one that is in use.
     let asked = loop {
-        match events.recv().await.unwrap() {
-            (number, "asked") => break number,
-            _ => {}
+        if let (number, "asked") = events.recv().await.unwrap() {
+            break number;
         }
     };
     assert!(asked < 2, "a warm connection serves, not {asked}");
