@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::conditions::{Conditions, Hole, Spread};
 
 /// What becomes of a packet.
@@ -22,7 +24,7 @@ pub enum Fate {
 }
 
 /// What a line has done so far.
-#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, PartialEq, Serialize)]
 pub struct Counters {
     /// Packets that went in.
     pub in_packets: u64,
