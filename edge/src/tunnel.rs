@@ -10,6 +10,8 @@
 // The rules.
 pub mod exchange;
 
+pub mod heartbeat;
+
 // The hands.
 pub mod transport;
 

@@ -10,6 +10,7 @@ use vector_proto::dialect::multipart::Form;
 use vector_proto::dialect::rename::Rename;
 use vector_proto::dialect::sse::Events;
 use vector_proto::dialect::usage::{Reader, StreamEnd, Usage};
+use vector_proto::tunnel::beat::Beat;
 use vector_proto::tunnel::codec::{self, Decoder, Piece};
 
 /// Inputs longer than this are not cut in two at every byte, so that a check stays fast; byte by byte they always are.
@@ -319,4 +320,11 @@ pub(crate) fn codec(data: &[u8]) {
         }
     }
     assert_eq!(frames(&[&again]), (whole.0, Ok(true)));
+}
+
+/// A heartbeat that is read comes back byte for byte when written again.
+pub(crate) fn beat(data: &[u8]) {
+    if let Ok(beat) = Beat::decode(data) {
+        assert_eq!(&beat.encode()[..], data);
+    }
 }

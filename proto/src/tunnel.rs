@@ -5,6 +5,8 @@
 //! A sequence is one direction of an exchange, counted in bytes over its frames, so that any
 //! prefix of it can be acknowledged and the rest sent again over another attachment.
 
+pub mod beat;
+
 pub mod codec;
 
 /// Version of the frames and messages. Both ends of a link must have the same.

@@ -49,3 +49,8 @@ fn rename() {
 fn codec() {
     replay("codec", checks::codec);
 }
+
+#[test]
+fn beat() {
+    replay("beat", checks::beat);
+}

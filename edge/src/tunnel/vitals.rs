@@ -4,13 +4,12 @@
 //! [`Vitals`]: what kills the path of one kills the other's. Reading the condition is one atomic
 //! load, since it is asked with every request.
 
-use std::{
-    sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering},
-    time::Duration,
-};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+
+pub use super::heartbeat::Measures;
 
 /// Whether packets get through, as far as both ends know. The worst is the largest.
 #[derive(Clone, Copy, Debug, Default, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -36,29 +35,6 @@ impl Condition {
             Self::Down => "down",
         }
     }
-}
-
-/// What the detector measured on a path.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Measures {
-    /// Smoothed round trip, without the time that the other end took; `None` before the first.
-    pub rtt: Option<Duration>,
-    /// Mean deviation of the round trip.
-    pub rtt_deviation: Duration,
-    /// How late heartbeats come on average.
-    pub jitter: Duration,
-    /// Share of our heartbeats that did not arrive, 0 to 1.
-    pub loss_out: f32,
-    /// Share of the peer's heartbeats that did not arrive, 0 to 1.
-    pub loss_in: f32,
-    /// Exchanges in flight at the peer, over all its links.
-    pub peer_load: u16,
-    /// Times that the path went down.
-    pub flaps: u64,
-    /// Heartbeats sent.
-    pub beats_out: u64,
-    /// Heartbeats heard.
-    pub beats_in: u64,
 }
 
 /// How the path of one or more links is.
@@ -148,6 +124,8 @@ impl Vitals {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
