@@ -24,10 +24,27 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Gets the operator's token at the first start. Default `admin.token` in the data directory.
     pub admin_token_file: PathBuf,
+    /// The cluster that holds the registry. Without it, `control.sqlite` does.
+    pub etcd: Option<Etcd>,
     /// Filter of the log, such as `info` or `info,vector_control=debug`.
     pub log: String,
     /// How log lines look.
     pub log_format: LogFormat,
+}
+
+/// An etcd cluster, and how to log in there.
+#[derive(Clone, Debug)]
+pub struct Etcd {
+    /// `http://` or `https://` addresses of the members.
+    pub endpoints: Vec<String>,
+    /// Stands before every key. Default `/vector`.
+    pub root: String,
+    /// Name, and the file with the password.
+    pub user: Option<(String, PathBuf)>,
+    /// PEM of what signs the members' certificates. Default: what this machine trusts.
+    pub ca_file: Option<PathBuf>,
+    /// PEM of the certificate to show, and of its key.
+    pub certificate: Option<(PathBuf, PathBuf)>,
 }
 
 /// How log lines look.
@@ -63,6 +80,7 @@ impl Config {
         let trust_domain = source.text("control", "trust_domain", "vector.local");
         let admin_listen = source.address("admin", "listen", "127.0.0.1:9099");
         let token_file = source.text("control", "admin_token_file", "");
+        let etcd = etcd(&mut source);
         let log = source.text("telemetry", "log", "info");
         let format = source.text("telemetry", "format", "json");
         // Known to every process of ours, so that one environment serves them all; control makes no traces yet.
@@ -98,10 +116,47 @@ impl Config {
             trust_domain,
             admin_listen,
             admin_token_file,
+            etcd,
             log,
             log_format,
         })
     }
+}
+
+fn etcd(source: &mut Source<'_>) -> Option<Etcd> {
+    let endpoints = source.list("etcd", "endpoints", &[]);
+    let root = source.text("etcd", "root", "/vector");
+    let mut file = |key: &str| {
+        let path = source.text("etcd", key, "");
+        (!path.is_empty()).then(|| PathBuf::from(path))
+    };
+    let (password, ca_file) = (file("password_file"), file("ca_file"));
+    let (certificate, key) = (file("certificate_file"), file("key_file"));
+    let user = source.text("etcd", "user", "");
+    for endpoint in &endpoints {
+        if !(endpoint.starts_with("http://") || endpoint.starts_with("https://")) {
+            source.fault(
+                "etcd.endpoints",
+                &format!("`{endpoint}` must begin with http:// or https://"),
+            );
+        }
+    }
+    if !root.starts_with('/') || root.len() > 200 {
+        source.fault("etcd.root", "must begin with `/` and be short");
+    }
+    if user.is_empty() != password.is_none() {
+        source.fault("etcd.user", "goes together with etcd.password_file");
+    }
+    if certificate.is_some() != key.is_some() {
+        source.fault("etcd.certificate_file", "goes together with etcd.key_file");
+    }
+    (!endpoints.is_empty()).then(|| Etcd {
+        endpoints,
+        root,
+        user: password.map(|password| (user, password)),
+        ca_file,
+        certificate: certificate.zip(key),
+    })
 }
 
 fn is_domain(text: &str) -> bool {
@@ -126,11 +181,13 @@ mod tests {
 
     #[test]
     fn all_faults_are_told_at_once() {
-        let text = "[control]\nlisten = \"nowhere\"\nlissten = 1\n[telemetry]\nformat = \"xml\"\n[nonsense]\na = 1";
+        let text = "[control]\nlisten = \"nowhere\"\nlissten = 1\n[etcd]\nendpoints = [\"me:2379\"]\nuser = \"u\"\n[telemetry]\nformat = \"xml\"\n[nonsense]\na = 1";
         let error = Config::read(text, &|_| None).unwrap_err().to_string();
         for key in [
             "control.listen",
             "control.lissten",
+            "etcd.endpoints",
+            "etcd.user",
             "telemetry.format",
             "nonsense",
         ] {

@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 mod embedded;
 pub use embedded::Embedded;
 
+mod etcd;
+pub use etcd::{Etcd, Settings as EtcdSettings};
+
 mod elect;
 pub use elect::{Leadership, elect};
 

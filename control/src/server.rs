@@ -20,7 +20,7 @@ use vector_proto::control::v1::{admin_server::AdminServer, node_server::NodeServ
 use crate::{
     api::{self, Rooms},
     config::Config,
-    coordinate::{self, Embedded},
+    coordinate::{self, Embedded, Etcd, EtcdSettings, Store},
     health::Fleet,
     identity::{self, Authority},
     ledger::{self, Ledger},
@@ -94,6 +94,44 @@ pub enum Error {
     Grpc(String),
 }
 
+/// The cluster that the settings name, or a file on this machine.
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
+    let Some(etcd) = &config.etcd else {
+        let file = config.data_dir.join("control.sqlite");
+        return Ok(Arc::new(Embedded::open(&file).await?));
+    };
+    let read = |path: &PathBuf| {
+        fs::read_to_string(path).map_err(|source| Error::File {
+            path: path.clone(),
+            source,
+        })
+    };
+    let user = match &etcd.user {
+        Some((name, file)) => Some((name.clone(), read(file)?.trim().to_owned())),
+        None => None,
+    };
+    let mut tls = tonic::transport::ClientTlsConfig::new().with_native_roots();
+    if let Some(ca) = &etcd.ca_file {
+        tls = tonic::transport::ClientTlsConfig::new()
+            .ca_certificate(tonic::transport::Certificate::from_pem(read(ca)?));
+    }
+    if let Some((certificate, key)) = &etcd.certificate {
+        let identity = tonic::transport::Identity::from_pem(read(certificate)?, read(key)?);
+        tls = tls.identity(identity);
+    }
+    let https = etcd
+        .endpoints
+        .iter()
+        .any(|endpoint| endpoint.starts_with("https://"));
+    let settings = EtcdSettings {
+        endpoints: etcd.endpoints.clone(),
+        root: etcd.root.clone(),
+        user,
+        tls: https.then_some(tls),
+    };
+    Ok(Arc::new(Etcd::open(settings).await?))
+}
+
 /// Control with its sockets open, not serving yet.
 #[derive(Debug)]
 pub struct Server {
@@ -126,7 +164,7 @@ impl Server {
         let authority = Authority::open(&data.join("ca"), &config.trust_domain, api::unix_now())?;
         let authority = Arc::new(authority);
         let tls = tls::Tls::new(Arc::clone(&authority), &config.names)?;
-        let store = Arc::new(Embedded::open(&data.join("control.sqlite")).await?);
+        let store = open_store(config).await?;
         let vault = Vault::open(&data.join("master.key"))?;
         let registry = Arc::new(Registry::open(store, vault).await?);
         if registry

@@ -26,6 +26,8 @@ need_command() {
 # Builds the four programs. Silent when nothing has changed; one moving line on a terminal; on failure, all of it.
 build_binaries() {
   need_command cc gcc libc6-dev
+  # For etcd's protocol; our own needs none.
+  need_command protoc protobuf-compiler
   command -v cargo >/dev/null || fail "cargo is missing: install Rust $(rust_version) or newer, for instance with rustup"
   mkdir -p "$dir/log"
   local log=$dir/log/build.log pid began=$SECONDS told=$SECONDS line

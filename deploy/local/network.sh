@@ -27,6 +27,13 @@ control_port=$(port 7000 3)
 console_port=$(port 7080 4)
 control_admin_port=$(port 9099 20)
 
+# Members of the etcd cluster of `up --etcd`: name, client port, peer port.
+etcd_members=(
+  "etcd-1 $(port 23791 30) $(port 23801 33)"
+  "etcd-2 $(port 23792 31) $(port 23802 34)"
+  "etcd-3 $(port 23793 32) $(port 23803 35)"
+)
+
 # name, roles, region, client port (or -), tunnel port, admin port
 nodes=(
   "ingress-eu-1 ingress eu      $(port 8080 0) $(port 7440 10) $(port 9100 21)"

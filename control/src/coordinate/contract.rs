@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::{Batch, Embedded, Error, Event, Store, Transaction, VALUE_BYTES_MAX, Write, elect};
 
-async fn keeps_the_contract(store: Arc<dyn Store>) {
+pub(super) async fn keeps_the_contract(store: Arc<dyn Store>) {
     compares_before_it_writes(store.as_ref()).await;
     writes_all_or_nothing(store.as_ref()).await;
     lists_one_moment(store.as_ref()).await;
