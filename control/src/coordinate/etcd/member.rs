@@ -38,17 +38,6 @@ pub(super) struct Members {
     turn: AtomicUsize,
 }
 
-/// What follows from an error of etcd's.
-#[derive(Debug)]
-enum Verdict {
-    /// The caller is told.
-    Told(Error),
-    /// Another member may know better.
-    Again,
-    /// The token has expired: log in anew.
-    LogIn,
-}
-
 impl Members {
     pub(super) fn new(endpoints: Vec<String>, options: ConnectOptions) -> Self {
         Self {
@@ -75,19 +64,15 @@ impl Members {
                 tokio::time::timeout(TRY_TIMEOUT, async { ask(self.client(turn).await?).await });
             let why = match tried.await {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(error)) => {
-                    match verdict(&error) {
-                        Verdict::Told(error) => return Err(error),
-                        Verdict::Again => {}
-                        Verdict::LogIn => self.forget(turn),
-                    }
-                    error.to_string()
-                }
+                Ok(Err(error)) => match verdict(&error) {
+                    Some(told) => return Err(told),
+                    None => error.to_string(),
+                },
                 Err(_) => format!("no answer within {TRY_TIMEOUT:?}"),
             };
             let at = &self.endpoints[turn % self.endpoints.len()];
             tracing::debug!(member = %at, why, "etcd does not answer as it should");
-            self.blame(turn);
+            self.leave(turn);
             if Instant::now() + pause >= deadline {
                 return Err(Error::Unavailable(format!(
                     "etcd: {why} (last asked: {at})"
@@ -98,17 +83,15 @@ impl Members {
         }
     }
 
-    /// Asks the next member from now on, unless somebody else has found out before.
-    fn blame(&self, turn: usize) {
+    /// Asks the next member from now on, unless somebody else has found out before. When the turn comes round, this one
+    /// gets a new connection: a channel that has failed may not recover with its member, and a login may have ended.
+    fn leave(&self, turn: usize) {
+        self.clients.lock()[turn % self.endpoints.len()] = None;
         let next = turn.wrapping_add(1);
         // Lost: then somebody else has moved on, which serves as well.
         let _ = self
             .turn
             .compare_exchange(turn, next, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
-    fn forget(&self, turn: usize) {
-        self.clients.lock()[turn % self.endpoints.len()] = None;
     }
 
     async fn client(&self, turn: usize) -> Result<Client, EtcdError> {
@@ -129,35 +112,34 @@ impl std::fmt::Debug for Members {
     }
 }
 
-fn verdict(error: &EtcdError) -> Verdict {
+/// What the caller is told; `None` where another member, or this one with a new login, may know better.
+fn verdict(error: &EtcdError) -> Option<Error> {
     let EtcdError::GRpcStatus(status) = error else {
         return match error {
-            EtcdError::LeaseKeepAliveError(_) => Verdict::Told(Error::SessionEnded),
+            EtcdError::LeaseKeepAliveError(_) => Some(Error::SessionEnded),
             EtcdError::InvalidArgs(_) | EtcdError::InvalidUri(_) => {
-                Verdict::Told(Error::Unavailable(error.to_string()))
+                Some(Error::Unavailable(error.to_string()))
             }
-            _ => Verdict::Again,
+            _ => None,
         };
     };
     let said = status.message();
-    let told = |error| Verdict::Told(error);
     match status.code() {
-        Code::NotFound if said.contains("lease not found") => told(Error::SessionEnded),
-        Code::OutOfRange if said.contains("compacted") => told(Error::Compacted),
-        Code::InvalidArgument if said.contains("too many operations") => told(Error::Refused(
+        Code::NotFound if said.contains("lease not found") => Some(Error::SessionEnded),
+        Code::OutOfRange if said.contains("compacted") => Some(Error::Compacted),
+        Code::InvalidArgument if said.contains("too many operations") => Some(Error::Refused(
             "too many writes in one transaction for this etcd; raise its --max-txn-ops",
         )),
-        Code::InvalidArgument if said.contains("too large") => told(Error::Refused(
+        Code::InvalidArgument if said.contains("too large") => Some(Error::Refused(
             "the transaction is too large for this etcd; raise its --max-request-bytes",
         )),
-        Code::Unauthenticated => Verdict::LogIn,
-        Code::InvalidArgument if said.contains("auth token") => Verdict::LogIn,
+        Code::InvalidArgument if said.contains("auth token") => None,
         Code::InvalidArgument | Code::PermissionDenied | Code::FailedPrecondition => {
-            told(Error::Unavailable(format!("etcd: {said}")))
+            Some(Error::Unavailable(format!("etcd: {said}")))
         }
-        Code::ResourceExhausted if said.contains("space exceeded") => told(Error::Unavailable(
+        Code::ResourceExhausted if said.contains("space exceeded") => Some(Error::Unavailable(
             "etcd: its database is full; compact, defragment and disarm the alarm".to_owned(),
         )),
-        _ => Verdict::Again,
+        _ => None,
     }
 }
