@@ -33,6 +33,7 @@ use crate::{
     tunnel::{
         self, Tunnel,
         network::{Network, Parts, Sockets},
+        pulse::Intervals,
     },
 };
 
@@ -122,6 +123,7 @@ impl Node {
             credentials,
             arrivals: egress.as_ref().map(EgressSide::handler),
             transits: relay.as_ref().map(Relay::handler),
+            intervals: Intervals::default(),
         };
         let network = Network::start(tunnel.clone(), sockets, parts)?;
         if config.has(Role::Ingress) && config.has(Role::Egress) {

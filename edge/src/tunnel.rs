@@ -28,6 +28,8 @@ pub mod arrival;
 // Who is linked to whom.
 pub mod pool;
 
+pub mod pulse;
+
 pub mod dial;
 
 pub mod accept;

@@ -6,7 +6,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -28,9 +28,10 @@ use super::{
     Arrival, ArrivalHandler, Credentials, TransitHandler,
     half::read_preamble,
     link::{self, Link, Shared, Target},
+    pulse::{self, Pulses},
     transport::{
         Connection, Receiver, Sender,
-        quic::{Endpoint, Incoming},
+        quic::{self, Endpoint, Incoming, probe::Probe},
     },
 };
 
@@ -78,6 +79,15 @@ pub struct Acceptor {
     links: parking_lot::Mutex<Vec<Arc<Link>>>,
     handshakes: AtomicUsize,
     draining: AtomicBool,
+    pulses: OnceLock<Pulses>,
+}
+
+/// Who came.
+enum Guest {
+    /// A peer that wants a link.
+    Link(link::Ready),
+    /// A peer that watches a link it has.
+    Probe(Arc<Link>, Probe),
 }
 
 impl fmt::Debug for Acceptor {
@@ -105,6 +115,7 @@ impl Acceptor {
             links: parking_lot::Mutex::default(),
             handshakes: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            pulses: OnceLock::new(),
         })
     }
 
@@ -118,6 +129,12 @@ impl Acceptor {
             }
             self.tasks.spawn(Arc::clone(&self).welcome(incoming));
         }
+    }
+
+    /// Answers heartbeats. Without, probes are refused.
+    pub fn probed_by(&self, pulses: Pulses) {
+        // A node has one set of detectors.
+        let _ = self.pulses.set(pulses);
     }
 
     /// This node's id.
@@ -159,12 +176,19 @@ impl Acceptor {
         self.handshakes.fetch_add(1, Ordering::Relaxed);
         let greeted = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.greet(incoming)).await;
         self.handshakes.fetch_sub(1, Ordering::Relaxed);
-        if let Ok(Some(ready)) = greeted {
-            self.serve(ready).await;
+        match greeted {
+            Ok(Some(Guest::Link(ready))) => self.serve(ready).await,
+            Ok(Some(Guest::Probe(link, probe))) => {
+                if let Some(pulses) = self.pulses.get() {
+                    pulses.answer(link, probe).await;
+                }
+            }
+            Ok(None) | Err(_) => {}
         }
     }
 
-    async fn greet(&self, incoming: Incoming) -> Option<link::Ready> {
+    async fn greet(&self, incoming: Incoming) -> Option<Guest> {
+        let is_probe = incoming.is_probe();
         let connection = match incoming.complete().await {
             Ok(connection) => connection,
             Err(error) => {
@@ -175,28 +199,47 @@ impl Acceptor {
         };
         let address: Arc<str> = connection.remote_address().to_string().into();
         let peer = self.credentials.peer(&connection.peer_certificates());
-        let connection = Connection::Quic(connection);
         let Some(peer) = peer.filter(|peer| {
             peer.roles
                 .iter()
                 .any(|role| role == "ingress" || role == "relay")
         }) else {
             tracing::warn!(%address, "connection refused: certificate of no ingress or relay");
-            connection.close("not an ingress or relay of this network");
+            Connection::Quic(connection).close("not an ingress or relay of this network");
             return None;
         };
+        if is_probe {
+            return self.probe_of(&peer.node, connection).await;
+        }
+        let connection = Connection::Quic(connection);
         if self.links.lock().len() >= LINKS_MAX {
             tracing::warn!(%address, peer = %peer.node, "connection refused: too many links");
             connection.close("too many links");
             return None;
         }
         match Link::accepted(connection, &self.me, peer.node, address).await {
-            Ok(ready) => Some(ready),
+            Ok(ready) => Some(Guest::Link(ready)),
             Err(error) => {
                 tracing::warn!(%error, "link refused");
                 None
             }
         }
+    }
+
+    /// Only a peer's own links are watched by its probes.
+    async fn probe_of(&self, peer: &str, connection: quic::Connection) -> Option<Guest> {
+        let probe = connection.into_probe();
+        let links = || {
+            let links = self.links.lock();
+            let of_peer = links.iter().filter(|link| *link.peer == *peer);
+            of_peer.cloned().collect()
+        };
+        let Some(link) = pulse::link_of(&probe, links).await else {
+            tracing::debug!(peer, "probe refused: of no link that is here");
+            probe.close("of no link that is here");
+            return None;
+        };
+        Some(Guest::Probe(link, probe))
     }
 
     async fn serve(self: Arc<Self>, ready: link::Ready) {

@@ -7,7 +7,9 @@ use vector_proto::tunnel::v1;
 
 use super::{
     Credentials, Tunnel,
+    heartbeat::Detector,
     link::{self, Link},
+    pulse::{Door, Pulses},
     transport::{self, Connection, quic::Endpoint},
 };
 
@@ -39,6 +41,7 @@ pub struct Dialer {
     endpoint: Endpoint,
     credentials: Arc<dyn Credentials>,
     me: v1::Hello,
+    pulses: Pulses,
     tasks: TaskTracker,
     running: HashMap<Wanted, CancellationToken>,
 }
@@ -51,6 +54,7 @@ impl Dialer {
         endpoint: Endpoint,
         credentials: Arc<dyn Credentials>,
         me: v1::Hello,
+        pulses: Pulses,
         tasks: TaskTracker,
     ) -> Self {
         Self {
@@ -58,6 +62,7 @@ impl Dialer {
             endpoint,
             credentials,
             me,
+            pulses,
             tasks,
             running: HashMap::new(),
         }
@@ -87,8 +92,11 @@ impl Dialer {
             endpoint: self.endpoint.clone(),
             credentials: Arc::clone(&self.credentials),
             me: self.me.clone(),
+            pulses: self.pulses.clone(),
+            tasks: self.tasks.clone(),
             wanted,
             stop,
+            memory: None,
         }
     }
 }
@@ -105,8 +113,12 @@ struct Keeper {
     endpoint: Endpoint,
     credentials: Arc<dyn Credentials>,
     me: v1::Hello,
+    pulses: Pulses,
+    tasks: TaskTracker,
     wanted: Wanted,
     stop: CancellationToken,
+    /// What the links before this one knew of the path.
+    memory: Option<Detector>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -124,7 +136,7 @@ enum DialError {
 }
 
 impl Keeper {
-    async fn keep(self) {
+    async fn keep(mut self) {
         let mut pause = BACKOFF_MIN;
         let mut failures = 0_u32;
         loop {
@@ -175,9 +187,23 @@ impl Keeper {
             .ok_or(DialError::NoAddress)
     }
 
+    /// Sets a detector on a link. It ends with the link's connection.
+    fn watch(&mut self, link: &Arc<Link>) -> Option<tokio::task::JoinHandle<Detector>> {
+        let data = link.over_quic()?;
+        let door = Door {
+            endpoint: self.endpoint.clone(),
+            address: data.remote_address(),
+            name: self.credentials.server_name(&self.wanted.peer),
+            credentials: Arc::clone(&self.credentials),
+        };
+        let pulse = self.pulses.watch(link, self.memory.take());
+        Some(self.tasks.spawn(pulse.keep(door, data.tag())))
+    }
+
     /// Holds a link until it is lost (go on) or no longer wanted (break).
-    async fn hold(&self, ready: link::Ready) -> std::ops::ControlFlow<()> {
+    async fn hold(&mut self, ready: link::Ready) -> std::ops::ControlFlow<()> {
         let link = Arc::clone(&ready.link);
+        let watching = self.watch(&link);
         self.tunnel.add(&link);
         tracing::info!(peer = %link.peer, address = %link.address, rtt_us = link.rtt().as_micros() as u64, "link up");
         let mut serving = std::pin::pin!(ready.serve());
@@ -188,6 +214,9 @@ impl Keeper {
         self.tunnel.remove(&link);
         if flow.is_continue() {
             tracing::warn!(peer = %link.peer, address = %link.address, "link down");
+            if let Some(watching) = watching {
+                self.memory = watching.await.ok();
+            }
             return flow;
         }
         // No longer wanted: what runs on it may end in peace.

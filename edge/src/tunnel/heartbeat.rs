@@ -119,6 +119,7 @@ pub struct Detector {
     /// Survives [`Self::reconnected`].
     peer_epoch: Option<u64>,
     restarted: bool,
+    restarts: u64,
     ask: Option<Ask>,
 
     rhythm: Rhythm,
@@ -154,6 +155,7 @@ impl Detector {
             last: None,
             peer_epoch: None,
             restarted: false,
+            restarts: 0,
             ask: None,
             rhythm: Rhythm::new(interval_ms, now + config.phase),
             activity: Activity::Standby,
@@ -192,17 +194,22 @@ impl Detector {
         if let Some(echo) = beat.echo.filter(|echo| newer(echo.seq, self.rhythm.seq)) {
             return Err(Refused::Unsent(echo.seq));
         }
-        let restarted = self.peer_epoch.is_some_and(|epoch| beat.epoch > epoch);
-        let before = self.last.filter(|_| !restarted);
-        let replayed = before.is_some_and(|last| !newer(beat.seq, last.beat.seq));
-        if replayed || self.peer_epoch.is_some_and(|epoch| beat.epoch < epoch) {
-            return Err(Refused::Old);
+        let restarted = self.peer_epoch.is_some_and(|epoch| beat.epoch != epoch);
+        if let Some(last) = &self.last {
+            // Over a new connection anything is news, even an epoch that a wiped disk begins again.
+            let same = beat.epoch == last.beat.epoch;
+            let replayed = same && !newer(beat.seq, last.beat.seq);
+            if replayed || beat.epoch < last.beat.epoch {
+                return Err(Refused::Old);
+            }
         }
+        let before = self.last.filter(|_| !restarted);
         // The silence before it counts, even if nobody polled in the meantime.
         self.wake(now);
         self.judge();
         if restarted {
             self.restarted = true;
+            self.restarts += 1;
             self.ask = None;
             self.outward.restart();
             self.silence.restart(self.now);
@@ -303,6 +310,7 @@ impl Detector {
             loss_in: self.loss_in.share(),
             peer_load: self.last.map_or(0, |last| last.beat.load),
             flaps: self.standing.flaps,
+            restarts: self.restarts,
             beats_out: self.beats_out,
             beats_in: self.beats_in,
         }

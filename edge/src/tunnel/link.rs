@@ -223,6 +223,29 @@ impl Link {
         self.connection.rtt()
     }
 
+    /// The connection, if it goes over the network.
+    pub(super) const fn over_quic(&self) -> Option<&transport::quic::Connection> {
+        match &self.connection {
+            Connection::Quic(connection) => Some(connection),
+            Connection::Memory(_) => None,
+        }
+    }
+
+    /// Datagrams of the network that came for it.
+    pub(super) fn received(&self) -> u64 {
+        self.connection.received()
+    }
+
+    /// Whether this node wants no new exchanges over it.
+    pub(super) fn leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
+    /// Returns once the connection is gone, even if nobody serves the link.
+    pub(super) async fn disconnected(&self) {
+        self.connection.closed().await;
+    }
+
     /// Packets sent, and those of them found lost.
     #[must_use]
     pub fn packets(&self) -> (u64, u64) {

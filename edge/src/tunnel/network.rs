@@ -10,6 +10,7 @@ use super::{
     accept::Acceptor,
     dial::{Dialer, Wanted},
     link::{self, Link},
+    pulse::{Intervals, Pulses},
     transport::{Connection, memory, quic::Endpoint},
 };
 
@@ -58,6 +59,8 @@ pub struct Parts {
     pub arrivals: Option<ArrivalHandler>,
     /// Present on a relay.
     pub transits: Option<TransitHandler>,
+    /// How often links are probed.
+    pub intervals: Intervals,
 }
 
 impl std::fmt::Debug for Parts {
@@ -87,6 +90,7 @@ impl Network {
             credentials,
             arrivals,
             transits,
+            intervals,
         } = parts;
         let endpoints = sockets.0;
         let tasks = TaskTracker::new();
@@ -94,6 +98,7 @@ impl Network {
             .first()
             .ok_or_else(|| io::Error::other("tunnel.listen is empty"))?
             .clone();
+        let pulses = Pulses::new(me.epoch, intervals);
         let acceptor = Acceptor::new(
             Arc::clone(&credentials),
             me.clone(),
@@ -101,10 +106,18 @@ impl Network {
             transits,
             tasks.clone(),
         );
+        acceptor.probed_by(pulses.clone());
         for endpoint in &endpoints {
             tasks.spawn(Arc::clone(&acceptor).run(endpoint.clone()));
         }
-        let dialer = Dialer::new(tunnel.clone(), first, credentials, me, tasks.clone());
+        let dialer = Dialer::new(
+            tunnel.clone(),
+            first,
+            credentials,
+            me,
+            pulses,
+            tasks.clone(),
+        );
         Ok(Self {
             tunnel,
             acceptor,

@@ -3,7 +3,7 @@
 //! Reading is wait-free: requests look links up in a map that is replaced whole when a link comes
 //! or goes, which is rare.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use vector_proto::{
@@ -122,12 +122,21 @@ fn status(link: &Link) -> LinkStatus {
         (Condition::Up, false) => LinkState::Up,
     };
     let (sent_packets, lost_packets) = link.packets();
+    let measures = link.vitals().measures();
+    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+    let ppm = |share: f32| (share * 1e6) as u32;
     LinkStatus {
         peer: link.peer.to_string(),
         address: link.address.to_string(),
         state: state.into(),
-        rtt_us: u64::try_from(link.rtt().as_micros()).unwrap_or(u64::MAX),
+        rtt_us: micros(measures.rtt.unwrap_or_else(|| link.rtt())),
         lost_packets,
         sent_packets,
+        jitter_us: micros(measures.jitter),
+        loss_out_ppm: ppm(measures.loss_out),
+        loss_in_ppm: ppm(measures.loss_in),
+        flaps: measures.flaps,
+        heartbeats_sent: measures.beats_out,
+        heartbeats_heard: measures.beats_in,
     }
 }

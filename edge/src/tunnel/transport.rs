@@ -91,6 +91,15 @@ impl Connection {
         }
     }
 
+    /// Datagrams of the network that came for it, whatever was in them.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        match self {
+            Self::Quic(connection) => connection.received(),
+            Self::Memory(_) => 0,
+        }
+    }
+
     /// Packets sent, and those of them found lost.
     #[must_use]
     pub fn packets(&self) -> (u64, u64) {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 pub use super::heartbeat::Measures;
 
@@ -48,6 +49,8 @@ pub struct Vitals {
     /// The detector beats fast already; nobody need wake it.
     awake: AtomicBool,
     wake: Notify,
+    /// Stops the detector that writes now.
+    writer: Mutex<CancellationToken>,
 }
 
 impl Vitals {
@@ -78,6 +81,14 @@ impl Vitals {
     #[must_use]
     pub fn exchanges(&self) -> u32 {
         self.exchanges.load(Ordering::Relaxed)
+    }
+
+    /// A new detector takes over from the one before it, whose token is cancelled.
+    pub(super) fn take_over(&self) -> CancellationToken {
+        let mut writer = self.writer.lock();
+        writer.cancel();
+        *writer = CancellationToken::new();
+        writer.clone()
     }
 
     /// The detector's verdict.

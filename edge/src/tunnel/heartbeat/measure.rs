@@ -21,6 +21,8 @@ pub struct Measures {
     pub peer_load: u16,
     /// Times that the path went down.
     pub flaps: u64,
+    /// Times that the peer was another process than before.
+    pub restarts: u64,
     /// Heartbeats sent.
     pub beats_out: u64,
     /// Heartbeats heard.

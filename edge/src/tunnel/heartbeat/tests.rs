@@ -201,6 +201,10 @@ fn a_restart_is_told_and_the_old_process_ignored() {
         !detector.poll(now + MS * 2).restarted,
         "the same process on a new connection"
     );
+    detector.reconnected(now + MS * 3);
+    detector.heard(now + MS * 3, &beat_of(2, 1)).unwrap();
+    assert!(detector.poll(now + MS * 3).restarted, "and it counts anew");
+    assert_eq!(detector.measures().restarts, 2);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! Each number says what it costs when it is wrong. The congestion controller is quinn's for now;
 //! it is set in one place, [`transport_config`].
 
+pub mod probe;
+
 use std::{
     fmt, io,
     net::{SocketAddr, UdpSocket},
@@ -36,22 +38,30 @@ const INITIAL_WINDOW_BYTES: u64 = 512 << 10;
 /// Kernel buffers. With the default 208 KiB, bursts of many connections are dropped.
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
-/// Silence after which a connection is lost.
-const IDLE: Duration = Duration::from_millis(1_500);
+/// Silence after which a connection is lost. The detector notices within tens of milliseconds; this
+/// is for what no detector watches.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// How often a silent connection says that it lives: four tries within [`IDLE`].
-const KEEP_ALIVE: Duration = Duration::from_millis(350);
+const KEEP_ALIVE: Duration = Duration::from_millis(2_300);
 
 /// Handshakes of strangers that may wait. What is above is ignored and comes again.
 const INCOMING_MAX: usize = 1024;
 
 /// One UDP socket, and every connection over it.
 #[derive(Clone, Debug)]
-pub struct Endpoint(quinn::Endpoint);
+pub struct Endpoint {
+    endpoint: quinn::Endpoint,
+    /// For who probes; all others get what the endpoint has by default.
+    probe_server: Arc<quinn::ServerConfig>,
+}
 
 /// A handshake that is not yet done.
 #[derive(Debug)]
-pub struct Incoming(quinn::Incoming);
+pub struct Incoming {
+    incoming: quinn::Incoming,
+    probe_server: Option<Arc<quinn::ServerConfig>>,
+}
 
 /// A connection over the network.
 #[derive(Clone)]
@@ -71,6 +81,7 @@ impl Endpoint {
         reset_key: &[u8; 64],
     ) -> io::Result<Self> {
         let socket = bind_socket(address)?;
+        let probe_server = Arc::new(probe::server_config(&server)?);
         let crypto =
             quinn::crypto::rustls::QuicServerConfig::try_from(server).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
@@ -83,7 +94,11 @@ impl Endpoint {
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
         let config = quinn::EndpointConfig::new(Arc::new(key));
         let runtime = Arc::new(quinn::TokioRuntime);
-        quinn::Endpoint::new(config, Some(server), socket, runtime).map(Self)
+        let endpoint = quinn::Endpoint::new(config, Some(server), socket, runtime)?;
+        Ok(Self {
+            endpoint,
+            probe_server,
+        })
     }
 
     /// Where it is bound.
@@ -91,7 +106,7 @@ impl Endpoint {
     /// # Errors
     /// When the socket is gone.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.0.local_addr()
+        self.endpoint.local_addr()
     }
 
     /// Dials a peer. `name` is what its certificate must say.
@@ -110,7 +125,7 @@ impl Endpoint {
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
         config.transport_config(Arc::new(transport_config()));
         let connecting = self
-            .0
+            .endpoint
             .connect_with(config, address, name)
             .map_err(|error| lost(&error))?;
         connecting
@@ -121,13 +136,18 @@ impl Endpoint {
 
     /// The next stranger's handshake; `None` when the endpoint is closed.
     pub async fn accept(&self) -> Option<Incoming> {
-        self.0.accept().await.map(Incoming)
+        let incoming = self.endpoint.accept().await?;
+        let probes = probe::is_marked(incoming.orig_dst_cid());
+        Some(Incoming {
+            incoming,
+            probe_server: probes.then(|| Arc::clone(&self.probe_server)),
+        })
     }
 
     /// Closes every connection, saying why, and waits until the peers were told.
     pub async fn close(&self, reason: &'static str) {
-        self.0.close(VarInt::from_u32(0), reason.as_bytes());
-        self.0.wait_idle().await;
+        self.endpoint.close(VarInt::from_u32(0), reason.as_bytes());
+        self.endpoint.wait_idle().await;
     }
 }
 
@@ -135,13 +155,19 @@ impl Incoming {
     /// Whether the stranger has shown that it receives at its address.
     #[must_use]
     pub fn validated(&self) -> bool {
-        self.0.remote_address_validated()
+        self.incoming.remote_address_validated()
+    }
+
+    /// Whether the stranger wants to send heartbeats, and nothing else.
+    #[must_use]
+    pub const fn is_probe(&self) -> bool {
+        self.probe_server.is_some()
     }
 
     /// Asks the stranger to show it.
     pub fn retry(self) {
         // Fails only where it was validated already, and then the stranger simply tries again.
-        let _ = self.0.retry();
+        let _ = self.incoming.retry();
     }
 
     /// Completes the handshake.
@@ -149,7 +175,11 @@ impl Incoming {
     /// # Errors
     /// When it fails, for instance as the certificate is not of this network.
     pub async fn complete(self) -> Result<Connection, Error> {
-        let connecting = self.0.accept().map_err(connection_lost)?;
+        let connecting = match self.probe_server {
+            Some(config) => self.incoming.accept_with(config),
+            None => self.incoming.accept(),
+        };
+        let connecting = connecting.map_err(connection_lost)?;
         connecting.await.map(Connection).map_err(connection_lost)
     }
 }
@@ -198,6 +228,10 @@ impl Connection {
     pub(super) fn packets(&self) -> (u64, u64) {
         let path = self.0.stats().path;
         (path.sent_packets, path.lost_packets)
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.0.stats().udp_rx.datagrams
     }
 }
 
