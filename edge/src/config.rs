@@ -101,6 +101,20 @@ pub struct Tunnel {
     pub listen: Vec<SocketAddr>,
     /// host:port where others reach them. Default: `listen`, as far as it names an address and port.
     pub advertise: Vec<String>,
+    /// How often links are probed.
+    pub heartbeat: Heartbeat,
+}
+
+/// `[tunnel] heartbeat_*_ms`: time between heartbeats. The two ends of a link agree on the shorter
+/// one, but not on one below the other's `active`.
+#[derive(Clone, Copy, Debug)]
+pub struct Heartbeat {
+    /// While exchanges are in flight: a dead path is left after about five of these. Default 10 ms.
+    pub active: Duration,
+    /// While a link stands ready. Default 50 ms.
+    pub standby: Duration,
+    /// After ten minutes without exchange. Default 1 s.
+    pub cold: Duration,
 }
 
 /// `[egress]`: how providers are called when they say nothing themselves.
@@ -299,6 +313,7 @@ mod tests {
         assert_eq!(ingress.ping, Duration::from_secs(15));
         assert!(config.egress.is_none());
         assert!(config.tunnel.advertise.is_empty());
+        assert_eq!(config.tunnel.heartbeat.active, Duration::from_millis(10));
     }
 
     #[test]

@@ -22,7 +22,7 @@ use vector_proto::{
 use self::{egress_side::EgressSide, links::TunnelCredentials, status::Status};
 use crate::{
     admin::Door,
-    config::{Config, Role},
+    config::{Config, Heartbeat, Role},
     control_plane::{self, ControlPlane, Registration, enroll},
     egress,
     identity::Identity,
@@ -123,7 +123,7 @@ impl Node {
             credentials,
             arrivals: egress.as_ref().map(EgressSide::handler),
             transits: relay.as_ref().map(Relay::handler),
-            intervals: Intervals::default(),
+            intervals: intervals(&config),
         };
         let network = Network::start(tunnel.clone(), sockets, parts)?;
         if config.has(Role::Ingress) && config.has(Role::Egress) {
@@ -234,6 +234,19 @@ impl Node {
         }
         network.close().await;
         tracing::info!("stopped");
+    }
+}
+
+fn intervals(config: &Config) -> Intervals {
+    let Heartbeat {
+        active,
+        standby,
+        cold,
+    } = config.tunnel.heartbeat;
+    Intervals {
+        active,
+        standby,
+        cold,
     }
 }
 

@@ -3,8 +3,8 @@
 use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::{
-    Admin, Config, Control, Egress, Format, Ingress, Node, Role, Secret, Telemetry, TlsFiles,
-    Tunnel,
+    Admin, Config, Control, Egress, Format, Heartbeat, Ingress, Node, Role, Secret, Telemetry,
+    TlsFiles, Tunnel,
     raw::{RawConfig, RawControl, RawEgress, RawIngress, RawNode, RawTelemetry, RawTunnel},
 };
 
@@ -227,6 +227,29 @@ fn tls(
 }
 
 fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tunnel> {
+    let mut interval = |key, value, default, range| ms(faults, key, value, default, range);
+    let active = interval(
+        "tunnel.heartbeat_active_ms",
+        raw.heartbeat_active_ms,
+        10,
+        5..=1_000,
+    );
+    let standby = interval(
+        "tunnel.heartbeat_standby_ms",
+        raw.heartbeat_standby_ms,
+        50.max(active.as_millis() as u64),
+        5..=5_000,
+    );
+    let cold = interval(
+        "tunnel.heartbeat_cold_ms",
+        raw.heartbeat_cold_ms,
+        1_000.max(standby.as_millis() as u64),
+        5..=10_000,
+    );
+    if active > standby || standby > cold {
+        let why = "must be from active over standby to cold, each no shorter than the one before";
+        faults.push(format!("tunnel.heartbeat_standby_ms: {why}"));
+    }
     let default = if reached {
         "127.0.0.1:7440"
     } else {
@@ -263,7 +286,15 @@ fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tun
         let why = "needed, since tunnel.listen names no address that others could reach";
         faults.push(format!("tunnel.advertise: {why}"));
     }
-    Some(Tunnel { listen, advertise })
+    Some(Tunnel {
+        listen,
+        advertise,
+        heartbeat: Heartbeat {
+            active,
+            standby,
+            cold,
+        },
+    })
 }
 
 fn egress(raw: RawEgress, faults: &mut Vec<String>) -> Egress {

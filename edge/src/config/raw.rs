@@ -44,6 +44,9 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("ingress", "request_ms", Number),
     ("tunnel", "listen", List),
     ("tunnel", "advertise", List),
+    ("tunnel", "heartbeat_active_ms", Number),
+    ("tunnel", "heartbeat_standby_ms", Number),
+    ("tunnel", "heartbeat_cold_ms", Number),
     ("egress", "connect_ms", Number),
     ("egress", "first_byte_ms", Number),
     ("egress", "idle_ms", Number),
@@ -114,6 +117,9 @@ pub(super) struct RawIngress {
 pub(super) struct RawTunnel {
     pub(super) listen: Option<Vec<String>>,
     pub(super) advertise: Option<Vec<String>>,
+    pub(super) heartbeat_active_ms: Option<u64>,
+    pub(super) heartbeat_standby_ms: Option<u64>,
+    pub(super) heartbeat_cold_ms: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

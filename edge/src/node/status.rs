@@ -109,13 +109,13 @@ pub(super) async fn tell_links(telemetry: Telemetry, tunnel: Tunnel, stop: Cance
                 .any(|link| link.peer == name.0 && link.address == name.1)
             {
                 told.series.up.set(0);
+                told.series.state.set(DOWN);
             }
         }
         for link in links {
             let made = || Told {
                 series: telemetry.link(&link.peer, &link.address),
-                sent: 0,
-                lost: 0,
+                counted: [0; 5],
             };
             let told = series
                 .entry((link.peer.clone(), link.address.clone()))
@@ -128,18 +128,46 @@ pub(super) async fn tell_links(telemetry: Telemetry, tunnel: Tunnel, stop: Cance
 /// One link's metrics, and the counters as last read: a new connection starts again at 0.
 struct Told {
     series: LinkSeries,
-    sent: u64,
-    lost: u64,
+    counted: [u64; 5],
 }
+
+/// A link's state as its metric has it.
+const DOWN: i64 = 2;
 
 impl Told {
     fn tell(&mut self, link: &control::LinkStatus) {
+        let series = &self.series;
         let up = link.state == i32::from(control::LinkState::Up);
-        self.series.up.set(i64::from(up));
-        self.series.rtt.set(link.rtt_us as f64 / 1e6);
-        let since = |now: u64, before: u64| if now >= before { now - before } else { now };
-        self.series.sent.inc_by(since(link.sent_packets, self.sent));
-        self.series.lost.inc_by(since(link.lost_packets, self.lost));
-        (self.sent, self.lost) = (link.sent_packets, link.lost_packets);
+        series.up.set(i64::from(up));
+        series.state.set(match link.state() {
+            control::LinkState::Up => 0,
+            control::LinkState::Suspect => 1,
+            control::LinkState::Down | control::LinkState::Unspecified => DOWN,
+            control::LinkState::Draining => 3,
+        });
+        series.rtt.set(link.rtt_us as f64 / 1e6);
+        let losses = [link.loss_out_ppm, link.loss_in_ppm];
+        for (gauge, ppm) in series.heartbeat_loss.iter().zip(losses) {
+            gauge.set(f64::from(ppm) / 1e6);
+        }
+        let [beats_out, beats_in] = &series.heartbeats;
+        let counters = [
+            &series.sent,
+            &series.lost,
+            &series.flaps,
+            beats_out,
+            beats_in,
+        ];
+        let counts = [
+            link.sent_packets,
+            link.lost_packets,
+            link.flaps,
+            link.heartbeats_sent,
+            link.heartbeats_heard,
+        ];
+        for ((counter, now), before) in counters.into_iter().zip(counts).zip(&mut self.counted) {
+            counter.inc_by(if now >= *before { now - *before } else { now });
+            *before = now;
+        }
     }
 }

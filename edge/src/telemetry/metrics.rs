@@ -79,6 +79,13 @@ struct LinkLabels {
     address: String,
 }
 
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+struct HeartbeatLabels {
+    peer: String,
+    address: String,
+    direction: &'static str,
+}
+
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
 /// Everything that one operation with one model counts, found once for each exchange.
@@ -110,6 +117,10 @@ pub(super) struct Metrics {
     link_rtt: Family<LinkLabels, Gauge<f64, AtomicU64>>,
     link_sent: Family<LinkLabels, Counter>,
     link_lost: Family<LinkLabels, Counter>,
+    link_state: Family<LinkLabels, Gauge>,
+    link_flaps: Family<LinkLabels, Counter>,
+    heartbeats: Family<HeartbeatLabels, Counter>,
+    heartbeat_loss: Family<HeartbeatLabels, Gauge<f64, AtomicU64>>,
 }
 
 /// An exchange that runs. Dropped, it no longer counts.
@@ -133,6 +144,14 @@ pub struct LinkSeries {
     pub sent: Counter,
     /// Packets lost.
     pub lost: Counter,
+    /// 0 up, 1 suspect, 2 down, 3 draining.
+    pub state: Gauge,
+    /// Times that the path went down.
+    pub flaps: Counter,
+    /// Heartbeats sent and heard.
+    pub heartbeats: [Counter; 2],
+    /// Share of heartbeats lost on the way out and in.
+    pub heartbeat_loss: [Gauge<f64, AtomicU64>; 2],
 }
 
 const fn place(role: Role) -> usize {
@@ -176,6 +195,10 @@ impl Metrics {
             link_rtt: Family::default(),
             link_sent: Family::default(),
             link_lost: Family::default(),
+            link_state: Family::default(),
+            link_flaps: Family::default(),
+            heartbeats: Family::default(),
+            heartbeat_loss: Family::default(),
         };
         metrics.register_all();
         metrics
@@ -209,6 +232,16 @@ impl Metrics {
             "Exchanges that run",
             self.running.clone(),
         );
+        self.register_links(all);
+        all.register(
+            "vector_log_lines_dropped",
+            "Log lines that did not fit",
+            self.lines_dropped.clone(),
+        );
+        self.process.register(all);
+    }
+
+    fn register_links(&self, all: &mut Registry) {
         all.register(
             "vector_link_up",
             "1 while a link is up",
@@ -230,11 +263,25 @@ impl Metrics {
             self.link_lost.clone(),
         );
         all.register(
-            "vector_log_lines_dropped",
-            "Log lines that did not fit",
-            self.lines_dropped.clone(),
+            "vector_link_state",
+            "0 up, 1 suspect, 2 down, 3 draining",
+            self.link_state.clone(),
         );
-        self.process.register(all);
+        all.register(
+            "vector_link_flaps",
+            "Times that a link's path went down",
+            self.link_flaps.clone(),
+        );
+        all.register(
+            "vector_link_heartbeats",
+            "Heartbeats sent (out) and heard (in) beside a link",
+            self.heartbeats.clone(),
+        );
+        all.register(
+            "vector_link_heartbeat_loss_ratio",
+            "Share of recent heartbeats that were lost on the way",
+            self.heartbeat_loss.clone(),
+        );
     }
 
     pub(super) fn register(&self, name: &str, help: &str, metric: impl Metric) {
@@ -279,7 +326,21 @@ impl Metrics {
             peer: peer.to_owned(),
             address: address.to_owned(),
         };
+        let of = |direction| HeartbeatLabels {
+            peer: peer.to_owned(),
+            address: address.to_owned(),
+            direction,
+        };
+        let ways = [of("out"), of("in")];
         LinkSeries {
+            state: self.link_state.get_or_create_owned(&labels),
+            flaps: self.link_flaps.get_or_create_owned(&labels),
+            heartbeats: ways
+                .each_ref()
+                .map(|way| self.heartbeats.get_or_create_owned(way)),
+            heartbeat_loss: ways
+                .each_ref()
+                .map(|way| self.heartbeat_loss.get_or_create_owned(way)),
             up: self.link_up.get_or_create_owned(&labels),
             rtt: self.link_rtt.get_or_create_owned(&labels),
             sent: self.link_sent.get_or_create_owned(&labels),

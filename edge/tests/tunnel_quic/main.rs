@@ -4,6 +4,7 @@
     reason = "what a test needs and does not get ends the test"
 )]
 
+mod figures;
 mod pulse;
 mod town;
 

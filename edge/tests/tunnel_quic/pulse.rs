@@ -31,7 +31,7 @@ async fn over_detour(authority: &Authority, address: SocketAddr) -> (Node, Detou
 }
 
 /// The link to the egress, once its detector has heard and been heard.
-async fn beating(tunnel: &Tunnel) -> Arc<Link> {
+pub(crate) async fn beating(tunnel: &Tunnel) -> Arc<Link> {
     loop {
         up(tunnel).await;
         if let Some(link) = tunnel.link("egress")
@@ -43,7 +43,7 @@ async fn beating(tunnel: &Tunnel) -> Arc<Link> {
     }
 }
 
-async fn becomes(link: &Link, condition: Condition) {
+pub(crate) async fn becomes(link: &Link, condition: Condition) {
     let mut watch = link.vitals().watch();
     // It may have changed before we watched.
     if link.condition() != condition {
