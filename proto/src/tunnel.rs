@@ -9,6 +9,8 @@ pub mod beat;
 
 pub mod codec;
 
+pub mod fields;
+
 /// Version of the frames and messages. Both ends of a link must have the same.
 pub const VERSION: u32 = 1;
 

@@ -18,7 +18,10 @@ use vector_proto::{
         rename::{Rename, Splice, escaped},
     },
     id::ExchangeId,
-    tunnel::v1::{self, RequestHead},
+    tunnel::{
+        fields::Fields,
+        v1::{self, RequestHead},
+    },
 };
 
 use super::{credential::Key, provider::Origin};
@@ -120,10 +123,9 @@ pub fn splice(head: &RequestHead) -> Option<Splice> {
     if !renames(head) || head.model_end <= head.model_start {
         return None;
     }
-    let multipart = head.headers.iter().any(|field| {
-        field.name.eq_ignore_ascii_case("content-type")
-            && field
-                .value
+    let multipart = Fields::of(&head.headers).any(|(name, value)| {
+        name.eq_ignore_ascii_case(b"content-type")
+            && value
                 .get(..10)
                 .is_some_and(|start| start.eq_ignore_ascii_case(b"multipart/"))
     });

@@ -12,7 +12,10 @@ use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
-use vector_proto::{refusal::Code, tunnel::v1};
+use vector_proto::{
+    refusal::Code,
+    tunnel::{fields::Fields, v1},
+};
 
 use super::{
     Room,
@@ -186,7 +189,7 @@ async fn join(
 }
 
 /// Puts the handshake's headers.
-fn ask_to_upgrade(headers: &mut HeaderMap, given: &[v1::Header], nonce: &str) {
+fn ask_to_upgrade(headers: &mut HeaderMap, given: &Bytes, nonce: &str) {
     headers.remove(header::ACCEPT_ENCODING);
     // A compressed conversation could not be metered.
     headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
@@ -208,21 +211,21 @@ fn ask_to_upgrade(headers: &mut HeaderMap, given: &[v1::Header], nonce: &str) {
 }
 
 /// The client's subprotocols without those that carry a key or name an account with the provider.
-fn subprotocols(given: &[v1::Header]) -> String {
-    let fields = given
-        .iter()
-        .filter(|field| field.name.eq_ignore_ascii_case("sec-websocket-protocol"));
+fn subprotocols(given: &Bytes) -> String {
+    let fields =
+        Fields::of(given).filter(|(name, _)| name.eq_ignore_ascii_case(b"sec-websocket-protocol"));
     let mut kept = Vec::new();
-    for field in fields {
-        let text = std::str::from_utf8(&field.value).unwrap_or_default();
+    for (_, value) in fields {
+        let text = std::str::from_utf8(&value).unwrap_or_default();
         let offered = text.split(',').map(str::trim);
-        kept.extend(offered.filter(|name| {
+        let offered = offered.filter(|name| {
             let secret = name.starts_with("openai-insecure-api-key")
                 || name.starts_with("openai-organization")
                 || name.starts_with("openai-project")
                 || name.starts_with("sk-");
             !name.is_empty() && !secret
-        }));
+        });
+        kept.extend(offered.map(str::to_owned));
     }
     kept.join(", ")
 }
@@ -332,6 +335,8 @@ async fn upward(
 
 #[cfg(test)]
 mod tests {
+    use vector_proto::tunnel::fields::Block;
+
     use super::*;
 
     #[test]
@@ -344,12 +349,12 @@ mod tests {
 
     #[test]
     fn no_key_leaves_among_the_subprotocols() {
-        let offered = v1::Header {
-            name: "Sec-WebSocket-Protocol".into(),
-            value: "realtime, openai-insecure-api-key.sk-client, openai-beta.realtime-v1".into(),
-        };
+        let offered = b"realtime, openai-insecure-api-key.sk-client, openai-beta.realtime-v1";
+        let block: Block = [("Sec-WebSocket-Protocol", &offered[..])]
+            .into_iter()
+            .collect();
         assert_eq!(
-            subprotocols(&[offered]),
+            subprotocols(&block.finish()),
             "realtime, openai-beta.realtime-v1"
         );
     }

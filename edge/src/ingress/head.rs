@@ -11,11 +11,14 @@ use http::{HeaderMap, Version, header, request::Parts};
 use vector_proto::{
     dialect::operation::{self, Match},
     refusal::{Code, Refusal},
-    tunnel::v1,
+    tunnel::fields::Block,
 };
 
 /// Length of W3C's `traceparent` in its only version.
 const TRACEPARENT_BYTES: usize = 55;
+
+/// Room for what usually travels: an SDK's content type, accepted types and name.
+const TRAVELLING_BYTES: usize = 128;
 
 /// Refuses heads that are ambiguous.
 pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
@@ -117,23 +120,17 @@ fn travels(name: &str) -> bool {
 }
 
 /// The headers that travel on, ready for an OPEN. `offers`: the subprotocols of a WebSocket.
-pub(super) fn travelling(headers: &HeaderMap, offers: Option<String>) -> Vec<v1::Header> {
-    let mut out = Vec::with_capacity(4);
+pub(super) fn travelling(headers: &HeaderMap, offers: Option<String>) -> Bytes {
+    let mut out = Block::with_capacity(TRAVELLING_BYTES);
     if let Some(offers) = offers {
-        out.push(v1::Header {
-            name: header::SEC_WEBSOCKET_PROTOCOL.as_str().to_owned(),
-            value: offers.into(),
-        });
+        out.push(header::SEC_WEBSOCKET_PROTOCOL.as_str(), offers.as_bytes());
     }
     for (name, value) in headers {
         if travels(name.as_str()) {
-            out.push(v1::Header {
-                name: name.as_str().to_owned(),
-                value: Bytes::copy_from_slice(value.as_bytes()),
-            });
+            out.push(name.as_str(), value.as_bytes());
         }
     }
-    out
+    out.finish()
 }
 
 /// The client's trace context, if it has one.

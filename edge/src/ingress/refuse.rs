@@ -83,7 +83,7 @@ fn provider(refused: v1::Refused, record: &mut Record) -> Response<Answer> {
     let mut response = Response::new(Answer::whole(refused.provider_body));
     *response.status_mut() = respond::status(head.status);
     let headers = response.headers_mut();
-    respond::copy(head.headers, headers);
+    respond::copy(&head.headers, headers);
     // The body is here whole, whatever the provider said of its length.
     headers.remove(header::CONTENT_LENGTH);
     if refused.retry_after_ms > 0

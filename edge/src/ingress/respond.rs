@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
-use vector_proto::{id::ExchangeId, tunnel::v1};
+use vector_proto::{id::ExchangeId, tunnel::fields::Fields};
 
 use super::{
     admit,
@@ -39,8 +39,8 @@ pub(super) async fn respond(
     let status = status(head.status);
     record.status = status.as_u16();
     record.credential = head.credential;
-    let mut headers = HeaderMap::with_capacity(head.headers.len() + 6);
-    copy(head.headers, &mut headers);
+    let mut headers = HeaderMap::with_capacity(Fields::of(&head.headers).count() + 6);
+    copy(&head.headers, &mut headers);
     admit::tell_rates(&around.permit.rates, &mut headers);
     stamp(&mut headers, &record);
     let content_type = headers
@@ -102,12 +102,12 @@ pub(super) fn status(status: u32) -> StatusCode {
 }
 
 /// Takes over a provider's headers.
-pub(super) fn copy(from: Vec<v1::Header>, to: &mut HeaderMap) {
-    for v1::Header { name, value } in from {
-        if !travels(&name) {
+pub(super) fn copy(from: &Bytes, to: &mut HeaderMap) {
+    for (name, value) in Fields::of(from) {
+        if !travels(name) {
             continue;
         }
-        let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else {
+        let Ok(name) = HeaderName::from_bytes(name) else {
             continue;
         };
         let Ok(value) = HeaderValue::from_maybe_shared(value) else {
@@ -127,21 +127,21 @@ pub(super) fn copy(from: Vec<v1::Header>, to: &mut HeaderMap) {
 }
 
 /// Whether a provider's header is passed on to the client.
-fn travels(name: &str) -> bool {
+fn travels(name: &[u8]) -> bool {
     match name.len() {
-        2 => name != "te",
-        3 => !matches!(name, "via" | "nel"),
-        4 => name != "date",
-        6 => !matches!(name, "server" | "cf-ray"),
-        7 => !matches!(name, "trailer" | "upgrade" | "alt-svc"),
-        9 => name != "report-to",
-        10 => !matches!(name, "connection" | "keep-alive" | "set-cookie"),
-        15 => name != "cf-cache-status",
-        16 => name != "proxy-connection",
-        17 => name != "transfer-encoding",
-        18 => name != "proxy-authenticate",
-        25 => name != "strict-transport-security",
-        _ => !name.starts_with("access-control-") && !name.starts_with("x-vector-"),
+        2 => name != b"te",
+        3 => !matches!(name, b"via" | b"nel"),
+        4 => name != b"date",
+        6 => !matches!(name, b"server" | b"cf-ray"),
+        7 => !matches!(name, b"trailer" | b"upgrade" | b"alt-svc"),
+        9 => name != b"report-to",
+        10 => !matches!(name, b"connection" | b"keep-alive" | b"set-cookie"),
+        15 => name != b"cf-cache-status",
+        16 => name != b"proxy-connection",
+        17 => name != b"transfer-encoding",
+        18 => name != b"proxy-authenticate",
+        25 => name != b"strict-transport-security",
+        _ => !name.starts_with(b"access-control-") && !name.starts_with(b"x-vector-"),
     }
 }
 
@@ -187,6 +187,8 @@ fn id_value(id: ExchangeId) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use vector_proto::tunnel::fields::Block;
+
     use super::*;
 
     #[test]
@@ -205,7 +207,7 @@ mod tests {
             "access-control-allow-origin",
             "date",
         ] {
-            assert!(!travels(name), "{name}");
+            assert!(!travels(name.as_bytes()), "{name}");
         }
         for name in [
             "content-type",
@@ -215,24 +217,15 @@ mod tests {
             "retry-after-ms",
             "etag",
         ] {
-            assert!(travels(name), "{name}");
+            assert!(travels(name.as_bytes()), "{name}");
         }
         let mut to = HeaderMap::new();
-        let from = vec![
-            v1::Header {
-                name: "x-request-id".into(),
-                value: Bytes::from_static(b"req_1"),
-            },
-            v1::Header {
-                name: "bad name".into(),
-                value: Bytes::from_static(b"x"),
-            },
-            v1::Header {
-                name: "x-bad".into(),
-                value: Bytes::from_static(b"a\r\nb"),
-            },
+        let from = [
+            ("x-request-id", &b"req_1"[..]),
+            ("bad name", b"x"),
+            ("x-bad", b"a\r\nb"),
         ];
-        copy(from, &mut to);
+        copy(&from.into_iter().collect::<Block>().finish(), &mut to);
         assert_eq!(to.len(), 1);
         assert_eq!(to["x-upstream-request-id"], "req_1");
     }

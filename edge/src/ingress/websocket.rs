@@ -97,7 +97,7 @@ pub(super) fn offers(headers: &HeaderMap) -> Option<String> {
 /// The answer that switches protocols.
 fn switch(parts: &Parts, key: &HeaderValue, provider: v1::ResponseHead) -> Response<Answer> {
     let mut said = HeaderMap::new();
-    respond::copy(provider.headers, &mut said);
+    respond::copy(&provider.headers, &mut said);
     let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     sum.update(key.as_bytes());
     sum.update(ACCEPT_SALT);

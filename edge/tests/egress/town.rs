@@ -23,7 +23,11 @@ use vector_edge::{
 use vector_proto::{
     control::v1 as control,
     id::ExchangeId,
-    tunnel::{VERSION, v1},
+    tunnel::{
+        VERSION,
+        fields::{Block, Fields},
+        v1,
+    },
 };
 
 #[derive(Debug)]
@@ -94,9 +98,8 @@ pub(crate) struct Answered {
 }
 
 impl Answered {
-    pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        let field = self.head.headers.iter().find(|field| field.name == name)?;
-        std::str::from_utf8(&field.value).ok()
+    pub(crate) fn header(&self, name: &str) -> Option<String> {
+        value_of(&self.head.headers, name)
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -263,17 +266,24 @@ pub(crate) fn chat(length: usize) -> v1::RequestHead {
         upstream_model: "gpt-public".into(),
         account: "initech".into(),
         key: "0123456789".into(),
-        headers: vec![header("content-type", "application/json")],
+        headers: headers(&[("content-type", "application/json")]),
         body_bytes: Some(length as u64),
         ..v1::RequestHead::default()
     }
 }
 
-pub(crate) fn header(name: &str, value: &str) -> v1::Header {
-    v1::Header {
-        name: name.into(),
-        value: Bytes::copy_from_slice(value.as_bytes()),
-    }
+pub(crate) fn headers(fields: &[(&str, &str)]) -> Bytes {
+    let fields = fields.iter();
+    let block: Block = fields
+        .map(|(name, value)| (*name, value.as_bytes()))
+        .collect();
+    block.finish()
+}
+
+pub(crate) fn value_of(headers: &Bytes, wanted: &str) -> Option<String> {
+    let mut found = Fields::of(headers).filter(|(name, _)| *name == wanted.as_bytes());
+    let (_, value) = found.next()?;
+    String::from_utf8(value.to_vec()).ok()
 }
 
 /// A provider that speaks in raw bytes. `script` gets each connection with its number, from 0.

@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use vector_proto::tunnel::v1;
+use vector_proto::tunnel::fields::{Block, Fields};
 
 /// Request headers that pass as they are.
 const PASSED: &[HeaderName] = &[
@@ -30,6 +30,9 @@ const PASSED_PREFIXES: &[&str] = &["openai-", "anthropic-"];
 /// Request headers with such a beginning that do not: they name an account with the provider, and that is the
 /// credential's.
 const ACCOUNT: &[&str] = &["openai-organization", "openai-project"];
+
+/// Usual size of a field.
+const FIELD_BYTES: usize = 48;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 
@@ -56,22 +59,22 @@ const HELD_BACK: &[&str] = &[
 /// What a provider gets of the client's headers.
 ///
 /// An idempotency key is bound to the account: two accounts share a credential, and must never share an answer.
-pub(super) fn request(given: &[v1::Header], account: &str) -> HeaderMap {
+pub(super) fn request(given: &Bytes, account: &str) -> HeaderMap {
     // Room for what is passed on and for what is added, so that the map never grows.
-    let mut headers = HeaderMap::with_capacity(given.len() + 8);
-    for field in given {
-        let Ok(name) = HeaderName::from_bytes(field.name.as_bytes()) else {
+    let mut headers = HeaderMap::with_capacity(Fields::of(given).count() + 8);
+    for (name, value) in Fields::of(given) {
+        let Ok(name) = HeaderName::from_bytes(name) else {
             continue;
         };
         if name == IDEMPOTENCY_KEY {
             let mut bound = account.as_bytes().to_vec();
             bound.push(b':');
-            bound.extend_from_slice(&field.value);
+            bound.extend_from_slice(&value);
             if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(bound)) {
                 headers.insert(name, value);
             }
         } else if passes(&name)
-            && let Ok(value) = HeaderValue::from_maybe_shared(field.value.clone())
+            && let Ok(value) = HeaderValue::from_maybe_shared(value)
         {
             headers.append(name, value);
         }
@@ -89,7 +92,7 @@ fn passes(name: &HeaderName) -> bool {
 }
 
 /// What the client gets of a provider's headers.
-pub(super) fn response(given: &HeaderMap, length_holds: bool) -> Vec<v1::Header> {
+pub(super) fn response(given: &HeaderMap, length_holds: bool) -> Bytes {
     let named = given
         .get(header::CONNECTION)
         .and_then(|value| value.to_str().ok())
@@ -99,7 +102,7 @@ pub(super) fn response(given: &HeaderMap, length_holds: bool) -> Vec<v1::Header>
             .split(',')
             .any(|hop| hop.trim().eq_ignore_ascii_case(name))
     };
-    let mut headers = Vec::with_capacity(given.len());
+    let mut headers = Block::with_capacity(given.len() * FIELD_BYTES);
     for (name, value) in given {
         let text = name.as_str();
         if HELD_BACK.contains(&text) || (name == header::CONTENT_LENGTH && !length_holds) {
@@ -108,24 +111,21 @@ pub(super) fn response(given: &HeaderMap, length_holds: bool) -> Vec<v1::Header>
         if !named.is_empty() && hop(text) {
             continue;
         }
-        headers.push(v1::Header {
-            name: text.to_owned(),
-            value: Bytes::copy_from_slice(value.as_bytes()),
-        });
+        headers.push(text, value.as_bytes());
     }
-    headers
+    headers.finish()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn given(fields: &[(&str, &str)]) -> Vec<v1::Header> {
-        let field = |(name, value): &(&str, &str)| v1::Header {
-            name: (*name).to_owned(),
-            value: Bytes::copy_from_slice(value.as_bytes()),
-        };
-        fields.iter().map(field).collect()
+    fn given(fields: &[(&str, &str)]) -> Bytes {
+        let fields = fields.iter();
+        let block: Block = fields
+            .map(|(name, value)| (*name, value.as_bytes()))
+            .collect();
+        block.finish()
     }
 
     #[test]
@@ -189,7 +189,9 @@ mod tests {
         }
         let names = |length_holds| {
             let passed = response(&head, length_holds);
-            let mut names: Vec<String> = passed.into_iter().map(|field| field.name).collect();
+            let mut names: Vec<String> = Fields::of(&passed)
+                .map(|(name, _)| String::from_utf8(name.to_vec()).unwrap())
+                .collect();
             names.sort_unstable();
             names
         };

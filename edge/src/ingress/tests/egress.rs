@@ -1,21 +1,22 @@
 //! A made-up egress: what it does stands in the upstream's model name.
 
+use vector_proto::tunnel::fields::Block;
+
 use super::*;
 use crate::tunnel::{Answer, RequestBody};
 
 fn head(content_type: &str, more: &[(&str, &str)]) -> v1::ResponseHead {
-    let header = |name: &str, value: &str| v1::Header {
-        name: name.into(),
-        value: Bytes::copy_from_slice(value.as_bytes()),
-    };
-    let mut headers = vec![
-        header("content-type", content_type),
-        header("x-request-id", "req_upstream"),
+    let always = [
+        ("content-type", content_type),
+        ("x-request-id", "req_upstream"),
     ];
-    headers.extend(more.iter().map(|(name, value)| header(name, value)));
+    let headers = always.iter().chain(more);
+    let headers: Block = headers
+        .map(|(name, value)| (*name, value.as_bytes()))
+        .collect();
     v1::ResponseHead {
         status: 200,
-        headers,
+        headers: headers.finish(),
         credential: "cred-1".into(),
         upstream_attempts: 1,
     }
