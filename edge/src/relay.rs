@@ -10,7 +10,7 @@ pub mod forward;
 
 use std::sync::Arc;
 
-use crate::tunnel::{TransitHandler, Tunnel, accept::Transit};
+use crate::tunnel::{TransitHandler, Tunnel, inbound::Transit};
 
 /// What a relay does with exchanges for other nodes.
 #[derive(Clone, Debug)]
@@ -38,7 +38,7 @@ impl Relay {
     /// Carries one exchange through this node.
     async fn serve(&self, transit: Transit) {
         match authorize::authorize(&self.tunnel, &transit) {
-            Ok(next) => forward::forward(transit, &next).await,
+            Ok(next) => forward::forward(authorize::vouched(transit), &next).await,
             Err(refusal) => forward::refuse(transit, &refusal).await,
         }
     }

@@ -19,7 +19,18 @@ pub mod vitals;
 
 pub mod link;
 
+// An exchange's end on this node.
+mod end;
+
 mod half;
+
+mod registry;
+
+mod resume;
+
+pub mod inbound;
+
+pub mod tally;
 
 pub mod call;
 
@@ -53,7 +64,8 @@ pub use self::{
     call::{Call, Part, RequestWriter, ResponseReader},
     link::Link,
     path::{Path, PathState},
-    pool::Tunnel,
+    pool::{Relays, Tunnel},
+    resume::Patience,
     vitals::Condition,
 };
 
@@ -61,7 +73,7 @@ pub use self::{
 pub type ArrivalHandler = Arc<dyn Fn(Arrival) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// What a relay does with an exchange for another node. Called in a task of the exchange's own.
-pub type TransitHandler = Arc<dyn Fn(accept::Transit) -> BoxFuture<'static, ()> + Send + Sync>;
+pub type TransitHandler = Arc<dyn Fn(inbound::Transit) -> BoxFuture<'static, ()> + Send + Sync>;
 
 /// What the tunnel asks of the node's identity.
 pub trait Credentials: fmt::Debug + Send + Sync {

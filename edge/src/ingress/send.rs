@@ -65,7 +65,7 @@ pub(super) enum Up {
     /// Nothing.
     Done,
     /// A body that still streams. Dropped, it stops.
-    Pump(#[expect(dead_code, reason = "stops when it is dropped with the answer")] Pump),
+    Pump(#[expect(dead_code, reason = "stops when it is dropped with the answer")] Box<Pump>),
     /// A WebSocket's frames are to follow.
     Open(RequestWriter),
 }
@@ -248,7 +248,7 @@ impl Sending<'_> {
                 let up = if pump.is_done() {
                     Up::Done
                 } else {
-                    Up::Pump(pump)
+                    Up::Pump(Box::new(pump))
                 };
                 Ok((head, up))
             }

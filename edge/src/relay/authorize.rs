@@ -1,24 +1,53 @@
-//! Decides whether, and over which link, an exchange may pass.
+//! Decides whether, and over which link, an exchange may pass; and vouches for who sent it.
 
 use std::sync::Arc;
 
 use vector_proto::refusal::{Code, Refusal};
 
-use crate::tunnel::{Link, Tunnel, accept::Transit};
+use crate::tunnel::{
+    Link, Tunnel,
+    inbound::{Preamble, Transit},
+};
 
-/// The link to the egress that the exchange names.
+/// The link to the node that the stream is for: the egress, or the ingress that an egress attaches to.
 ///
 /// # Errors
-/// When no link to it is up, or the exchange would run in a circle.
+/// When no link to it is up, or the exchange would run in a circle or over another relay.
 pub(super) fn authorize(tunnel: &Tunnel, transit: &Transit) -> Result<Arc<Link>, Refusal> {
-    let egress = &*transit.open.egress;
-    if egress == &*transit.link.peer {
-        return Err(Refusal::new(
-            Code::Protocol,
-            "the exchange came from the egress that it names",
-        ));
+    let (ingress, egress) = match &transit.preamble {
+        Preamble::Open(open) => (&open.ingress, &open.egress),
+        Preamble::Attach(attach) => (&attach.ingress, &attach.egress),
+    };
+    let from = &*transit.link.peer;
+    if !transit.link.is_accepted() {
+        return tunnel
+            .accepted_link(ingress)
+            .ok_or_else(|| no_link(ingress));
     }
-    tunnel
-        .link(egress)
-        .ok_or_else(|| Refusal::new(Code::NoPath, format!("the relay has no link to `{egress}`")))
+    if !ingress.is_empty() {
+        let message = "the exchange came over another relay";
+        return Err(Refusal::new(Code::Protocol, message));
+    }
+    if egress == from {
+        let message = "the exchange came from the egress that it names";
+        return Err(Refusal::new(Code::Protocol, message));
+    }
+    let link = tunnel.link(egress).filter(|link| link.carries());
+    link.ok_or_else(|| no_link(egress))
+}
+
+fn no_link(to: &str) -> Refusal {
+    Refusal::new(Code::NoPath, format!("the relay has no link to `{to}`"))
+}
+
+/// Puts the name of the ingress, which this node knows by its certificate, into what is passed on.
+pub(super) fn vouched(mut transit: Transit) -> Transit {
+    if transit.link.is_accepted() {
+        let from = transit.link.peer.to_string();
+        match &mut transit.preamble {
+            Preamble::Open(open) => open.ingress = from,
+            Preamble::Attach(attach) => attach.ingress = from,
+        }
+    }
+    transit
 }

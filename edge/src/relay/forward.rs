@@ -6,14 +6,14 @@ use bytes::Bytes;
 use vector_proto::{
     refusal::{Code, Refusal},
     tunnel::{
-        codec::{self, Kind},
+        codec::{self, Entry, GoneReason, Kind},
         v1,
     },
 };
 
 use crate::tunnel::{
     Link,
-    accept::Transit,
+    inbound::{Preamble, Transit},
     transport::{Receiver, Sender},
 };
 
@@ -24,27 +24,32 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Carries the exchange on over `next` until both directions have ended or one hop is gone.
 ///
 /// What a stream buffers is bounded by QUIC's stream window on each hop.
-pub(super) async fn forward(mut transit: Transit, next: &Arc<Link>) {
+pub(super) async fn forward(transit: Transit, next: &Arc<Link>) {
     let exchange = transit.exchange;
     let Ok((mut onward, mut back)) = next.open_stream().await else {
         let refusal = Refusal::new(Code::NoPath, "the relay's next hop is down");
         return refuse(transit, &refusal).await;
     };
     let passing = Link::splice(&transit.link, next, exchange);
-    let preamble = codec::message(Kind::Open, &transit.open);
-    let first = [preamble, std::mem::take(&mut transit.rest)];
-    let up = async {
-        let mut first = first;
+    let preamble = match &transit.preamble {
+        Preamble::Open(open) => codec::message(Kind::Open, &**open),
+        Preamble::Attach(attach) => codec::message(Kind::Attach, attach),
+    };
+    let Transit {
+        mut send,
+        mut receive,
+        rest,
+        ..
+    } = transit;
+    let mut first = [preamble, rest];
+    // Each direction ends by itself: an exchange that goes on elsewhere may have left only one of them here.
+    let up = async move {
         if onward.write(&mut first).await.is_ok() {
-            pump(&mut transit.receive, &mut onward).await;
+            pump(&mut receive, &mut onward).await;
         }
     };
-    let down = async { pump(&mut back, &mut transit.send).await };
-    // The answer decides: when it has passed, or cannot, an upload that still runs is of no use.
-    tokio::select! {
-        () = down => {}
-        () = async { up.await; std::future::pending::<()>().await } => {}
-    }
+    let down = async move { pump(&mut back, &mut send).await };
+    tokio::join!(up, down);
     tokio::time::sleep(LINGER).await;
     drop(passing);
 }
@@ -58,8 +63,15 @@ async fn pump(from: &mut Receiver, to: &mut Sender) {
     to.finish();
 }
 
-/// Tells the ingress that the exchange goes no further. Nothing of it left this node.
+/// Tells who sent it that the exchange goes no further here. Nothing of it left this node.
 pub(super) async fn refuse(mut transit: Transit, refusal: &Refusal) {
+    if let Preamble::Attach(_) = transit.preamble {
+        // It runs: another way is to be found for it.
+        return transit.link.say(Entry::Gone {
+            exchange: transit.exchange,
+            reason: GoneReason::HopDown as u64,
+        });
+    }
     let refused = v1::Refused {
         code: refusal.code.to_string(),
         message: refusal.message.clone(),

@@ -13,7 +13,6 @@ use std::{
 };
 
 use bytes::Bytes;
-use prost::Message as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::{
     id::ExchangeId,
@@ -25,9 +24,10 @@ use vector_proto::{
 };
 
 use super::{
-    Arrival, ArrivalHandler, Credentials, TransitHandler,
-    half::read_preamble,
-    link::{self, Link, Shared, Target},
+    Arrival, ArrivalHandler, Credentials, Peer, TransitHandler, Tunnel,
+    end::{End, Origin, Side},
+    inbound::{self, Inbound, Preamble, Transit},
+    link::{self, Link},
     pulse::{self, Pulses},
     transport::{
         Connection, Receiver, Sender,
@@ -41,36 +41,15 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes in flight above which strangers must first show their address.
 const HANDSHAKES_UNPROVEN_MAX: usize = 64;
 
-/// Time for a stream's first frame.
-const PREAMBLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Relays that are remembered of one exchange.
+const VIA_MAX: usize = 8;
 
 /// Peers that may be linked to this node at once.
 const LINKS_MAX: usize = 16_384;
 
-/// An exchange for another node, on its way through this relay.
-pub struct Transit {
-    /// Which exchange.
-    pub exchange: ExchangeId,
-    /// What is asked, to be passed on as it is.
-    pub open: v1::Open,
-    /// The link it came over.
-    pub link: Arc<Link>,
-    /// Towards the ingress.
-    pub send: Sender,
-    /// From the ingress.
-    pub receive: Receiver,
-    /// What came behind the preamble.
-    pub rest: Bytes,
-}
-
-impl fmt::Debug for Transit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Transit({} from {})", self.exchange, self.link.peer)
-    }
-}
-
 /// Takes what other nodes send.
 pub struct Acceptor {
+    tunnel: Tunnel,
     credentials: Arc<dyn Credentials>,
     me: v1::Hello,
     arrivals: Option<ArrivalHandler>,
@@ -100,13 +79,18 @@ impl Acceptor {
     /// An acceptor for a node that is an egress if it has `arrivals`, and a relay if it has `transits`.
     #[must_use]
     pub fn new(
+        tunnel: Tunnel,
         credentials: Arc<dyn Credentials>,
         me: v1::Hello,
         arrivals: Option<ArrivalHandler>,
         transits: Option<TransitHandler>,
         tasks: TaskTracker,
     ) -> Arc<Self> {
+        if let Some(transits) = &transits {
+            tunnel.pass_on(transits);
+        }
         Arc::new(Self {
+            tunnel,
             credentials,
             me,
             arrivals,
@@ -167,7 +151,12 @@ impl Acceptor {
         connection: Connection,
         peer: Arc<str>,
     ) -> Result<(), link::Error> {
-        let ready = Link::accepted(connection, &self.me, peer, "memory".into()).await?;
+        let peer = Peer {
+            node: peer,
+            roles: vec!["ingress".into(), "relay".into()],
+        };
+        let (tunnel, address) = (&self.tunnel, "memory".into());
+        let ready = Link::accepted(tunnel, connection, &self.me, peer, address).await?;
         self.tasks.spawn(Arc::clone(self).serve(ready));
         Ok(())
     }
@@ -217,7 +206,7 @@ impl Acceptor {
             connection.close("too many links");
             return None;
         }
-        match Link::accepted(connection, &self.me, peer.node, address).await {
+        match Link::accepted(&self.tunnel, connection, &self.me, peer, address).await {
             Ok(ready) => Some(Guest::Link(ready)),
             Err(error) => {
                 tracing::warn!(%error, "link refused");
@@ -245,6 +234,7 @@ impl Acceptor {
     async fn serve(self: Arc<Self>, ready: link::Ready) {
         let link = Arc::clone(&ready.link);
         self.links.lock().push(Arc::clone(&link));
+        self.tunnel.add_accepted(&link);
         if self.draining.load(Ordering::Relaxed) {
             link.announce_drain(true);
         }
@@ -254,6 +244,7 @@ impl Acceptor {
             () = self.streams(&link) => link.close("stream limit"),
         }
         self.links.lock().retain(|other| !Arc::ptr_eq(other, &link));
+        self.tunnel.remove_accepted(&link);
         tracing::info!(peer = %link.peer, address = %link.address, "link ended");
     }
 
@@ -272,6 +263,16 @@ impl Acceptor {
     }
 }
 
+/// Whether the same OPEN came before, over another path.
+fn is_another_path(end: &End, open: &v1::Open) -> bool {
+    end.attempt == open.attempt && open.attach_seq > 0
+}
+
+/// Whether it is a later attempt, after one that has ended.
+fn is_later(end: &End, open: &v1::Open) -> bool {
+    end.attempt < open.attempt && end.sending.lock().ended
+}
+
 /// One attachment that a peer opened.
 struct Stream {
     acceptor: Arc<Acceptor>,
@@ -282,88 +283,148 @@ struct Stream {
 
 impl Stream {
     async fn serve(mut self) {
-        let Ok(read) =
-            tokio::time::timeout(PREAMBLE_TIMEOUT, read_preamble(&mut self.receive)).await
-        else {
-            return;
-        };
-        let opened = read
-            .map_err(|error| error.to_string())
-            .and_then(|(kind, payload, rest)| {
-                let (exchange, open) =
-                    read_open(kind, payload).map_err(|error| error.to_string())?;
-                Ok((exchange, open, rest))
-            });
-        let (exchange, open, rest) = match opened {
-            Ok(opened) => opened,
-            Err(error) => {
+        let inbound = match inbound::begin(&mut self.receive).await {
+            Some(Ok(inbound)) => inbound,
+            Some(Err(error)) => {
                 tracing::warn!(peer = %self.link.peer, error, "stream refused");
-                self.refuse(Code::Protocol, "the stream does not begin with an OPEN")
-                    .await;
-                return;
+                let message = "the stream does not begin with an OPEN";
+                return self.refuse(Code::Protocol, message).await;
             }
+            None => return,
         };
         let me = &self.acceptor.me.node;
-        if open.egress == *me {
-            match self.acceptor.arrivals.clone() {
-                Some(handler) => self.arrive(exchange, open, rest, handler).await,
-                None => self.refuse(Code::Protocol, "this node is no egress").await,
+        match &inbound.preamble {
+            Preamble::Open(open) if open.egress == *me => self.open(inbound).await,
+            Preamble::Attach(attach) if attach.egress == *me => {
+                let Self {
+                    link,
+                    send,
+                    receive,
+                    ..
+                } = self;
+                let (attach, rest) = (attach.clone(), inbound.rest);
+                let tunnel = link.tunnel.clone();
+                tunnel.attached(&link, attach, (send, receive), rest).await;
             }
-        } else {
-            match self.acceptor.transits.clone() {
-                Some(handler) => {
-                    let Self {
-                        link,
-                        send,
-                        receive,
-                        ..
-                    } = self;
-                    handler(Transit {
-                        exchange,
-                        open,
-                        link,
-                        send,
-                        receive,
-                        rest,
-                    })
-                    .await;
-                }
-                None => {
-                    self.refuse(
-                        Code::Protocol,
-                        "this node is neither that egress nor a relay",
-                    )
-                    .await
-                }
-            }
+            Preamble::Open(_) | Preamble::Attach(_) => self.pass(inbound).await,
         }
     }
 
-    async fn arrive(
-        self,
-        exchange: ExchangeId,
-        open: v1::Open,
-        rest: Bytes,
-        handler: ArrivalHandler,
-    ) {
+    async fn pass(self, inbound: Inbound) {
+        let Some(handler) = self.acceptor.transits.clone() else {
+            let message = "this node is neither that egress nor a relay";
+            return self.refuse(Code::Protocol, message).await;
+        };
+        let Inbound {
+            exchange,
+            preamble,
+            rest,
+        } = inbound;
         let Self {
             link,
             send,
             receive,
             ..
         } = self;
-        let shared = Shared::new(exchange, Some(CancellationToken::new()));
-        shared.outgoing.lock().allow(open.response_credit);
-        if !link.register(exchange, Target::Here(Arc::clone(&shared))) {
-            // Cancelled before it came.
+        let transit = Transit {
+            exchange,
+            preamble,
+            link,
+            send,
+            receive,
+            rest,
+        };
+        handler(transit).await;
+    }
+
+    async fn open(self, inbound: Inbound) {
+        let Inbound {
+            exchange,
+            preamble: Preamble::Open(open),
+            rest,
+        } = inbound
+        else {
+            return;
+        };
+        let Some(handler) = self.acceptor.arrivals.clone() else {
+            return self.refuse(Code::Protocol, "this node is no egress").await;
+        };
+        let origin: Arc<str> = match open.ingress.as_str() {
+            "" => Arc::clone(&self.link.peer),
+            ingress if self.link.is_relay() => ingress.into(),
+            _ => {
+                let message = "only a relay passes on what others open";
+                return self.refuse(Code::Protocol, message).await;
+            }
+        };
+        match self.link.tunnel.end(Side::Egress, exchange) {
+            None => self.arrive(exchange, *open, (origin, rest), handler).await,
+            Some(end) if end.far == origin && is_another_path(&end, &open) => {
+                self.again(&end, &open, rest).await;
+            }
+            // Its refusal is on its way, or was lost with it; the ingress is further than that.
+            Some(end) if end.far == origin && is_later(&end, &open) => {
+                self.arrive(exchange, *open, (origin, rest), handler).await;
+            }
+            Some(_) => {
+                let message = "the exchange runs already";
+                self.refuse(Code::Protocol, message).await;
+            }
+        }
+    }
+
+    /// The exchange is known: this is another path to it.
+    async fn again(self, end: &Arc<End>, open: &v1::Open, rest: Bytes) {
+        if open.egress_epoch != 0 && open.egress_epoch != self.acceptor.me.epoch {
+            let message = "the egress was restarted after the exchange began";
+            return self.refuse(Code::PathBroken, message).await;
+        }
+        let Self {
+            link,
+            send,
+            receive,
+            ..
+        } = self;
+        let (tunnel, number) = (link.tunnel.clone(), open.attach_seq);
+        let streams = (send, receive);
+        tunnel.reopened(end, &link, number, streams, rest).await;
+    }
+
+    async fn arrive(
+        self,
+        exchange: ExchangeId,
+        mut open: v1::Open,
+        (origin, rest): (Arc<str>, Bytes),
+        handler: ArrivalHandler,
+    ) {
+        let Self {
+            acceptor,
+            link,
+            send,
+            receive,
+        } = self;
+        if link.was_cancelled(exchange) {
             return;
         }
+        open.via.truncate(VIA_MAX);
+        let origin = Origin {
+            exchange,
+            side: Side::Egress,
+            far: origin,
+            attempt: open.attempt,
+            epoch: acceptor.me.epoch,
+            via: std::mem::take(&mut open.via),
+            stop: Some(CancellationToken::new()),
+        };
+        let end = End::new(&link.tunnel, &link, origin);
+        end.sending.lock().outgoing.allow(open.response_credit);
+        link.tunnel.arrivals().enter(&end);
         let from = Arc::clone(&link.peer);
         handler(Arrival {
             exchange,
             from,
             open,
-            shared,
+            end,
             link,
             send,
             receive,
@@ -386,14 +447,4 @@ impl Stream {
             .await;
         self.send.finish();
     }
-}
-
-fn read_open(kind: Kind, payload: Bytes) -> Result<(ExchangeId, v1::Open), codec::Error> {
-    if kind != Kind::Open {
-        return Err(codec::Error::OutOfPlace(kind));
-    }
-    let open = v1::Open::decode(payload).map_err(|_| codec::Error::Malformed(kind))?;
-    let exchange =
-        ExchangeId::try_from(&open.exchange[..]).map_err(|_| codec::Error::Malformed(kind))?;
-    Ok((exchange, open))
 }

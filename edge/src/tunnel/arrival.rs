@@ -19,9 +19,10 @@ use vector_proto::{
 
 use super::{
     Lost, LostReason,
+    end::{Attachment, End},
     exchange::INITIAL_CREDIT_BYTES,
-    half::{ReceiveHalf, SendHalf},
-    link::{Link, Shared},
+    half::{ReadStream, ReceiveHalf, SendHalf},
+    link::Link,
     transport::{Receiver, Sender},
 };
 
@@ -33,7 +34,7 @@ pub struct Arrival {
     pub from: Arc<str>,
     /// What is asked.
     pub open: v1::Open,
-    pub(super) shared: Arc<Shared>,
+    pub(super) end: Arc<End>,
     pub(super) link: Arc<Link>,
     pub(super) send: Sender,
     pub(super) receive: Receiver,
@@ -49,18 +50,18 @@ impl Arrival {
             .write(&mut [codec::message(Kind::Refused, &refused)])
             .await;
         self.send.finish();
-        self.link.forget(self.exchange);
+        self.end.tunnel.forget(&self.end);
     }
 
-    /// Takes the exchange and says so at once.
+    /// Takes the exchange and says so at once. From now on it outlives the link it came over.
     ///
-    /// Cancel safety: dropped half-way, the ingress sees the stream end without an answer.
+    /// Cancel safety: dropped half-way, the ingress sees the answer cut off.
     ///
     /// # Errors
-    /// [`Lost`] when the link is gone or the exchange was cancelled.
+    /// [`Lost`] when the exchange was cancelled.
     pub async fn accept(self) -> Result<(RequestBody, Answer), Lost> {
         let Self {
-            shared,
+            end,
             link,
             send,
             receive,
@@ -68,16 +69,20 @@ impl Arrival {
             ..
         } = self;
         let accepted = v1::Accepted {
-            epoch: 0,
+            epoch: end.epoch(),
             request_credit: INITIAL_CREDIT_BYTES,
+            offset: 0,
         };
-        let preamble = codec::message(Kind::Accepted, &accepted);
-        let mut answer = Answer {
-            half: SendHalf::new(Arc::clone(&shared), Arc::clone(&link), send, preamble),
-            finished: false,
-        };
-        answer.half.flush().await.map_err(Lost::accepted)?;
-        let body = ReceiveHalf::new(shared, link, receive, rest).map_err(Lost::accepted)?;
+        let body = ReadStream::attached(&link, receive, 0, rest);
+        let body = ReceiveHalf::new(Arc::clone(&end), body);
+        {
+            let mut sending = end.sending.lock();
+            let at = Attachment { link, stream: send };
+            sending.install(at, |_| codec::message(Kind::Accepted, &accepted));
+        }
+        end.set_accepted();
+        let mut answer = Answer(SendHalf::new(end));
+        answer.flush().await?;
         Ok((
             RequestBody {
                 half: body,
@@ -136,22 +141,19 @@ impl RequestBody {
 
 /// Writes the answer. Dropped unfinished, it breaks the answer off.
 #[derive(Debug)]
-pub struct Answer {
-    half: SendHalf,
-    finished: bool,
-}
+pub struct Answer(SendHalf);
 
 impl Answer {
     /// Refuses instead of answering.
     pub async fn refuse(mut self, refused: v1::Refused) {
-        self.half.frame(codec::message(Kind::Refused, &refused));
-        // If the refusal cannot be said, the link is gone and the ingress knows.
-        let _ = self.conclude().await;
+        self.0.last(codec::message(Kind::Refused, &refused));
+        // It fails only if nobody waits for it any more.
+        let _ = self.flush().await;
     }
 
     /// Begins the answer; leaves with the next flush.
     pub fn head(&mut self, head: &v1::ResponseHead) {
-        self.half.frame(codec::message(Kind::Head, head));
+        self.0.frame(codec::message(Kind::Head, head));
     }
 
     /// Appends body bytes: small ones leave with the next flush, and a full window waits for credit.
@@ -159,9 +161,9 @@ impl Answer {
     /// Cancel safety: the bytes are taken in before the first wait.
     ///
     /// # Errors
-    /// [`Lost`] when the link is gone or the exchange was cancelled.
+    /// [`Lost`] when the exchange was cancelled, or its ingress is gone.
     pub async fn data(&mut self, bytes: Bytes) -> Result<(), Lost> {
-        self.half.data(bytes).await.map_err(Lost::accepted)
+        self.0.data(bytes).await.map_err(Lost::accepted)
     }
 
     /// Sends what is held.
@@ -169,7 +171,7 @@ impl Answer {
     /// # Errors
     /// As [`Self::data`].
     pub async fn flush(&mut self) -> Result<(), Lost> {
-        self.half.flush().await.map_err(Lost::accepted)
+        self.0.flush().await.map_err(Lost::accepted)
     }
 
     /// Ends the answer.
@@ -177,31 +179,15 @@ impl Answer {
     /// # Errors
     /// As [`Self::data`].
     pub async fn finish(mut self, trailers: &v1::Trailers) -> Result<(), Lost> {
-        self.half.frame(codec::message(Kind::Trailers, trailers));
-        self.half.frame(codec::END);
-        self.conclude().await.map_err(Lost::accepted)
+        self.0.frame(codec::message(Kind::Trailers, trailers));
+        self.0.last(codec::END);
+        self.flush().await
     }
 
-    /// Resolves once nobody waits for the answer: cancelled by the ingress, or its link is gone.
+    /// Resolves once nobody waits for the answer: cancelled by the ingress, or without a way to it for too long.
     #[must_use]
     pub fn canceller(&self) -> Cancelled {
-        Cancelled(self.half.shared.stop.clone().unwrap_or_default())
-    }
-
-    async fn conclude(&mut self) -> Result<(), LostReason> {
-        self.half.flush().await?;
-        self.half.finish();
-        self.finished = true;
-        self.half.link.finished(&self.half.shared);
-        Ok(())
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if !self.finished {
-            self.half.link.forget(self.half.shared.exchange);
-        }
+        Cancelled(self.0.end.stop.clone().unwrap_or_default())
     }
 }
 

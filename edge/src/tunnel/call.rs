@@ -16,10 +16,11 @@ use vector_proto::{
 };
 
 use super::{
-    Failure, Lost, LostReason, OpenError,
-    half::{ReceiveHalf, SendHalf, read_preamble},
-    link::{Link, Shared, Target},
-    transport::Receiver,
+    Failure, Lost, LostReason, OpenError, Path, Tunnel,
+    end::{Attachment, End, Opening, Origin, Side},
+    half::{ReadStream, ReceiveHalf, SendHalf},
+    link::Link,
+    resume::open_frame,
 };
 
 /// One attempt of an exchange, in two halves so that upload and answer run at once.
@@ -36,6 +37,8 @@ impl Call {
     ///
     /// Cancel safety: dropping the future opens nothing.
     pub(super) async fn open(
+        tunnel: &Tunnel,
+        path: &Path,
         link: &Arc<Link>,
         exchange: ExchangeId,
         open: &v1::Open,
@@ -43,24 +46,45 @@ impl Call {
         if !link.usable() {
             return Err(OpenError::NoLink);
         }
-        let (send, receive) = link.open_stream().await.map_err(|_| OpenError::NoLink)?;
-        let shared = Shared::new(exchange, None);
-        link.register(exchange, Target::Here(Arc::clone(&shared)));
-        link.count(true);
-        let preamble = codec::message(Kind::Open, open);
-        let reader = Reader::Waiting(receive);
+        let (stream, receive) = link.open_stream().await.map_err(|_| OpenError::NoLink)?;
+        let direct = path.relay.is_none();
+        let epoch = if direct { link.epoch } else { 0 };
+        let beside = v1::Open {
+            egress_epoch: if open.egress_epoch == 0 { epoch } else { 0 },
+            via: tunnel.via(&path.egress),
+            ..v1::Open::default()
+        };
+        let payload = open.encode_to_vec();
+        let (frame, begin) = open_frame(&payload, &beside);
+        let origin = Origin {
+            exchange,
+            side: Side::Ingress,
+            far: Arc::clone(&path.egress),
+            attempt: open.attempt,
+            epoch,
+            via: Vec::new(),
+            stop: None,
+        };
+        let end = End::new(tunnel, link, origin);
+        {
+            let mut sending = end.sending.lock();
+            sending.opening = Some(Opening {
+                payload: frame.slice(begin..begin + payload.len()),
+                epoch: if direct {
+                    epoch
+                } else {
+                    tunnel.epoch_of(&path.egress)
+                },
+            });
+            let link = Arc::clone(link);
+            sending.install(Attachment { link, stream }, |_| frame);
+        }
+        tunnel.calls().enter(&end);
+        let first = ReadStream::opened(link, receive);
         Ok(Self {
-            request: RequestWriter(SendHalf::new(
-                Arc::clone(&shared),
-                Arc::clone(link),
-                send,
-                preamble,
-            )),
+            request: RequestWriter(SendHalf::new(Arc::clone(&end))),
             response: ResponseReader {
-                shared,
-                link: Arc::clone(link),
-                reader,
-                accepted: false,
+                half: ReceiveHalf::new(end, first),
                 ended: false,
             },
         })
@@ -95,31 +119,16 @@ impl RequestWriter {
     /// # Errors
     /// As [`Self::data`].
     pub async fn end(&mut self) -> Result<(), Lost> {
-        self.0.frame(codec::END);
-        self.flush().await?;
-        self.0.finish();
-        Ok(())
+        self.0.last(codec::END);
+        self.flush().await
     }
 }
 
 /// Reads the answer. Dropped before its end, it cancels the exchange at the egress.
 #[derive(Debug)]
 pub struct ResponseReader {
-    shared: Arc<Shared>,
-    link: Arc<Link>,
-    reader: Reader,
-    accepted: bool,
+    half: ReceiveHalf,
     ended: bool,
-}
-
-#[derive(Debug)]
-enum Reader {
-    /// Before the preamble.
-    Waiting(Receiver),
-    /// In the sequence.
-    Reading(Box<ReceiveHalf>),
-    /// Taken for a moment, or of no further use.
-    Nothing,
 }
 
 /// What an answer consists of behind its head.
@@ -141,34 +150,10 @@ impl ResponseReader {
     /// # Errors
     /// [`Failure`]: refused, or lost on the way.
     pub async fn accepted(&mut self) -> Result<(), Failure> {
-        let Reader::Waiting(stream) = &mut self.reader else {
-            return Ok(());
-        };
-        let read = read_preamble(stream).await;
-        let (kind, payload, rest) =
-            read.map_err(|error| self.lost(error.into_reason(&self.shared)))?;
-        match kind {
-            Kind::Accepted => {
-                let accepted = v1::Accepted::decode(payload).map_err(|_| self.malformed(kind))?;
-                self.accepted = true;
-                self.shared.outgoing.lock().allow(accepted.request_credit);
-                let Reader::Waiting(stream) = std::mem::replace(&mut self.reader, Reader::Nothing)
-                else {
-                    return Ok(());
-                };
-                let half = ReceiveHalf::new(
-                    Arc::clone(&self.shared),
-                    Arc::clone(&self.link),
-                    stream,
-                    rest,
-                );
-                self.reader = Reader::Reading(Box::new(half.map_err(|reason| self.lost(reason))?));
-                Ok(())
-            }
-            Kind::Refused => Err(self.refused(payload)),
-            _ => Err(self
-                .lost(LostReason::Protocol(codec::Error::OutOfPlace(kind)))
-                .into()),
+        let accepted = std::future::poll_fn(|cx| self.half.poll_accepted(cx)).await;
+        match accepted.map_err(|reason| self.lost(reason))? {
+            None => Ok(()),
+            Some(payload) => Err(self.refused(payload)),
         }
     }
 
@@ -179,11 +164,8 @@ impl ResponseReader {
     /// # Errors
     /// [`Failure`]: refused, or lost on the way.
     pub async fn head(&mut self) -> Result<v1::ResponseHead, Failure> {
-        self.accepted().await?;
-        let Reader::Reading(half) = &mut self.reader else {
-            return Err(self.lost(LostReason::Gone).into());
-        };
-        match half.piece().await.map_err(|reason| self.lost(reason))? {
+        let piece = self.half.piece().await;
+        match piece.map_err(|reason| self.lost(reason))? {
             Piece::Frame(Kind::Head, payload) => {
                 v1::ResponseHead::decode(payload).map_err(|_| self.malformed(Kind::Head).into())
             }
@@ -215,10 +197,7 @@ impl ResponseReader {
         if self.ended {
             return Poll::Ready(Ok(Part::End));
         }
-        let Reader::Reading(half) = &mut self.reader else {
-            return Poll::Ready(Err(self.lost(LostReason::Gone)));
-        };
-        let part = match ready!(half.poll_piece(cx)) {
+        let part = match ready!(self.half.poll_piece(cx)) {
             Ok(Piece::Data(bytes)) => Part::Data(bytes),
             Ok(Piece::Frame(Kind::Trailers, payload)) => Part::Trailers(
                 v1::Trailers::decode(payload).map_err(|_| self.malformed(Kind::Trailers))?,
@@ -240,7 +219,7 @@ impl ResponseReader {
     fn lost(&self, reason: LostReason) -> Lost {
         Lost {
             reason,
-            accepted: self.accepted,
+            accepted: self.half.end.is_accepted(),
         }
     }
 
@@ -261,14 +240,15 @@ impl ResponseReader {
 
 impl Drop for ResponseReader {
     fn drop(&mut self) {
-        let exchange = self.shared.exchange;
+        let end = &self.half.end;
         if !self.ended {
-            self.link.say(Entry::Cancel {
-                exchange,
-                reason: GoneReason::ClientGone as u64,
+            let reason = GoneReason::ClientGone as u64;
+            end.say_everywhere(Entry::Cancel {
+                exchange: end.exchange,
+                reason,
             });
         }
-        self.link.forget(exchange);
-        self.link.count(false);
+        // Whoever still sends the request has nobody to send it for.
+        end.seal(LostReason::Cancelled);
     }
 }

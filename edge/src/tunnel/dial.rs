@@ -176,7 +176,14 @@ impl Keeper {
             .await?;
         let connection = Connection::Quic(connection);
         let peer = Arc::clone(&self.wanted.peer);
-        Ok(Link::dialled(connection, &self.me, peer, Arc::clone(&self.wanted.address)).await?)
+        Ok(Link::dialled(
+            &self.tunnel,
+            connection,
+            &self.me,
+            peer,
+            Arc::clone(&self.wanted.address),
+        )
+        .await?)
     }
 
     async fn resolve(&self) -> Result<SocketAddr, DialError> {

@@ -4,11 +4,18 @@
 //! other end has not acknowledged, so that it can be sent again over another attachment; [`Incoming`]
 //! merges what arrives, from however many attachments, into one run without gaps or doubles.
 //! What an end may hold is bounded by the credit that the receiver gives: a full window is
-//! backpressure, never a drop.
+//! backpressure, never a drop. [`Attachments`] decides which word about an attachment still counts.
+
+mod attachments;
+
+#[cfg(test)]
+mod model;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::{Buf as _, Bytes};
+
+pub use self::attachments::{ATTACH_BURST, ATTACH_REFILL, Attachments, Ignored};
 
 /// Credit that both ends assume before anything is said: a sequence of up to this many bytes needs no word from the receiver.
 ///
@@ -53,10 +60,15 @@ pub enum Violation {
 /// The sender's end of a sequence.
 #[derive(Debug)]
 pub struct Outgoing {
-    /// Everything below is in the receiver's memory and forgotten here.
+    /// Everything below is forgotten here.
     acked: u64,
+    /// Everything below is in the receiver's memory. Above `acked` only while a replay runs behind:
+    /// a stream's bytes have no numbers, so what it began with cannot be skipped on it.
+    known: u64,
     /// Next byte to hand to the attachment.
     next: u64,
+    /// How far any attachment ever came.
+    sent: u64,
     /// End of what was pushed.
     end: u64,
     /// First byte that may not yet be sent.
@@ -71,7 +83,9 @@ impl Default for Outgoing {
     fn default() -> Self {
         Self {
             acked: 0,
+            known: 0,
             next: 0,
+            sent: 0,
             end: 0,
             credit: INITIAL_CREDIT_BYTES,
             window: VecDeque::new(),
@@ -123,7 +137,29 @@ impl Outgoing {
             (index, done + len)
         };
         self.next += len as u64;
+        self.sent = self.sent.max(self.next);
+        if self.known > self.acked {
+            self.forget(self.known.min(self.next));
+        }
         Some(part)
+    }
+
+    /// Whether the receiver has everything that was pushed.
+    #[must_use]
+    pub const fn is_settled(&self) -> bool {
+        self.known == self.end
+    }
+
+    /// Whether the receiver was never heard of.
+    #[must_use]
+    pub const fn is_unheard(&self) -> bool {
+        self.known == 0
+    }
+
+    /// Whether more was pushed than the receiver allows, so that nothing more should be.
+    #[must_use]
+    pub const fn is_full(&self) -> bool {
+        self.end > self.credit
     }
 
     /// Where credit stops the sender, if it does.
@@ -142,17 +178,23 @@ impl Outgoing {
         self.credit > offset
     }
 
-    /// The receiver has everything below `offset` in memory.
+    /// The receiver has everything below `offset` in memory. Older, smaller words are ignored.
     ///
     /// # Errors
     /// [`Violation::AckAhead`] when that much was never sent.
     pub fn ack(&mut self, offset: u64) -> Result<(), Violation> {
-        if offset > self.next {
+        if offset > self.sent {
             return Err(Violation::AckAhead {
                 offset,
-                sent: self.next,
+                sent: self.sent,
             });
         }
+        self.known = self.known.max(offset);
+        self.forget(self.known.min(self.next));
+        Ok(())
+    }
+
+    fn forget(&mut self, offset: u64) {
         while self.acked < offset {
             let Some(front) = self.window.front_mut() else {
                 break;
@@ -163,15 +205,17 @@ impl Outgoing {
             self.acked += gone as u64;
             if gone == front.len() {
                 self.window.pop_front();
+                if self.cursor.0 == 0 {
+                    self.cursor.1 = 0;
+                }
                 self.cursor.0 = self.cursor.0.saturating_sub(1);
             } else {
                 front.advance(gone);
                 if self.cursor.0 == 0 {
-                    self.cursor.1 -= gone;
+                    self.cursor.1 = self.cursor.1.saturating_sub(gone);
                 }
             }
         }
-        Ok(())
     }
 
     /// The receiver allows bytes below `offset`. Older, smaller words are ignored.
@@ -179,15 +223,13 @@ impl Outgoing {
         self.credit = self.credit.max(offset);
     }
 
-    /// Goes back to `offset`, to send the rest again over another attachment.
-    ///
-    /// # Errors
-    /// [`Violation::AckAhead`] when the receiver claims bytes that were never sent.
-    pub fn rewind(&mut self, offset: u64) -> Result<(), Violation> {
-        self.ack(offset)?;
+    /// Goes back to what the receiver is not known to have, to send it again over another attachment.
+    /// Returns where that begins.
+    pub fn rewind(&mut self) -> u64 {
+        self.forget(self.known);
         self.next = self.acked;
         self.cursor = (0, 0);
-        Ok(())
+        self.next
     }
 }
 
@@ -311,6 +353,13 @@ impl Incoming {
         })
     }
 
+    /// What the sender should be told again, since it may have been lost with an attachment:
+    /// first the acknowledgement, then the credit.
+    pub const fn restate(&mut self) -> (u64, u64) {
+        self.acked = self.next;
+        (self.next, self.credit)
+    }
+
     fn keep_ahead(&mut self, mut offset: u64, mut bytes: Bytes) -> Result<(), Violation> {
         if let Some((&start, held)) = self.ahead.range(..=offset).next_back() {
             let held_end = start + held.len() as u64;
@@ -403,7 +452,8 @@ mod tests {
                 // The path is cut after some of what was sent arrived.
                 let arrived = (sent.len() as f64 * ack) as usize;
                 out.extend(incoming.receive(at, Bytes::copy_from_slice(&sent[..arrived])).unwrap().into_iter().flatten());
-                outgoing.rewind(incoming.next_offset()).unwrap();
+                outgoing.ack(incoming.next_offset()).unwrap();
+                outgoing.rewind();
                 prop_assert_eq!(outgoing.held_bytes(), pushed as u64 - incoming.next_offset());
             }
             let at = outgoing.next;

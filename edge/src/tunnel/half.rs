@@ -1,25 +1,34 @@
-//! The two halves of an exchange on its attachment: what writes a sequence, and what reads one.
+//! The two halves of an end: what writes a sequence, and what reads one.
 //!
-//! Both ends of an exchange use the same two. They join the rules (`exchange`) with the stream
+//! Both ends of an exchange use the same two. They join the rules (`exchange`) with the streams
 //! (`transport`), and talk about offsets with the peer through the link.
 
 use std::{
     collections::VecDeque,
+    future::Future,
     mem,
-    sync::Arc,
-    task::{Context, Poll},
+    pin::Pin,
+    sync::{Arc, atomic::Ordering},
+    task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Bytes, BytesMut};
-use vector_proto::tunnel::codec::{
-    self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, Kind, Piece,
+use prost::Message as _;
+use tokio::time::Sleep;
+use vector_proto::tunnel::{
+    codec::{
+        self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, GoneReason, Kind, Piece,
+    },
+    v1,
 };
 
 use super::{
     LostReason,
+    end::{End, Out, Side},
     exchange::Incoming,
-    link::{Link, Shared, poll_room},
-    transport::{self, Receiver, Sender},
+    link::Link,
+    transport::{self, Receiver},
 };
 
 /// Bytes that [`SendHalf::data`] holds back for company before it writes them out by itself.
@@ -29,34 +38,30 @@ const HELD_BYTES_MAX: usize = 16 << 10;
 /// 8 KiB read buffer, which the replay window would keep alive until the token is acknowledged.
 const COPIED_BYTES_MAX: usize = 2 << 10;
 
-/// Writes one sequence.
+/// Streams of one exchange that are read side by side. The oldest goes when another one comes.
+const STREAMS_MAX: usize = 4;
+
+/// How long a reader waits for another stream when none is left and nobody says why.
+const ALONE: Duration = Duration::from_secs(2);
+
+/// Writes one sequence. Dropped before the sequence is whole, it cuts it off, which the other end sees.
 #[derive(Debug)]
 pub(super) struct SendHalf {
-    pub(super) shared: Arc<Shared>,
-    pub(super) link: Arc<Link>,
-    stream: Sender,
+    pub(super) end: Arc<End>,
     /// Frames not yet pushed into the sequence.
     held: Vec<Bytes>,
     held_bytes: usize,
-    /// Handed out by the sequence (or the preamble), not yet taken by the stream.
-    leaving: Vec<Bytes>,
+    /// The last frame is among them.
+    ending: bool,
 }
 
 impl SendHalf {
-    /// `preamble` goes first and is not part of the sequence.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        link: Arc<Link>,
-        stream: Sender,
-        preamble: Bytes,
-    ) -> Self {
+    pub(super) const fn new(end: Arc<End>) -> Self {
         Self {
-            shared,
-            link,
-            stream,
+            end,
             held: Vec::new(),
             held_bytes: 0,
-            leaving: vec![preamble],
+            ending: false,
         }
     }
 
@@ -64,6 +69,12 @@ impl SendHalf {
     pub(super) fn frame(&mut self, frame: Bytes) {
         self.held_bytes += frame.len();
         self.held.push(frame);
+    }
+
+    /// Appends the frame that makes the sequence whole.
+    pub(super) fn last(&mut self, frame: Bytes) {
+        self.frame(frame);
+        self.ending = true;
     }
 
     /// Appends body bytes. Waits for credit when much is held.
@@ -89,92 +100,199 @@ impl SendHalf {
         }
     }
 
-    /// Writes out everything that is held, as credit allows.
+    /// Writes out everything that is held, as credit allows. What has no attachment at the moment
+    /// stays in the window, and leaves when there is one.
     ///
     /// Cancel safety: dropping the future loses nothing; the next flush goes on.
     pub(super) async fn flush(&mut self) -> Result<(), LostReason> {
+        std::future::poll_fn(|cx| self.poll_flush(cx)).await
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LostReason>> {
+        let Self {
+            end,
+            held,
+            held_bytes,
+            ending,
+        } = self;
+        let mut out = Out::Done;
+        let room = {
+            let mut sending = end.sending.lock();
+            if let Some(reason) = end.fate() {
+                return Poll::Ready(Err(reason));
+            }
+            if sending.unread {
+                return Poll::Ready(Err(LostReason::Reset));
+            }
+            held.drain(..)
+                .for_each(|frame| sending.outgoing.push(frame));
+            *held_bytes = 0;
+            sending.ended |= *ending;
+            if sending.moving {
+                end.mover.wake();
+            } else {
+                match sending.poll_out(cx) {
+                    Poll::Ready(came) => out = came,
+                    Poll::Pending => {
+                        end.writer.register(cx.waker());
+                        return Poll::Pending;
+                    }
+                }
+            }
+            end.poll_room(&sending, cx)
+        };
+        end.tunnel.came(end, out);
+        room.map(Ok)
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        if self.end.fate().is_some() {
+            return;
+        }
+        {
+            let mut sending = self.end.sending.lock();
+            if sending.unread {
+                return;
+            }
+            for frame in self.held.drain(..) {
+                sending.outgoing.push(frame);
+            }
+            if !sending.ended && !self.ending {
+                sending.outgoing.push(codec::CUT);
+            }
+            sending.ended = true;
+        }
+        self.end.tunnel.see_off(&self.end);
+    }
+}
+
+/// A stream that a sequence is read from.
+#[derive(Debug)]
+pub(super) struct ReadStream {
+    pub(super) link: Arc<Link>,
+    stream: Receiver,
+    /// What it delivered and nobody has looked at.
+    rest: Bytes,
+    at: At,
+}
+
+#[derive(Debug)]
+enum At {
+    /// Before ACCEPTED or REFUSED.
+    Preamble(Box<Decoder>),
+    /// The offset of the next byte.
+    Sequence(u64),
+}
+
+/// What a stream gave.
+enum Read {
+    Bytes(u64, Bytes),
+    Refused(Bytes),
+    Ended,
+}
+
+impl ReadStream {
+    /// A stream that this end opened: the other end's preamble is still to come.
+    pub(super) fn opened(link: &Arc<Link>, stream: Receiver) -> Self {
+        Self {
+            link: Arc::clone(link),
+            stream,
+            rest: Bytes::new(),
+            at: At::Preamble(Box::default()),
+        }
+    }
+
+    /// A stream whose preamble was read, and what came behind it.
+    pub(super) fn attached(link: &Arc<Link>, stream: Receiver, offset: u64, rest: Bytes) -> Self {
+        Self {
+            link: Arc::clone(link),
+            stream,
+            rest,
+            at: At::Sequence(offset),
+        }
+    }
+
+    fn poll(&mut self, end: &Arc<End>, cx: &mut Context<'_>) -> Poll<Result<Read, LostReason>> {
         loop {
-            if let Some(reason) = self.shared.fate() {
-                return Err(reason);
+            let mut bytes = mem::take(&mut self.rest);
+            if bytes.is_empty() {
+                match ready!(self.stream.poll_read(cx)) {
+                    Ok(Some(more)) => bytes = more,
+                    Ok(None) | Err(_) => return Poll::Ready(Ok(Read::Ended)),
+                }
             }
-            let blocked = self.hand_out();
-            if !self.leaving.is_empty() {
-                self.stream
-                    .write(&mut self.leaving)
-                    .await
-                    .map_err(|error| lost(&self.shared, &error))?;
-                self.leaving.clear();
+            match &mut self.at {
+                At::Sequence(offset) => {
+                    let at = *offset;
+                    *offset += bytes.len() as u64;
+                    return Poll::Ready(Ok(Read::Bytes(at, bytes)));
+                }
+                At::Preamble(decoder) => match decoder.next(&mut bytes)? {
+                    None => {}
+                    Some(Piece::Frame(Kind::Accepted, payload)) => {
+                        let accepted = v1::Accepted::decode(payload)
+                            .map_err(|_| codec::Error::Malformed(Kind::Accepted))?;
+                        end.taken(&self.link, &accepted);
+                        self.at = At::Sequence(accepted.offset);
+                        self.rest = bytes;
+                        if self.rest.is_empty() {
+                            // Whoever waits for the acceptance alone is to see it.
+                            return Poll::Ready(Ok(Read::Bytes(accepted.offset, Bytes::new())));
+                        }
+                    }
+                    Some(Piece::Frame(Kind::Refused, payload)) => {
+                        return Poll::Ready(Ok(Read::Refused(payload)));
+                    }
+                    Some(Piece::Frame(kind, _)) => {
+                        return Poll::Ready(Err(codec::Error::OutOfPlace(kind).into()));
+                    }
+                    Some(Piece::Data(_)) => {
+                        return Poll::Ready(Err(codec::Error::OutOfPlace(Kind::Data).into()));
+                    }
+                },
             }
-            let Some(end) = blocked else { return Ok(()) };
-            let shared = &self.shared;
-            std::future::poll_fn(|cx| poll_room(shared, cx, |outgoing| outgoing.sendable(end)))
-                .await?;
         }
-    }
-
-    /// Says that nothing follows on this stream.
-    pub(super) fn finish(&mut self) {
-        self.stream.finish();
-    }
-
-    /// Moves what credit allows to `leaving`. Returns how far it came when credit stops it.
-    fn hand_out(&mut self) -> Option<u64> {
-        if self.held.is_empty() && !self.leaving.is_empty() {
-            // Only a preamble, or the rest of an interrupted write.
-            self.leaving.retain(|chunk| !chunk.is_empty());
-        }
-        self.held_bytes = 0;
-        let mut outgoing = self.shared.outgoing.lock();
-        self.held.drain(..).for_each(|frame| outgoing.push(frame));
-        while let Some(slice) = outgoing.next_slice() {
-            self.leaving.push(slice);
-        }
-        outgoing.blocked_at()
     }
 }
 
 /// Reads one sequence.
 #[derive(Debug)]
 pub(super) struct ReceiveHalf {
-    pub(super) shared: Arc<Shared>,
-    pub(super) link: Arc<Link>,
-    stream: Receiver,
+    pub(super) end: Arc<End>,
+    /// Oldest first.
+    streams: Vec<ReadStream>,
     incoming: Incoming,
-    /// Offset of the next byte that the stream delivers.
-    offset: u64,
     decoder: Decoder,
     /// Bytes in order, being decoded.
     input: Bytes,
     /// Bytes in order that came out of a filled gap.
     queue: VecDeque<Bytes>,
+    /// What came instead of a sequence.
+    refused: Option<Bytes>,
+    /// Set while no stream is left.
+    alone: Option<Pin<Box<Sleep>>>,
 }
 
 impl ReceiveHalf {
-    /// `rest` is what the stream had delivered behind its preamble.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        link: Arc<Link>,
-        stream: Receiver,
-        rest: Bytes,
-    ) -> Result<Self, LostReason> {
-        let mut half = Self {
-            shared,
-            link,
-            stream,
+    pub(super) fn new(end: Arc<End>, stream: ReadStream) -> Self {
+        Self {
+            end,
+            streams: vec![stream],
             incoming: Incoming::default(),
-            offset: 0,
             decoder: Decoder::default(),
             input: Bytes::new(),
             queue: VecDeque::new(),
-        };
-        half.merge(rest)?;
-        Ok(half)
+            refused: None,
+            alone: None,
+        }
     }
 
-    /// The next piece of the sequence.
+    /// The next piece of the sequence; a refusal before it comes as the frame that it is.
     ///
     /// # Errors
-    /// Why no further piece comes. A stream that ends before the sequence does is [`LostReason::Reset`].
+    /// Why no further piece comes. A sequence that was cut off is [`LostReason::Reset`].
     pub(super) fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Result<Piece, LostReason>> {
         loop {
             let before = self.input.len();
@@ -183,30 +301,28 @@ impl ReceiveHalf {
                 .next(&mut self.input)
                 .map_err(LostReason::Protocol)?;
             self.used((before - self.input.len()) as u64);
-            if let Some(piece) = piece {
-                if matches!(piece, Piece::Frame(Kind::End, _)) {
+            match piece {
+                None => {}
+                Some(Piece::Frame(Kind::Cut, _)) => {
                     self.acknowledge(true);
+                    return Poll::Ready(Err(LostReason::Reset));
                 }
-                return Poll::Ready(Ok(piece));
+                Some(piece) => {
+                    if matches!(piece, Piece::Frame(Kind::End | Kind::Refused, _)) {
+                        self.end.whole.store(true, Ordering::Release);
+                        self.acknowledge(true);
+                    }
+                    return Poll::Ready(Ok(piece));
+                }
             }
             if let Some(bytes) = self.queue.pop_front() {
                 self.input = bytes;
                 continue;
             }
-            match self.stream.poll_read(cx) {
-                Poll::Ready(Ok(Some(bytes))) => self.merge(bytes)?,
-                Poll::Ready(Ok(None)) => {
-                    return Poll::Ready(Err(self.shared.fate().unwrap_or(LostReason::Reset)));
-                }
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(lost(&self.shared, &error))),
-                Poll::Pending => {
-                    self.shared.reader.register(cx.waker());
-                    return match self.shared.fate() {
-                        Some(reason) => Poll::Ready(Err(reason)),
-                        None => Poll::Pending,
-                    };
-                }
+            if let Some(payload) = self.refused.take() {
+                return Poll::Ready(Ok(Piece::Frame(Kind::Refused, payload)));
             }
+            ready!(self.poll_read(cx))?;
         }
     }
 
@@ -214,11 +330,93 @@ impl ReceiveHalf {
         std::future::poll_fn(|cx| self.poll_piece(cx)).await
     }
 
-    fn merge(&mut self, bytes: Bytes) -> Result<(), LostReason> {
-        let at = self.offset;
-        self.offset += bytes.len() as u64;
+    /// Resolves once the egress has taken the exchange, or refuses it: then with the refusal.
+    pub(super) fn poll_accepted(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, LostReason>> {
+        loop {
+            if let Some(payload) = self.refused.take() {
+                return Poll::Ready(Ok(Some(payload)));
+            }
+            if self.end.is_accepted() {
+                return Poll::Ready(Ok(None));
+            }
+            ready!(self.poll_read(cx))?;
+        }
+    }
+
+    /// Reads from whichever stream has something.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LostReason>> {
+        loop {
+            self.take_arrivals();
+            let mut at = 0;
+            while let Some(stream) = self.streams.get_mut(at) {
+                match stream.poll(&self.end, cx)? {
+                    Poll::Pending => at += 1,
+                    Poll::Ready(Read::Bytes(offset, bytes)) => {
+                        self.merge(offset, bytes)?;
+                        return Poll::Ready(Ok(()));
+                    }
+                    Poll::Ready(Read::Refused(payload)) => {
+                        self.streams.remove(at);
+                        // Another attachment of the same exchange may still be accepted, or was.
+                        if self.streams.is_empty() && !self.end.is_accepted() {
+                            self.refused = Some(payload);
+                            return Poll::Ready(Ok(()));
+                        }
+                    }
+                    Poll::Ready(Read::Ended) => {
+                        self.streams.remove(at);
+                    }
+                }
+            }
+            self.end.reader.register(cx.waker());
+            if let Some(reason) = self.end.fate() {
+                return Poll::Ready(Err(reason));
+            }
+            if self.end.has_arrivals() {
+                continue;
+            }
+            if !self.streams.is_empty() {
+                return Poll::Pending;
+            }
+            let time = match self.end.side {
+                Side::Ingress => ALONE,
+                Side::Egress => self.end.tunnel.patience().grace,
+            };
+            let alone = self
+                .alone
+                .get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+            ready!(alone.as_mut().poll(cx));
+            return Poll::Ready(Err(LostReason::Reset));
+        }
+    }
+
+    fn take_arrivals(&mut self) {
+        if !self.end.has_arrivals() {
+            return;
+        }
+        self.alone = None;
+        for stream in self.end.take_arrivals() {
+            if self.streams.len() == STREAMS_MAX {
+                self.streams.remove(0);
+            }
+            self.streams.push(stream);
+        }
+        // What was said over a path that died was perhaps not heard.
+        let exchange = self.end.exchange;
+        let (offset, credit) = self.incoming.restate();
+        self.end.say(Entry::Ack { exchange, offset });
+        self.end.say(Entry::Credit {
+            exchange,
+            offset: credit,
+        });
+    }
+
+    fn merge(&mut self, at: u64, bytes: Bytes) -> Result<(), LostReason> {
         let violation = |violation| {
-            tracing::warn!(peer = %self.link.peer, exchange = %self.shared.exchange, %violation, "peer breaks the tunnel's rules");
+            tracing::warn!(peer = %self.end.far, exchange = %self.end.exchange, %violation, "peer breaks the tunnel's rules");
             LostReason::Gone
         };
         if let Some(bytes) = self.incoming.receive(at, bytes).map_err(violation)? {
@@ -231,14 +429,15 @@ impl ReceiveHalf {
         while let Some(bytes) = self.incoming.take_ahead() {
             self.queue.push_back(bytes);
         }
+        self.end.set_received(self.incoming.next_offset());
         self.acknowledge(false);
         Ok(())
     }
 
     fn acknowledge(&mut self, all: bool) {
         if let Some(offset) = self.incoming.ack_due(all) {
-            self.link.say(Entry::Ack {
-                exchange: self.shared.exchange,
+            self.end.say(Entry::Ack {
+                exchange: self.end.exchange,
                 offset,
             });
         }
@@ -248,9 +447,22 @@ impl ReceiveHalf {
         if bytes > 0
             && let Some(offset) = self.incoming.consume(bytes)
         {
-            self.link.say(Entry::Credit {
-                exchange: self.shared.exchange,
+            self.end.say(Entry::Credit {
+                exchange: self.end.exchange,
                 offset,
+            });
+        }
+    }
+}
+
+impl Drop for ReceiveHalf {
+    fn drop(&mut self) {
+        let end = &self.end;
+        if end.side == Side::Egress && !end.whole.load(Ordering::Acquire) && end.fate().is_none() {
+            end.whole.store(true, Ordering::Release);
+            end.say(Entry::Gone {
+                exchange: end.exchange,
+                reason: GoneReason::Unread as u64,
             });
         }
     }
@@ -278,22 +490,4 @@ pub(super) enum PreambleError {
     Transport(#[from] transport::Error),
     #[error(transparent)]
     Codec(#[from] codec::Error),
-}
-
-impl PreambleError {
-    pub(super) fn into_reason(self, shared: &Shared) -> LostReason {
-        match self {
-            Self::Transport(error) => lost(shared, &error),
-            Self::Codec(codec::Error::Truncated) => shared.fate().unwrap_or(LostReason::Reset),
-            Self::Codec(error) => LostReason::Protocol(error),
-        }
-    }
-}
-
-/// What was said about the exchange counts more than how its stream ended.
-fn lost(shared: &Shared, error: &transport::Error) -> LostReason {
-    shared.fate().unwrap_or(match error {
-        transport::Error::ConnectionLost(_) => LostReason::LinkDown,
-        transport::Error::Reset(_) | transport::Error::Full => LostReason::Reset,
-    })
 }

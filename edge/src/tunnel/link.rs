@@ -1,19 +1,17 @@
 //! One warm connection to a peer, and the exchanges on it.
 //!
 //! The first stream of a connection is its control stream: HELLO each way, then batches of ACK,
-//! CREDIT, CANCEL and GONE about any exchange. Every further stream is an attachment. The link
-//! knows its exchanges only by id: it hands a word about one to whoever registered it, or, on a
-//! relay, to the link on the other side.
+//! CREDIT, CANCEL, RESUME and GONE about any exchange. Every further stream is an attachment. An
+//! exchange belongs to the node and not to the link: a word about one is handed to its end on this
+//! node, if whoever says it may, or, on a relay, to the link on the other side.
 
 mod control;
-
-mod shared;
 
 use std::{
     collections::{HashMap, VecDeque},
     fmt,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::Duration,
@@ -34,9 +32,9 @@ use vector_proto::{
 
 use self::control::Control;
 pub use self::control::Ready;
-pub(super) use self::shared::{Shared, Target, poll_room};
 use super::{
-    LostReason,
+    Peer, Tunnel,
+    end::Side,
     transport::{self, Connection, Receiver, Sender},
     vitals::{Condition, Vitals},
 };
@@ -80,9 +78,17 @@ pub struct Link {
     pub epoch: u64,
     /// Where the peer is, for people.
     pub address: Arc<str>,
+    /// This node.
+    pub(super) me: Arc<str>,
+    /// Which end of the exchanges that are spoken of here is on this node: who dials, asks.
+    pub(super) side: Side,
+    /// The peer may speak for others.
+    relay: bool,
+    pub(super) tunnel: Tunnel,
     connection: Connection,
     vitals: Arc<Vitals>,
-    exchanges: Mutex<HashMap<ExchangeId, Target>>,
+    /// Exchanges that only pass through this node: the link on their other side, and over how many streams.
+    passing: Mutex<HashMap<ExchangeId, (Weak<Self>, u32)>>,
     early_cancels: Mutex<VecDeque<ExchangeId>>,
     outbox: Outbox,
     outstanding: AtomicU32,
@@ -110,13 +116,20 @@ impl Link {
     /// # Errors
     /// [`Error`] when the peer does not answer as a node of this network.
     pub async fn dialled(
+        tunnel: &Tunnel,
         connection: Connection,
         me: &v1::Hello,
         peer: Arc<str>,
         address: Arc<str>,
     ) -> Result<Ready, Error> {
-        let (send, receive) = connection.open().await?;
-        Self::greet(connection, send, receive, me, (peer, address)).await
+        let streams = connection.open().await?;
+        // Its name is certified; what it may be, control said when it told us to dial it.
+        let peer = Peer {
+            node: peer,
+            roles: vec!["relay".into()],
+        };
+        let side = (Side::Ingress, tunnel);
+        Self::greet(side, connection, streams, me, (peer, address)).await
     }
 
     /// Sets a link up on a connection that `peer` dialled.
@@ -124,22 +137,24 @@ impl Link {
     /// # Errors
     /// As [`Self::dialled`].
     pub async fn accepted(
+        tunnel: &Tunnel,
         connection: Connection,
         me: &v1::Hello,
-        peer: Arc<str>,
+        peer: Peer,
         address: Arc<str>,
     ) -> Result<Ready, Error> {
         let first = tokio::time::timeout(HELLO_TIMEOUT, connection.accept()).await;
-        let (send, receive) = first.map_err(|_| Error::Silent)??;
-        Self::greet(connection, send, receive, me, (peer, address)).await
+        let streams = first.map_err(|_| Error::Silent)??;
+        let side = (Side::Egress, tunnel);
+        Self::greet(side, connection, streams, me, (peer, address)).await
     }
 
     async fn greet(
+        (side, tunnel): (Side, &Tunnel),
         connection: Connection,
-        mut send: Sender,
-        receive: Receiver,
+        (mut send, receive): (Sender, Receiver),
         me: &v1::Hello,
-        (peer, address): (Arc<str>, Arc<str>),
+        (peer, address): (Peer, Arc<str>),
     ) -> Result<Ready, Error> {
         send.write(&mut [codec::message(Kind::Hello, me)]).await?;
         let mut control = Control {
@@ -153,19 +168,24 @@ impl Link {
         if hello.version != VERSION {
             return Err(Error::Version(hello.version));
         }
-        if *hello.node != *peer {
+        if *hello.node != *peer.node {
             return Err(Error::Imposter {
                 said: hello.node,
-                certified: peer.to_string(),
+                certified: peer.node.to_string(),
             });
         }
+        let is_relay = |roles: &[String]| roles.iter().any(|role| role == "relay");
         let link = Arc::new(Self {
-            peer,
+            peer: peer.node,
+            me: me.node.as_str().into(),
+            side,
+            relay: is_relay(&peer.roles) && is_relay(&hello.roles),
+            tunnel: tunnel.clone(),
             epoch: hello.epoch,
             address,
             connection,
             vitals: Arc::default(),
-            exchanges: Mutex::default(),
+            passing: Mutex::default(),
             early_cancels: Mutex::default(),
             outbox: Outbox::default(),
             outstanding: AtomicU32::new(0),
@@ -268,11 +288,30 @@ impl Link {
         self.outbox.urgent.notify_one();
     }
 
+    /// Whether the peer is a relay, which speaks for others.
+    #[must_use]
+    pub const fn is_relay(&self) -> bool {
+        self.relay
+    }
+
+    /// Whether a running exchange may go on over it.
+    #[must_use]
+    pub fn carries(&self) -> bool {
+        !self.is_down() && self.condition() != Condition::Down
+    }
+
+    /// Whether the peer dialled this link.
+    #[must_use]
+    pub fn is_accepted(&self) -> bool {
+        self.side == Side::Egress
+    }
+
     /// Lets words about `exchange` pass from either link to the other, until the guard is dropped.
     #[must_use]
     pub fn splice(up: &Arc<Self>, down: &Arc<Self>, exchange: ExchangeId) -> Splice {
-        down.register(exchange, Target::There(Arc::downgrade(up)));
-        if !up.register(exchange, Target::There(Arc::downgrade(down))) {
+        down.pass(exchange, up);
+        up.pass(exchange, down);
+        if up.was_cancelled(exchange) {
             // Cancelled before it came: say so behind the OPEN that is about to leave.
             down.say(Entry::Cancel {
                 exchange,
@@ -286,6 +325,26 @@ impl Link {
         }
     }
 
+    fn pass(&self, exchange: ExchangeId, other: &Arc<Self>) {
+        let mut passing = self.passing.lock();
+        let entry = passing.entry(exchange).or_insert_with(|| {
+            self.vitals.began();
+            (Weak::new(), 0)
+        });
+        *entry = (Arc::downgrade(other), entry.1 + 1);
+    }
+
+    fn unpass(&self, exchange: ExchangeId) {
+        let mut passing = self.passing.lock();
+        if let Some((_, streams)) = passing.get_mut(&exchange) {
+            *streams -= 1;
+            if *streams == 0 {
+                passing.remove(&exchange);
+                self.vitals.ended(1);
+            }
+        }
+    }
+
     pub(crate) async fn open_stream(&self) -> Result<(Sender, Receiver), transport::Error> {
         self.connection.open().await
     }
@@ -294,24 +353,11 @@ impl Link {
         self.connection.accept().await
     }
 
-    /// Registers who hears of an exchange. `false` when its cancellation came before it.
-    pub(super) fn register(&self, exchange: ExchangeId, target: Target) -> bool {
+    /// Whether the cancellation of an exchange came before it.
+    pub(super) fn was_cancelled(&self, exchange: ExchangeId) -> bool {
         let mut early = self.early_cancels.lock();
-        if let Some(at) = early.iter().position(|cancelled| *cancelled == exchange) {
-            early.remove(at);
-            return false;
-        }
-        drop(early);
-        if self.exchanges.lock().insert(exchange, target).is_none() {
-            self.vitals.began();
-        }
-        true
-    }
-
-    pub(super) fn forget(&self, exchange: ExchangeId) {
-        if self.exchanges.lock().remove(&exchange).is_some() {
-            self.vitals.ended(1);
-        }
+        let at = early.iter().position(|cancelled| *cancelled == exchange);
+        at.is_some_and(|at| early.remove(at).is_some())
     }
 
     pub(super) fn count(&self, opened: bool) {
@@ -323,7 +369,7 @@ impl Link {
     }
 
     /// Says something about an exchange: acknowledgements soon, everything else at once.
-    pub(super) fn say(&self, entry: Entry) {
+    pub(crate) fn say(&self, entry: Entry) {
         let urgent = !matches!(entry, Entry::Ack { .. });
         self.outbox.entries.lock().push(entry);
         if urgent {
@@ -333,66 +379,32 @@ impl Link {
         }
     }
 
-    /// The egress has written its whole answer: forgotten when it is acknowledged.
-    pub(super) fn finished(&self, shared: &Shared) {
-        shared.finished.store(true, Ordering::Release);
-        if shared.outgoing.lock().held_bytes() == 0 {
-            self.forget(shared.exchange);
-        }
-    }
-
-    fn hear(&self, entry: Entry) {
+    fn hear(self: &Arc<Self>, entry: Entry) {
         let exchange = entry.exchange();
-        let shared = match self.exchanges.lock().get(&exchange) {
-            Some(Target::Here(shared)) => Arc::clone(shared),
-            Some(Target::There(link)) => {
-                if let Some(link) = link.upgrade() {
-                    link.say(entry);
-                }
-                return;
+        if self.passes_on(exchange, entry) {
+            return;
+        }
+        match self.tunnel.end(self.side, exchange) {
+            Some(end) if end.knows(&self.peer) => end.hear(entry, self),
+            Some(_) => {
+                tracing::warn!(%exchange, peer = %self.peer, "peer speaks of somebody else's exchange");
             }
-            None => {
-                self.hear_of_unknown(entry);
-                return;
-            }
-        };
-        match entry {
-            Entry::Ack { offset, .. } => self.acked(&shared, offset),
-            Entry::Credit { offset, .. } => {
-                shared.outgoing.lock().allow(offset);
-                shared.writer.wake();
-            }
-            Entry::Cancel { .. } => {
-                self.forget(exchange);
-                shared.seal(&LostReason::Cancelled);
-            }
-            Entry::Gone { .. } => {
-                self.forget(exchange);
-                shared.seal(&LostReason::Gone);
-            }
-            // A peer that can resume says so in HELLO's version; this one has nothing to resume.
-            Entry::Resume { .. } => self.say(Entry::Gone {
-                exchange,
-                reason: GoneReason::Unknown as u64,
-            }),
+            None => self.hear_of_unknown(entry),
         }
     }
 
-    fn acked(&self, shared: &Shared, offset: u64) {
-        let held = {
-            let mut outgoing = shared.outgoing.lock();
-            if let Err(violation) = outgoing.ack(offset) {
-                drop(outgoing);
-                tracing::warn!(peer = %self.peer, exchange = %shared.exchange, %violation, "peer breaks the tunnel's rules");
-                shared.seal(&LostReason::Gone);
-                return;
-            }
-            outgoing.held_bytes()
+    /// Hands a word to the link on the other side, if the exchange only passes through.
+    fn passes_on(&self, exchange: ExchangeId, entry: Entry) -> bool {
+        let passing = self.passing.lock();
+        let Some((other, _)) = passing.get(&exchange) else {
+            return false;
         };
-        shared.writer.wake();
-        if held == 0 && shared.finished.load(Ordering::Acquire) {
-            self.forget(shared.exchange);
+        let other = other.upgrade();
+        drop(passing);
+        if let Some(other) = other {
+            other.say(entry);
         }
+        true
     }
 
     fn hear_of_unknown(&self, entry: Entry) {
@@ -413,25 +425,26 @@ impl Link {
         }
     }
 
-    /// Ends every exchange on it. Exchanges that go on over another link come with resume.
-    fn fail(&self) {
+    /// What it carried goes on elsewhere, or ends.
+    fn fail(self: &Arc<Self>) {
         self.is_down.store(true, Ordering::Release);
         self.down.cancel();
-        let exchanges = std::mem::take(&mut *self.exchanges.lock());
-        self.vitals.ended(exchanges.len() as u32);
-        for (exchange, target) in exchanges {
-            match target {
-                Target::Here(shared) => shared.seal(&LostReason::LinkDown),
-                Target::There(link) => {
-                    if let Some(link) = link.upgrade() {
-                        link.forget(exchange);
-                        link.say(Entry::Gone {
-                            exchange,
-                            reason: GoneReason::HopDown as u64,
-                        });
-                    }
-                }
-            }
+        self.tunnel.link_down(self);
+    }
+
+    /// Tells everybody whose exchanges pass through this node over it that they must go another way.
+    pub(super) fn tell_hop_down(&self) {
+        let passing: Vec<_> = {
+            let passing = self.passing.lock();
+            let each = passing.iter();
+            each.filter_map(|(exchange, (other, _))| Some((*exchange, other.upgrade()?)))
+                .collect()
+        };
+        for (exchange, other) in passing {
+            other.say(Entry::Gone {
+                exchange,
+                reason: GoneReason::HopDown as u64,
+            });
         }
     }
 }
@@ -446,8 +459,8 @@ pub struct Splice {
 
 impl Drop for Splice {
     fn drop(&mut self) {
-        self.up.forget(self.exchange);
-        self.down.forget(self.exchange);
+        self.up.unpass(self.exchange);
+        self.down.unpass(self.exchange);
     }
 }
 

@@ -100,6 +100,7 @@ impl Network {
             .clone();
         let pulses = Pulses::new(me.epoch, intervals);
         let acceptor = Acceptor::new(
+            tunnel.clone(),
             Arc::clone(&credentials),
             me.clone(),
             arrivals,
@@ -136,6 +137,7 @@ impl Network {
         let (here, there) = memory::pair();
         let (ready, adopted) = tokio::join!(
             Link::dialled(
+                &self.tunnel,
                 Connection::Memory(here),
                 me,
                 Arc::clone(&name),

@@ -1,32 +1,69 @@
-//! The links of this node, by peer; and the handle through which the roles use them.
+//! What a node's tunnel knows: its links, by peer, and the exchanges that have an end here. The handle through
+//! which the roles use them.
 //!
 //! Reading is wait-free: requests look links up in a map that is replaced whole when a link comes
 //! or goes, which is rare.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
+use parking_lot::RwLock;
+use tokio_util::task::TaskTracker;
 use vector_proto::{
     control::v1::{LinkState, LinkStatus},
     id::ExchangeId,
     tunnel::v1,
 };
 
-use super::{Call, Condition, Link, OpenError, Path, PathState};
+use super::{
+    Call, Condition, Link, OpenError, Path, PathState, TransitHandler,
+    end::{End, Side},
+    registry::Registry,
+    resume::Patience,
+    tally::Tally,
+};
 
-/// Handle of the node's links. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+/// Handle of the node's links and exchanges. Cheap to clone.
+#[derive(Clone, Default)]
 pub struct Tunnel {
-    links: Arc<ArcSwap<Links>>,
+    core: Arc<Core>,
+}
+
+#[derive(Default)]
+struct Core {
+    /// Links that this node dialled.
+    links: ArcSwap<Links>,
+    /// Links that others dialled.
+    accepted: ArcSwap<Links>,
+    /// The relays over which each egress may be reached.
+    relays: ArcSwap<Relays>,
+    /// The incarnation of each egress that was seen last.
+    epochs: RwLock<HashMap<Arc<str>, u64>>,
+    /// Exchanges that this node opened.
+    calls: Registry,
+    /// Exchanges that were opened here.
+    arrivals: Registry,
+    /// Present on a relay.
+    transits: OnceLock<TransitHandler>,
+    patience: RwLock<Patience>,
+    tally: Tally,
+    tasks: TaskTracker,
 }
 
 type Links = HashMap<Arc<str>, Vec<Arc<Link>>>;
+
+/// Relays by the egress behind them.
+pub type Relays = HashMap<Arc<str>, Vec<Arc<str>>>;
 
 impl Tunnel {
     /// What is seen of a path, if it can take an exchange now. Takes no lock and allocates nothing.
     #[must_use]
     pub fn path_state(&self, path: &Path) -> Option<PathState> {
-        let links = self.links.load();
+        let links = self.core.links.load();
         let of_peer = links.get(path.first_hop())?;
         let best = least_loaded(of_peer)?;
         let outstanding = of_peer.iter().map(|link| link.outstanding()).sum();
@@ -49,20 +86,20 @@ impl Tunnel {
         open: &v1::Open,
     ) -> Result<Call, OpenError> {
         let link = self.link(path.first_hop()).ok_or(OpenError::NoLink)?;
-        Call::open(&link, exchange, open).await
+        Call::open(self, path, &link, exchange, open).await
     }
 
     /// The link to a peer that has the least on it.
     #[must_use]
     pub fn link(&self, peer: &str) -> Option<Arc<Link>> {
-        let links = self.links.load();
+        let links = self.core.links.load();
         least_loaded(links.get(peer)?).cloned()
     }
 
     /// State of every link, for reports.
     #[must_use]
     pub fn status(&self) -> Vec<LinkStatus> {
-        let links = self.links.load();
+        let links = self.core.links.load();
         let mut rows: Vec<LinkStatus> = links.values().flatten().map(|link| status(link)).collect();
         rows.sort_by(|a, b| (&a.peer, &a.address).cmp(&(&b.peer, &b.address)));
         rows
@@ -71,38 +108,201 @@ impl Tunnel {
     /// Whether any link is up.
     #[must_use]
     pub fn any_up(&self) -> bool {
-        self.links
+        self.core
+            .links
             .load()
             .values()
             .flatten()
             .any(|link| link.usable())
     }
 
-    /// Adds a link that is up.
+    /// Adds a link that this node dialled and that is up.
     pub fn add(&self, link: &Arc<Link>) {
-        self.links.rcu(|links| {
-            let mut links = Links::clone(links);
-            links
-                .entry(Arc::clone(&link.peer))
-                .or_default()
-                .push(Arc::clone(link));
-            links
-        });
+        insert(&self.core.links, link);
+        self.learn_epoch(&link.peer, link.epoch);
+        self.link_up(link);
     }
 
     /// Removes a link. Exchanges on it are not touched.
     pub fn remove(&self, link: &Arc<Link>) {
-        self.links.rcu(|links| {
-            let mut links = Links::clone(links);
-            if let Some(of_peer) = links.get_mut(&link.peer) {
-                of_peer.retain(|other| !Arc::ptr_eq(other, link));
-                if of_peer.is_empty() {
-                    links.remove(&link.peer);
-                }
-            }
-            links
-        });
+        remove(&self.core.links, link);
     }
+
+    /// Says which relays lead to which egress, so that exchanges find another way when one dies.
+    pub fn know_relays(&self, relays: Relays) {
+        self.core.relays.store(Arc::new(relays));
+    }
+
+    /// The best link that a peer dialled.
+    #[must_use]
+    pub fn accepted_link(&self, peer: &str) -> Option<Arc<Link>> {
+        best(self.core.accepted.load().get(peer)?, None).cloned()
+    }
+
+    /// How often what keeps exchanges alive was used.
+    #[must_use]
+    pub fn tally(&self) -> &Tally {
+        &self.core.tally
+    }
+
+    /// Sets how long exchanges without an attachment are kept.
+    pub fn set_patience(&self, patience: Patience) {
+        *self.core.patience.write() = patience;
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        *self.core.patience.read()
+    }
+
+    pub(super) fn add_accepted(&self, link: &Arc<Link>) {
+        insert(&self.core.accepted, link);
+        self.link_up(link);
+    }
+
+    pub(super) fn remove_accepted(&self, link: &Arc<Link>) {
+        remove(&self.core.accepted, link);
+    }
+
+    pub(super) fn pass_on(&self, transits: &TransitHandler) {
+        // A node has one relay.
+        let _ = self.core.transits.set(Arc::clone(transits));
+    }
+
+    pub(super) fn transits(&self) -> Option<TransitHandler> {
+        self.core.transits.get().cloned()
+    }
+
+    pub(super) fn tasks(&self) -> &TaskTracker {
+        &self.core.tasks
+    }
+
+    pub(super) fn calls(&self) -> &Registry {
+        &self.core.calls
+    }
+
+    pub(super) fn arrivals(&self) -> &Registry {
+        &self.core.arrivals
+    }
+
+    /// The end of an exchange that is here.
+    pub(super) fn end(&self, side: Side, exchange: ExchangeId) -> Option<Arc<End>> {
+        match side {
+            Side::Ingress => self.core.calls.get(exchange),
+            Side::Egress => self.core.arrivals.get(exchange),
+        }
+    }
+
+    pub(super) fn forget(&self, end: &Arc<End>) {
+        match end.side {
+            Side::Ingress => self.core.calls.leave(end),
+            Side::Egress => self.core.arrivals.leave(end),
+        }
+    }
+
+    /// The incarnation of an egress that was seen last; 0 if none was.
+    pub(super) fn epoch_of(&self, egress: &str) -> u64 {
+        self.core.epochs.read().get(egress).copied().unwrap_or(0)
+    }
+
+    pub(super) fn learn_epoch(&self, egress: &Arc<str>, epoch: u64) {
+        if self.epoch_of(egress) != epoch {
+            self.core.epochs.write().insert(Arc::clone(egress), epoch);
+        }
+    }
+
+    /// The relays over which an egress may come back to this node at the moment.
+    pub(super) fn via(&self, egress: &str) -> Vec<String> {
+        let relays = self.core.relays.load();
+        let Some(relays) = relays.get(egress) else {
+            return Vec::new();
+        };
+        let links = self.core.links.load();
+        let up = |relay: &&Arc<str>| {
+            let links = links.get(&***relay);
+            links.is_some_and(|links| links.iter().any(|link| link.carries()))
+        };
+        relays.iter().filter(up).map(ToString::to_string).collect()
+    }
+
+    /// How many ways to a node are configured, dead or alive.
+    pub(super) fn knows_ways(&self, egress: &str) -> usize {
+        let direct = self.core.links.load().get(egress).map_or(0, Vec::len);
+        let relays = self.core.relays.load().get(egress).map_or(0, Vec::len);
+        direct.max(1) + relays
+    }
+
+    /// The next best link towards an egress: directly, or else over a relay.
+    pub(super) fn way_to_egress(
+        &self,
+        egress: &str,
+        failed: Option<&Arc<Link>>,
+    ) -> Option<Arc<Link>> {
+        let links = self.core.links.load();
+        let relays = self.core.relays.load();
+        let relays = relays.get(egress).map_or(&[][..], Vec::as_slice);
+        let hops = std::iter::once(egress).chain(relays.iter().map(|relay| &**relay));
+        best_way(&links, hops, failed)
+    }
+
+    /// The next best link towards the ingress of an exchange.
+    pub(super) fn way_to_ingress(
+        &self,
+        end: &End,
+        failed: Option<&Arc<Link>>,
+    ) -> Option<Arc<Link>> {
+        let links = self.core.accepted.load();
+        let hops = std::iter::once(&*end.far).chain(end.via.iter().map(String::as_str));
+        best_way(&links, hops, failed)
+    }
+}
+
+impl std::fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list()
+            .entries(self.core.links.load().values().flatten())
+            .finish()
+    }
+}
+
+fn insert(links: &ArcSwap<Links>, link: &Arc<Link>) {
+    links.rcu(|links| {
+        let mut links = Links::clone(links);
+        let of_peer = links.entry(Arc::clone(&link.peer)).or_default();
+        of_peer.push(Arc::clone(link));
+        links
+    });
+}
+
+fn remove(links: &ArcSwap<Links>, link: &Arc<Link>) {
+    links.rcu(|links| {
+        let mut links = Links::clone(links);
+        if let Some(of_peer) = links.get_mut(&link.peer) {
+            of_peer.retain(|other| !Arc::ptr_eq(other, link));
+            if of_peer.is_empty() {
+                links.remove(&link.peer);
+            }
+        }
+        links
+    });
+}
+
+/// The best link over any of the first hops; of equals, the one that is named first.
+fn best_way<'a>(
+    links: &Links,
+    hops: impl Iterator<Item = &'a str>,
+    failed: Option<&Arc<Link>>,
+) -> Option<Arc<Link>> {
+    hops.filter_map(|hop| best(links.get(hop)?, failed))
+        .min_by_key(|link| link.condition())
+        .cloned()
+}
+
+/// The link in the best condition over which a running exchange may go on.
+fn best<'a>(links: &'a [Arc<Link>], failed: Option<&Arc<Link>>) -> Option<&'a Arc<Link>> {
+    links
+        .iter()
+        .filter(|link| link.carries() && failed.is_none_or(|failed| !Arc::ptr_eq(failed, link)))
+        .min_by_key(|link| (link.condition(), link.outstanding()))
 }
 
 /// The link in the best condition, and of those the one with the least on it.

@@ -1,6 +1,6 @@
 //! Whole exchanges over the in-memory twin of a link.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -17,6 +17,8 @@ use super::{
     *,
 };
 use crate::relay::Relay;
+
+mod resume;
 
 #[derive(Debug)]
 struct NoCredentials;
@@ -40,39 +42,76 @@ impl Credentials for NoCredentials {
 }
 
 fn hello(node: &str) -> v1::Hello {
+    hello_of(node, 7)
+}
+
+fn hello_of(node: &str, epoch: u64) -> v1::Hello {
     v1::Hello {
         version: VERSION,
         node: node.into(),
-        epoch: 7,
+        epoch,
+        roles: vec![node.into()],
         ..v1::Hello::default()
     }
 }
 
-/// Links `from` to an acceptor by memory, and returns the end of `from`.
-async fn link(from: &str, to: &str, acceptor: &Arc<Acceptor>, tasks: &TaskTracker) -> Arc<Link> {
+/// Links `from` to an acceptor by memory, adds the link to its tunnel and returns it.
+async fn link(
+    tunnel: &Tunnel,
+    from: &str,
+    to: &str,
+    acceptor: &Arc<Acceptor>,
+    tasks: &TaskTracker,
+) -> Arc<Link> {
     let (here, there) = memory::pair();
     let me = hello(from);
     let (dialled, adopted) = tokio::join!(
-        Link::dialled(Connection::Memory(here), &me, to.into(), "memory".into()),
+        Link::dialled(
+            tunnel,
+            Connection::Memory(here),
+            &me,
+            to.into(),
+            "memory".into()
+        ),
         acceptor.adopt(Connection::Memory(there), from.into()),
     );
     adopted.unwrap();
     let ready = dialled.unwrap();
     let link = Arc::clone(&ready.link);
+    tunnel.add(&link);
     tasks.spawn(ready.serve());
     link
 }
 
+/// A node that gives up early, so that tests need not wait.
+fn impatient() -> Tunnel {
+    let tunnel = Tunnel::default();
+    tunnel.set_patience(Patience {
+        grace: Duration::from_millis(400),
+        ..Patience::default()
+    });
+    tunnel
+}
+
 /// An egress named `egress`, whose arrivals come out of the queue.
 fn egress(tasks: &TaskTracker) -> (Arc<Acceptor>, mpsc::Receiver<Arrival>) {
+    egress_of(&impatient(), 7, tasks)
+}
+
+fn egress_of(
+    tunnel: &Tunnel,
+    epoch: u64,
+    tasks: &TaskTracker,
+) -> (Arc<Acceptor>, mpsc::Receiver<Arrival>) {
     let (arrived, arrivals) = mpsc::channel(64);
     let handler: ArrivalHandler = Arc::new(move |arrival| {
         let arrived = arrived.clone();
         Box::pin(async move { arrived.send(arrival).await.unwrap() })
     });
-    let me = hello("egress");
+    let me = hello_of("egress", epoch);
     (
         Acceptor::new(
+            tunnel.clone(),
             Arc::new(NoCredentials),
             me,
             Some(handler),
@@ -99,9 +138,8 @@ fn open() -> (ExchangeId, v1::Open) {
 async fn direct() -> (Tunnel, Arc<Link>, mpsc::Receiver<Arrival>) {
     let tasks = TaskTracker::new();
     let (acceptor, arrivals) = egress(&tasks);
-    let link = link("ingress", "egress", &acceptor, &tasks).await;
     let tunnel = Tunnel::default();
-    tunnel.add(&link);
+    let link = link(&tunnel, "ingress", "egress", &acceptor, &tasks).await;
     (tunnel, link, arrivals)
 }
 
@@ -109,18 +147,18 @@ async fn over_relay() -> (Tunnel, Arc<Link>, mpsc::Receiver<Arrival>) {
     let tasks = TaskTracker::new();
     let (acceptor, arrivals) = egress(&tasks);
     let onward = Tunnel::default();
-    onward.add(&link("relay", "egress", &acceptor, &tasks).await);
-    let handler = Relay::new(onward).handler();
+    link(&onward, "relay", "egress", &acceptor, &tasks).await;
+    let handler = Relay::new(onward.clone()).handler();
     let relay = Acceptor::new(
+        onward,
         Arc::new(NoCredentials),
         hello("relay"),
         None,
         Some(handler),
         tasks.clone(),
     );
-    let link = link("ingress", "relay", &relay, &tasks).await;
     let tunnel = Tunnel::default();
-    tunnel.add(&link);
+    let link = link(&tunnel, "ingress", "relay", &relay, &tasks).await;
     (tunnel, link, arrivals)
 }
 
@@ -286,7 +324,7 @@ async fn a_cancellation_passes_a_relay() {
 }
 
 #[tokio::test]
-async fn a_lost_link_ends_its_exchanges_on_both_sides() {
+async fn a_link_that_is_lost_for_good_ends_its_exchanges_on_both_sides() {
     let (tunnel, link, mut arrivals) = direct().await;
     let (exchange, open) = open();
     let mut call = tunnel.open(&direct_path(), exchange, &open).await.unwrap();
@@ -294,12 +332,12 @@ async fn a_lost_link_ends_its_exchanges_on_both_sides() {
     let (_body, answer) = arrivals.recv().await.unwrap().accept().await.unwrap();
     call.response.accepted().await.unwrap();
     link.close("test");
-    answer.canceller().cancelled().await;
     let lost = Failure::Lost(Lost {
         reason: LostReason::LinkDown,
         accepted: true,
     });
     assert_eq!(call.response.head().await, Err(lost));
+    answer.canceller().cancelled().await;
     link.closed().await;
     assert_eq!(tunnel.path_state(&direct_path()), None);
 }
@@ -336,9 +374,8 @@ async fn an_answer_that_is_dropped_is_never_a_clean_end() {
 async fn a_draining_egress_gets_no_new_exchanges() {
     let tasks = TaskTracker::new();
     let (acceptor, _arrivals) = egress(&tasks);
-    let link = link("ingress", "egress", &acceptor, &tasks).await;
     let tunnel = Tunnel::default();
-    tunnel.add(&link);
+    link(&tunnel, "ingress", "egress", &acceptor, &tasks).await;
     assert!(tunnel.path_state(&direct_path()).is_some());
     acceptor.drain(true);
     while tunnel.path_state(&direct_path()).is_some() {

@@ -127,9 +127,21 @@ impl Sender {
     /// # Errors
     /// [`Error`] when the stream or its connection is gone.
     pub async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), Error> {
+        std::future::poll_fn(|cx| self.poll_write(cx, chunks)).await
+    }
+
+    /// [`Self::write`] for use in a poll. What was handed over is gone from `chunks` while it is pending.
+    ///
+    /// # Errors
+    /// As [`Self::write`].
+    pub fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<(), Error>> {
         match self {
-            Self::Quic(sender) => sender.write(chunks).await,
-            Self::Memory(sender) => sender.write(chunks).await,
+            Self::Quic(sender) => sender.poll_write(cx, chunks),
+            Self::Memory(sender) => sender.poll_write(cx, chunks),
         }
     }
 

@@ -235,11 +235,14 @@ async fn link(egress: &Egress, tasks: &TaskTracker) -> Tunnel {
     };
     let handler = Some(egress.handler());
     let credentials = Arc::new(NoCredentials);
-    let acceptor = Acceptor::new(credentials, hello("egress"), handler, None, tasks.clone());
+    let (far, hi) = (Tunnel::default(), hello("egress"));
+    let acceptor = Acceptor::new(far, credentials, hi, handler, None, tasks.clone());
+    let tunnel = Tunnel::default();
     let (here, there) = memory::pair();
     let me = hello("ingress");
     let (dialled, adopted) = tokio::join!(
         Link::dialled(
+            &tunnel,
             Connection::Memory(here),
             &me,
             "egress".into(),
@@ -249,7 +252,6 @@ async fn link(egress: &Egress, tasks: &TaskTracker) -> Tunnel {
     );
     adopted.unwrap();
     let ready = dialled.unwrap();
-    let tunnel = Tunnel::default();
     tunnel.add(&ready.link);
     tasks.spawn(ready.serve());
     tunnel

@@ -42,6 +42,8 @@ pub enum Kind {
     Trailers = 0x12,
     /// Sequence: nothing follows. Empty.
     End = 0x13,
+    /// Sequence: nothing follows, and something is missing: the sender gave up. Empty.
+    Cut = 0x14,
 
     /// Control stream: who is at this end ([`v1::Hello`](super::v1::Hello)).
     Hello = 0x20,
@@ -70,6 +72,7 @@ impl Kind {
             0x11 => Self::Data,
             0x12 => Self::Trailers,
             0x13 => Self::End,
+            0x14 => Self::Cut,
             0x20 => Self::Hello,
             0x21 => Self::Ack,
             0x22 => Self::Credit,
@@ -88,7 +91,7 @@ impl Kind {
             Self::Open | Self::Refused | Self::Head | Self::Trailers => HEAD_BYTES_MAX,
             Self::Attach | Self::Accepted | Self::Hello => 4 << 10,
             Self::Data => DATA_BYTES_MAX,
-            Self::End => 0,
+            Self::End | Self::Cut => 0,
             Self::Drain => 1,
             Self::Ack | Self::Credit | Self::Cancel | Self::Resume | Self::Gone => BATCH_BYTES_MAX,
         }
@@ -155,6 +158,9 @@ pub fn data_header(len: usize) -> Bytes {
 
 /// The whole END frame.
 pub const END: Bytes = Bytes::from_static(&[Kind::End as u8, 0]);
+
+/// The whole CUT frame.
+pub const CUT: Bytes = Bytes::from_static(&[Kind::Cut as u8, 0]);
 
 /// Writes a QUIC varint. Values above 2^62 - 1 are cut to it; nothing here counts that far.
 pub fn put_varint(out: &mut BytesMut, value: u64) {
@@ -368,6 +374,8 @@ pub enum GoneReason {
     Orphaned = 4,
     /// The next hop of a relay died.
     HopDown = 5,
+    /// The exchange runs, but the request's body is not read any further.
+    Unread = 6,
 }
 
 impl Entry {

@@ -53,6 +53,7 @@ async fn link(egress: &str, events: mpsc::Sender<String>, tunnel: &Tunnel, tasks
         move |arrival| Box::pin(egress::act(arrival, Arc::clone(&name), events.clone()))
     });
     let acceptor = Acceptor::new(
+        Tunnel::default(),
         Arc::new(NoCredentials),
         hello(egress),
         Some(handler),
@@ -62,7 +63,7 @@ async fn link(egress: &str, events: mpsc::Sender<String>, tunnel: &Tunnel, tasks
     let (here, there) = memory::pair();
     let me = hello("ingress");
     let (dialled, adopted) = tokio::join!(
-        Link::dialled(Connection::Memory(here), &me, name, "memory".into()),
+        Link::dialled(tunnel, Connection::Memory(here), &me, name, "memory".into()),
         acceptor.adopt(Connection::Memory(there), "ingress".into()),
     );
     adopted.unwrap();

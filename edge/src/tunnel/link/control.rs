@@ -14,8 +14,9 @@ use vector_proto::tunnel::{
 
 use super::{Error, Link};
 use crate::tunnel::{
+    inbound,
     transport::{Receiver, Sender},
-    vitals::Vitals,
+    vitals::{Condition, Vitals},
 };
 
 /// How long acknowledgements wait for company. Credit, which a sender may be waiting for, and
@@ -53,6 +54,8 @@ impl Ready {
             error = control.listen(&link) => error,
             error = speak(&link, &mut send) => error,
             gone = link.connection.closed() => Error::Transport(gone),
+            () = obey(&link) => Error::Silent,
+            () = inbound::attachments(&link), if !link.is_accepted() => Error::Silent,
         };
         if let Error::Codec(error) = &reason {
             tracing::warn!(peer = %link.peer, %error, "link closed: peer breaks the tunnel's rules");
@@ -90,7 +93,7 @@ impl Control {
         }
     }
 
-    async fn listen(&mut self, link: &Link) -> Error {
+    async fn listen(&mut self, link: &Arc<Link>) -> Error {
         loop {
             let frame = match self.frame().await {
                 Ok(frame) => frame,
@@ -108,6 +111,22 @@ impl Control {
             }
         }
     }
+}
+
+/// Does what the detector's verdict asks for. Never ends.
+async fn obey(link: &Arc<Link>) {
+    let mut verdicts = link.vitals.watch();
+    let mut known = *verdicts.borrow_and_update();
+    while verdicts.changed().await.is_ok() {
+        let verdict = *verdicts.borrow_and_update();
+        match (known, verdict) {
+            (_, Condition::Down) => link.tunnel.link_down(link),
+            (Condition::Down, Condition::Up | Condition::Suspect) => link.tunnel.link_up(link),
+            (Condition::Up | Condition::Suspect, Condition::Up | Condition::Suspect) => {}
+        }
+        known = verdict;
+    }
+    std::future::pending().await
 }
 
 async fn speak(link: &Link, send: &mut Sender) -> Error {

@@ -150,11 +150,11 @@ pub struct Sender {
 }
 
 impl Sender {
-    pub(super) async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), Error> {
-        std::future::poll_fn(|cx| self.poll_write(cx, chunks)).await
-    }
-
-    fn poll_write(&self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<(), Error>> {
+    pub(super) fn poll_write(
+        &self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<(), Error>> {
         let stream = self.stream.as_ref().ok_or(Error::Reset(0))?;
         stream.gone.check()?;
         stream.change(self.side, |pipe| {

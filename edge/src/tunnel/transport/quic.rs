@@ -246,15 +246,24 @@ impl fmt::Debug for Connection {
 pub struct Sender(quinn::SendStream);
 
 impl Sender {
-    pub(super) async fn write(&mut self, chunks: &mut [Bytes]) -> Result<(), Error> {
-        self.0
-            .write_all_chunks(chunks)
-            .await
-            .map_err(|error| match error {
-                WriteError::Stopped(code) => Error::Reset(code.into_inner()),
-                WriteError::ConnectionLost(error) => connection_lost(error),
-                WriteError::ClosedStream | WriteError::ZeroRttRejected => Error::Reset(0),
-            })
+    pub(super) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<(), Error>> {
+        let mut done = 0;
+        while done < chunks.len() {
+            let written = {
+                let write = std::pin::pin!(self.0.write_chunks(&mut chunks[done..]));
+                ready!(write.poll(cx)).map_err(|error| match error {
+                    WriteError::Stopped(code) => Error::Reset(code.into_inner()),
+                    WriteError::ConnectionLost(error) => connection_lost(error),
+                    WriteError::ClosedStream | WriteError::ZeroRttRejected => Error::Reset(0),
+                })?
+            };
+            done += written.chunks;
+        }
+        Poll::Ready(Ok(()))
     }
 
     pub(super) fn finish(&mut self) {

@@ -1,0 +1,410 @@
+//! One end of an exchange on this node: its window, its attachments, who is to be woken, and its fate.
+//!
+//! An end outlives the links that carry it. What it sends goes over one attachment at a time, which may be
+//! replaced: by its writer's next flush it goes on, or, where no writer is left or none comes soon, a *mover*
+//! task drives it until everything is handed over. What it reads comes from every attachment at once and is
+//! merged by offset. An end without any attachment is *stranded* and ends when its time is over.
+
+mod sending;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use vector_proto::{
+    id::ExchangeId,
+    tunnel::{
+        codec::{Entry, GoneReason},
+        v1,
+    },
+};
+
+pub(super) use self::sending::{Attachment, Opening, Out, Sending};
+use super::{LostReason, Tunnel, half::ReadStream, link::Link};
+
+/// Streams that wait for a reader to take them. More than that is a peer that attaches for its own sake.
+const INBOX_MAX: usize = 4;
+
+/// Relays that may speak of one exchange.
+const CARRIERS_MAX: usize = 8;
+
+/// Which end of an exchange this is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Side {
+    Ingress,
+    Egress,
+}
+
+/// What an end is made of.
+pub(super) struct Origin {
+    pub(super) exchange: ExchangeId,
+    pub(super) side: Side,
+    /// The node at the other end, by its certificate or by the word of a relay.
+    pub(super) far: Arc<str>,
+    pub(super) attempt: u32,
+    /// Incarnation of the egress; 0 where it is not known yet.
+    pub(super) epoch: u64,
+    /// Relays over which the far end may be reached, as it says.
+    pub(super) via: Vec<String>,
+    /// For the egress, whose provider call must stop: set once the exchange cannot go on.
+    pub(super) stop: Option<CancellationToken>,
+}
+
+/// One end of an exchange.
+pub(super) struct End {
+    pub(super) exchange: ExchangeId,
+    pub(super) side: Side,
+    pub(super) far: Arc<str>,
+    pub(super) attempt: u32,
+    pub(super) via: Vec<String>,
+    pub(super) stop: Option<CancellationToken>,
+    pub(super) tunnel: Tunnel,
+    epoch: AtomicU64,
+    pub(super) sending: Mutex<Sending>,
+    receiving: Mutex<Receiving>,
+    /// A stream waits for the reader.
+    arrived: AtomicBool,
+    /// Bytes of the other end's sequence that are here in order.
+    received: AtomicU64,
+    /// All of it is here.
+    pub(super) whole: AtomicBool,
+    /// The egress has taken the exchange.
+    accepted: AtomicBool,
+    /// No attachment is left.
+    pub(super) stranded: AtomicBool,
+    fate: AtomicU8,
+    pub(super) writer: AtomicWaker,
+    pub(super) reader: AtomicWaker,
+    pub(super) mover: AtomicWaker,
+}
+
+#[derive(Debug)]
+struct Receiving {
+    /// The link of the newest attachment: words about the exchange go there.
+    home: Arc<Link>,
+    /// Streams that the reader has not taken yet.
+    inbox: Vec<ReadStream>,
+    /// Relays that carried it.
+    carriers: Vec<Arc<str>>,
+}
+
+impl End {
+    pub(super) fn new(tunnel: &Tunnel, home: &Arc<Link>, origin: Origin) -> Arc<Self> {
+        let Origin {
+            exchange,
+            side,
+            far,
+            attempt,
+            epoch,
+            via,
+            stop,
+        } = origin;
+        home.vitals().began();
+        if side == Side::Ingress {
+            home.count(true);
+        }
+        let mut carriers = Vec::new();
+        if *home.peer != *far {
+            carriers.push(Arc::clone(&home.peer));
+        }
+        Arc::new(Self {
+            exchange,
+            side,
+            far,
+            attempt,
+            via,
+            stop,
+            tunnel: tunnel.clone(),
+            epoch: AtomicU64::new(epoch),
+            sending: Mutex::default(),
+            receiving: Mutex::new(Receiving {
+                home: Arc::clone(home),
+                inbox: Vec::new(),
+                carriers,
+            }),
+            arrived: AtomicBool::new(false),
+            received: AtomicU64::new(0),
+            whole: AtomicBool::new(false),
+            accepted: AtomicBool::new(false),
+            stranded: AtomicBool::new(false),
+            fate: AtomicU8::new(0),
+            writer: AtomicWaker::new(),
+            reader: AtomicWaker::new(),
+            mover: AtomicWaker::new(),
+        })
+    }
+
+    /// Incarnation of the egress; 0 where it is not known.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_epoch(&self, epoch: u64) {
+        self.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_accepted(&self) -> bool {
+        self.accepted.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_accepted(&self) {
+        self.accepted.store(true, Ordering::Release);
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_received(&self, offset: u64) {
+        self.received.store(offset, Ordering::Release);
+    }
+
+    /// Why the exchange cannot go on, if so.
+    pub(super) fn fate(&self) -> Option<LostReason> {
+        match self.fate.load(Ordering::Acquire) {
+            0 => None,
+            1 => Some(LostReason::LinkDown),
+            2 => Some(LostReason::Cancelled),
+            _ => Some(LostReason::Gone),
+        }
+    }
+
+    /// The exchange cannot go on: whoever waits for it learns why, and the node forgets it.
+    pub(super) fn seal(self: &Arc<Self>, reason: LostReason) {
+        let fate = match reason {
+            LostReason::LinkDown => 1,
+            LostReason::Cancelled => 2,
+            LostReason::Reset | LostReason::Protocol(_) | LostReason::Gone => 3,
+        };
+        // The first reason stays.
+        let _ = self
+            .fate
+            .compare_exchange(0, fate, Ordering::AcqRel, Ordering::Acquire);
+        self.tunnel.forget(self);
+        self.wake();
+        if let Some(stop) = &self.stop {
+            stop.cancel();
+        }
+    }
+
+    fn wake(&self) {
+        self.writer.wake();
+        self.reader.wake();
+        self.mover.wake();
+    }
+
+    /// The link of the newest attachment.
+    pub(super) fn home(&self) -> Arc<Link> {
+        Arc::clone(&self.receiving.lock().home)
+    }
+
+    /// From now on words about the exchange go over `link`.
+    pub(super) fn set_home(&self, link: &Arc<Link>) {
+        let before = {
+            let mut receiving = self.receiving.lock();
+            if Arc::ptr_eq(&receiving.home, link) {
+                return;
+            }
+            let known = receiving.carriers.contains(&link.peer);
+            if *link.peer != *self.far && !known && receiving.carriers.len() < CARRIERS_MAX {
+                receiving.carriers.push(Arc::clone(&link.peer));
+            }
+            std::mem::replace(&mut receiving.home, Arc::clone(link))
+        };
+        link.vitals().began();
+        before.vitals().ended(1);
+        if self.side == Side::Ingress {
+            link.count(true);
+            before.count(false);
+        }
+    }
+
+    /// Whether a peer may speak of the exchange: its other end, or a relay that carried it.
+    pub(super) fn knows(&self, peer: &str) -> bool {
+        *self.far == *peer
+            || self
+                .receiving
+                .lock()
+                .carriers
+                .iter()
+                .any(|carrier| **carrier == *peer)
+    }
+
+    /// Gives the reader another stream to read from.
+    pub(super) fn read_also(&self, stream: ReadStream) {
+        self.set_home(&stream.link);
+        self.stranded.store(false, Ordering::Release);
+        {
+            let mut receiving = self.receiving.lock();
+            if receiving.inbox.len() == INBOX_MAX {
+                receiving.inbox.remove(0);
+            }
+            receiving.inbox.push(stream);
+        }
+        self.arrived.store(true, Ordering::Release);
+        self.reader.wake();
+    }
+
+    /// Whether a stream waits to be read.
+    pub(super) fn has_arrivals(&self) -> bool {
+        self.arrived.load(Ordering::Acquire)
+    }
+
+    pub(super) fn take_arrivals(&self) -> Vec<ReadStream> {
+        let mut receiving = self.receiving.lock();
+        self.arrived.store(false, Ordering::Release);
+        std::mem::take(&mut receiving.inbox)
+    }
+
+    /// Says something about the exchange to the other end.
+    pub(super) fn say(&self, entry: Entry) {
+        self.home().say(entry);
+    }
+
+    /// Says it over the attachment of what is sent, too, where that is another one.
+    pub(super) fn say_everywhere(&self, entry: Entry) {
+        let home = self.home();
+        let sending = self.sending.lock();
+        let at = sending.at.as_ref().map(|at| Arc::clone(&at.link));
+        drop(sending);
+        if let Some(at) = at.filter(|at| !Arc::ptr_eq(at, &home)) {
+            at.say(entry);
+        }
+        home.say(entry);
+    }
+
+    /// Whether what is sent goes over `link`, or nowhere, and something is left to send.
+    pub(super) fn sends_over(&self, link: &Arc<Link>) -> bool {
+        let sending = self.sending.lock();
+        !sending.is_over()
+            && sending
+                .at
+                .as_ref()
+                .is_none_or(|at| Arc::ptr_eq(&at.link, link))
+    }
+
+    /// Whether what is read comes over `link`, and something is left to read.
+    pub(super) fn reads_over(&self, link: &Arc<Link>) -> bool {
+        !self.whole.load(Ordering::Acquire) && Arc::ptr_eq(&self.receiving.lock().home, link)
+    }
+
+    /// A word of the other end.
+    pub(super) fn hear(self: &Arc<Self>, entry: Entry, link: &Arc<Link>) {
+        match entry {
+            Entry::Ack { offset, .. } => self.acked(offset),
+            Entry::Credit { offset, .. } => {
+                self.sending.lock().outgoing.allow(offset);
+                self.writer.wake();
+                self.mover.wake();
+            }
+            Entry::Cancel { .. } => {
+                if self.side == Side::Egress {
+                    self.seal(LostReason::Cancelled);
+                }
+            }
+            Entry::Gone { reason, .. } => self.gone(reason, link),
+            Entry::Resume {
+                attach_seq,
+                response_next,
+                request_next,
+                ..
+            } => {
+                let number = u32::try_from(attach_seq).unwrap_or(u32::MAX);
+                let tunnel = &self.tunnel;
+                tunnel.resume(self, link, (number, response_next, request_next));
+            }
+        }
+    }
+
+    fn gone(self: &Arc<Self>, reason: u64, link: &Arc<Link>) {
+        if reason == GoneReason::HopDown as u64 {
+            self.tunnel.lost(self, link);
+        } else if reason == GoneReason::Unread as u64 {
+            {
+                let mut sending = self.sending.lock();
+                sending.unread = true;
+                sending.detach();
+            }
+            self.writer.wake();
+            self.mover.wake();
+        } else {
+            self.seal(LostReason::Gone);
+        }
+    }
+
+    /// The other end has everything below `offset`.
+    pub(super) fn acked(self: &Arc<Self>, offset: u64) {
+        let (acked, over) = {
+            let mut sending = self.sending.lock();
+            let acked = sending.outgoing.ack(offset);
+            (acked, sending.is_over())
+        };
+        if let Err(violation) = acked {
+            tracing::warn!(exchange = %self.exchange, peer = %self.far, %violation, "peer breaks the tunnel's rules");
+            self.say(Entry::Gone {
+                exchange: self.exchange,
+                reason: GoneReason::Unknown as u64,
+            });
+            return self.seal(LostReason::Gone);
+        }
+        self.writer.wake();
+        if over && self.side == Side::Egress {
+            self.tunnel.forget(self);
+        }
+    }
+
+    /// What the writer waits for: that it may add more.
+    pub(super) fn poll_room(&self, sending: &Sending, cx: &Context<'_>) -> Poll<()> {
+        if sending.is_held_up() {
+            self.writer.register(cx.waker());
+            return Poll::Pending;
+        }
+        Poll::Ready(())
+    }
+
+    /// The egress has the exchange; what follows on the stream begins at the offset that it says.
+    pub(super) fn taken(self: &Arc<Self>, link: &Arc<Link>, accepted: &v1::Accepted) {
+        let known = self.epoch();
+        if known != 0 && accepted.epoch != 0 && known != accepted.epoch {
+            tracing::warn!(exchange = %self.exchange, peer = %self.far, "answered by another incarnation");
+            return self.seal(LostReason::Gone);
+        }
+        if accepted.epoch != 0 {
+            self.set_epoch(accepted.epoch);
+            self.tunnel.learn_epoch(&self.far, accepted.epoch);
+        }
+        self.stranded.store(false, Ordering::Release);
+        {
+            let mut sending = self.sending.lock();
+            sending.outgoing.allow(accepted.request_credit);
+            sending.opening = None;
+        }
+        if !self.accepted.swap(true, Ordering::AcqRel) {
+            self.set_home(link);
+        }
+        self.writer.wake();
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        let home = &self.receiving.get_mut().home;
+        home.vitals().ended(1);
+        if self.side == Side::Ingress {
+            home.count(false);
+        }
+    }
+}
+
+impl std::fmt::Debug for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "End({:?} of {})", self.side, self.exchange)
+    }
+}

@@ -1,0 +1,20 @@
+//! How often what keeps exchanges alive was used, and how often it helped.
+
+use prometheus_client::metrics::counter::Counter;
+
+/// Counters of a node's tunnel. They only grow.
+#[derive(Debug, Default)]
+pub struct Tally {
+    /// Attachments made because another one was lost.
+    pub moved: Counter,
+    /// Exchanges cancelled at the egress as no way to their ingress was left for too long.
+    pub orphaned: Counter,
+    /// The same OPEN sent over a second path, since its acceptance was late.
+    pub hedges: Counter,
+    /// Hedges that were accepted first.
+    pub hedges_won: Counter,
+    /// Pieces sent over two paths at once.
+    pub doubled: Counter,
+    /// Pieces of which the second path's copy came first.
+    pub doubles_first: Counter,
+}
