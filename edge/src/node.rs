@@ -110,6 +110,7 @@ impl Node {
         let (control, service) = ControlPlane::new(channel.clone(), registration);
 
         let tunnel = Tunnel::default();
+        links::show(&telemetry, tunnel.tally());
         let egress = match &config.egress {
             Some(wanted) => Some(EgressSide::new(wanted, &identity, &control, &telemetry)?),
             None => None,
@@ -177,6 +178,7 @@ impl Node {
             self.telemetry
                 .name_models(routes.models.keys().map(|name| &**name));
             let wanted = links::wanted(&routes, &roles, self.network.name());
+            self.network.tunnel().know_relays(links::relays(&routes));
             drop(routes);
             self.network.keep(&wanted);
             tokio::select! {

@@ -8,7 +8,8 @@ use crate::{
     config::Role,
     control_plane::Routes,
     identity::Identity,
-    tunnel::{Credentials, Peer, dial::Wanted, transport::quic::ALPN},
+    telemetry::Telemetry,
+    tunnel::{Credentials, Peer, Relays, dial::Wanted, tally::Tally, transport::quic::ALPN},
 };
 
 /// The node's identity, as the tunnel asks for it.
@@ -55,4 +56,55 @@ pub(super) fn wanted(routes: &Routes, roles: &[Role], me: &str) -> Vec<Wanted> {
         .collect();
     wanted.sort_by(|a, b| (&a.peer, &a.address).cmp(&(&b.peer, &b.address)));
     wanted
+}
+
+/// The relays over which each egress may be reached, best first.
+pub(super) fn relays(routes: &Routes) -> Relays {
+    let egress = routes.nodes.iter().filter(|(_, node)| node.egress);
+    egress
+        .map(|(id, _)| {
+            let paths = routes.paths(id).iter();
+            let relays = paths.filter_map(|path| path.relay.clone());
+            (Arc::clone(id), relays.collect())
+        })
+        .collect()
+}
+
+/// Shows how often what keeps exchanges alive was used.
+pub(super) fn show(telemetry: &Telemetry, tally: &Tally) {
+    let shown = [
+        (
+            "exchange_moves",
+            "Times that an end of an exchange went on over another path",
+            &tally.moved,
+        ),
+        (
+            "exchange_orphans",
+            "Exchanges ended at the egress, with no way to their ingress left",
+            &tally.orphaned,
+        ),
+        (
+            "exchange_hedges",
+            "OPENs sent over a second path as the first was late",
+            &tally.hedges,
+        ),
+        (
+            "exchange_hedges_won",
+            "Hedges that were accepted first",
+            &tally.hedges_won,
+        ),
+        (
+            "exchange_doubles",
+            "Pieces of exchanges sent over two paths at once",
+            &tally.doubled,
+        ),
+        (
+            "exchange_doubles_first",
+            "Pieces whose copy came first",
+            &tally.doubles_first,
+        ),
+    ];
+    for (name, help, counter) in shown {
+        telemetry.register(name, help, counter.clone());
+    }
 }

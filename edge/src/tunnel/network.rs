@@ -1,6 +1,6 @@
 //! The tunnel of one node, started and stopped as a whole: sockets, acceptor, dialer.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio_util::task::TaskTracker;
 use vector_proto::tunnel::v1;
@@ -13,6 +13,9 @@ use super::{
     pulse::{Intervals, Pulses},
     transport::{Connection, memory, quic::Endpoint},
 };
+
+/// Time for answers that are written to be acknowledged, before their links are closed.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
 
 /// Sockets that are bound but not yet served, so that a busy port is found before anything starts.
 #[derive(Debug)]
@@ -174,8 +177,15 @@ impl Network {
         self.acceptor.drain(on);
     }
 
-    /// Closes every link, saying so. What still runs on them breaks off.
+    /// The handle of its links and exchanges.
+    #[must_use]
+    pub const fn tunnel(&self) -> &Tunnel {
+        &self.tunnel
+    }
+
+    /// Closes every link, saying so. Answers that are whole may still arrive; what runs breaks off.
     pub async fn close(self) {
+        self.tunnel.settled(LAST_ANSWERS).await;
         drop(self.dialer);
         for endpoint in &self.endpoints {
             endpoint.close("node is going down").await;

@@ -27,6 +27,9 @@ use super::{
     tally::Tally,
 };
 
+/// How often a node that stops looks whether its last answers have arrived.
+const SETTLE_EVERY: Duration = Duration::from_millis(5);
+
 /// Handle of the node's links and exchanges. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Tunnel {
@@ -152,6 +155,18 @@ impl Tunnel {
 
     pub(super) fn patience(&self) -> Patience {
         *self.core.patience.read()
+    }
+
+    /// Waits, at most for `time`, until the answers that this node has written are acknowledged.
+    pub(super) async fn settled(&self, time: Duration) {
+        let written = |end: &Arc<End>| end.sending.lock().ended;
+        let settled = async {
+            while self.arrivals().all().iter().any(written) {
+                tokio::time::sleep(SETTLE_EVERY).await;
+            }
+        };
+        // What is left then is lost, as if the node had died.
+        let _ = tokio::time::timeout(time, settled).await;
     }
 
     pub(super) fn add_accepted(&self, link: &Arc<Link>) {
