@@ -43,11 +43,12 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    /// `url` is `http://HOST:PORT`; only plain HTTP is spoken.
+    /// `url` is `http://HOST:PORT`, or `https://…` for whoever speaks TLS.
     pub(crate) fn new(url: &str, key: &str) -> anyhow::Result<Self> {
         let host = url
             .strip_prefix("http://")
-            .context("--url must begin with http://")?
+            .or_else(|| url.strip_prefix("https://"))
+            .context("--url must begin with http:// or https://")?
             .trim_end_matches('/');
         let address = host
             .to_socket_addrs()
@@ -71,6 +72,11 @@ impl Target {
         let body = format!(
             r#"{{"messages":[{{"role":"system","content":"{SYSTEM}"}},{{"role":"user","content":"{QUESTION}"}}],"model":"{model}","max_tokens":256{stream}}}"#
         );
+        self.completion(&body)
+    }
+
+    /// A chat completion of the caller's own body.
+    pub(crate) fn completion(&self, body: &str) -> Vec<u8> {
         let mut request = self.head(
             "POST",
             "/v1/chat/completions",
@@ -79,6 +85,13 @@ impl Target {
         );
         request.extend_from_slice(body.as_bytes());
         request
+    }
+
+    /// The host's name, without its port.
+    pub(crate) fn name(&self) -> &str {
+        self.host
+            .rsplit_once(':')
+            .map_or(&*self.host, |(name, _)| name)
     }
 
     pub(crate) fn get(&self, path: &str) -> Vec<u8> {

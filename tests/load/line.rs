@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::wire::{Fault, Inbox, Reply};
 
@@ -15,8 +15,8 @@ const STALL: Duration = Duration::from_secs(60);
 
 /// A connection that tasks share a thread for.
 #[derive(Debug)]
-pub(crate) struct Line {
-    socket: tokio::net::TcpStream,
+pub(crate) struct Line<S = tokio::net::TcpStream> {
+    socket: S,
     inbox: Inbox,
 }
 
@@ -24,14 +24,23 @@ impl Line {
     pub(crate) async fn open(address: SocketAddr) -> Result<Self, Fault> {
         let socket = tokio::net::TcpStream::connect(address).await?;
         socket.set_nodelay(true)?;
-        Ok(Self {
+        Ok(Self::over(socket))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Line<S> {
+    /// Over a connection that is there already.
+    pub(crate) fn over(socket: S) -> Self {
+        Self {
             socket,
             inbox: Inbox::new(),
-        })
+        }
     }
 
     pub(crate) async fn send(&mut self, request: &[u8]) -> Result<(), Fault> {
-        Ok(self.socket.write_all(request).await?)
+        self.socket.write_all(request).await?;
+        // TLS keeps what the socket had no room for.
+        Ok(self.socket.flush().await?)
     }
 
     /// Waits for the next bytes of the answer and hands them on.

@@ -14,6 +14,9 @@ mod bulk;
 
 mod gone;
 
+// What is run over long lines.
+mod wan;
+
 // What the runs stand on.
 mod ask;
 
@@ -70,6 +73,9 @@ enum What {
     Idle(Idle),
     /// Compare the results of many runs.
     Table(Table),
+    /// Over long, lossy and dying lines.
+    #[command(subcommand)]
+    Wan(wan::Wan),
 }
 
 /// What every run needs to know.
@@ -264,6 +270,7 @@ fn run(what: What) -> anyhow::Result<()> {
             output.write("idle", join_idle(seconds, watch.show(0, None)?))
         }
         What::Table(Table { runs, about, out }) => table::show(&runs, &about, out.as_deref()),
+        What::Wan(wan) => wan.run(),
     }
 }
 

@@ -73,6 +73,7 @@ mod multipart;
 mod bench;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -103,6 +104,15 @@ struct Options {
     /// Milliseconds from the creation of a task (video, batch, background response) to its end.
     #[arg(long, default_value_t = 600)]
     task_ms: u64,
+    /// Serve HTTPS with this certificate (PEM); needs --tls-key.
+    #[arg(long, requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its private key (PEM).
+    #[arg(long, requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// TCP congestion control of all connections, such as cubic or bbr; the system's if not given.
+    #[arg(long)]
+    congestion: Option<String>,
     /// Threads that serve; as many as there are cores if not given.
     #[arg(long)]
     threads: Option<usize>,
@@ -129,8 +139,17 @@ fn run(options: Options) -> std::io::Result<()> {
         task_ms: options.task_ms,
     };
     let desk = desk::Desk::new(options.keys, pace);
+    let tls = match options.tls_cert.zip(options.tls_key) {
+        Some((cert, key)) => Some(serve::acceptor(&cert, &key)?),
+        None => None,
+    };
+    let door = serve::Door {
+        listen: options.listen,
+        tls,
+        congestion: options.congestion,
+    };
     builder
         .enable_all()
         .build()?
-        .block_on(serve::serve(options.listen, desk))
+        .block_on(serve::serve(door, desk))
 }

@@ -12,6 +12,8 @@ pub mod line;
 // The two ways of putting one between two ends.
 pub mod detour;
 
+pub mod words;
+
 // What both stand on.
 pub mod flight;
 
@@ -19,4 +21,5 @@ pub use self::{
     conditions::{BadConditions, Conditions},
     detour::{Detour, Way},
     line::{Counters, Fate, Line},
+    words::Remote,
 };

@@ -17,8 +17,7 @@ use std::{
 
 use anyhow::Context;
 use rustix::event::{EventfdFlags, eventfd};
-
-use crate::words::{Ask, Said};
+use vector_wan::words::{Ask, Said};
 
 /// Asking is one line each way; whoever takes longer is cut off.
 const ASKER_MAX: Duration = Duration::from_secs(2);

@@ -18,6 +18,7 @@ use rustix::{
     process::{Pid, PidfdFlags, pidfd_open, setsid},
 };
 use tappers::linux::Tun;
+use vector_wan::words;
 
 use crate::{
     door::Door,
@@ -179,7 +180,7 @@ fn join_up(lab: &Lab, options: &Options) -> anyhow::Result<(Router, Door)> {
     let hosts = topology.hosts.iter();
     let tuns = hosts.map(|host| connect(lab, host, &topology));
     let tuns = tuns.collect::<anyhow::Result<Vec<Tun>>>()?;
-    let door = Door::open(&lab.file("socket"))?;
+    let door = Door::open(&lab.file(words::SOCKET))?;
     let router = Router::new(topology, tuns, options.spin_us * 1000)?;
     Ok((router, door))
 }

@@ -16,14 +16,15 @@ use std::{
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
+use vector_wan::{
+    Remote,
+    words::{Ask, ROOT},
+};
+
 use crate::{
     machine,
     topology::{self, Topology},
-    words::{self, Ask, Said},
 };
-
-/// Where labs keep their files.
-const ROOT: &str = "/run/vector-wan";
 
 /// How long processes in a lab may take to end by themselves.
 const GRACE: Duration = Duration::from_secs(2);
@@ -96,14 +97,13 @@ impl Lab {
         format!("{}{host}", self.prefix())
     }
 
-    pub(crate) fn ask(&self, what: &Ask) -> anyhow::Result<Said> {
-        let said = words::ask(&self.file("socket"), what);
-        said.with_context(|| format!("lab {}", self.name))
+    pub(crate) fn remote(&self) -> Remote {
+        Remote::of(&self.name)
     }
 
     /// Whether its router answers.
     pub(crate) fn is_up(&self) -> bool {
-        self.ask(&Ask::Status { reset: false }).is_ok()
+        self.remote().status(false).is_ok()
     }
 
     /// Notes that this process holds the lab.
@@ -147,7 +147,7 @@ impl Lab {
     pub(crate) fn take_down(&self) -> anyhow::Result<bool> {
         let holders = self.holders();
         // It may end before it has answered, or be gone already.
-        let _ = self.ask(&Ask::Quit);
+        let _ = self.remote().ask(&Ask::Quit);
         self.wait_for(&holders);
         self.clear()?;
         Ok(!holders.is_empty())

@@ -22,8 +22,6 @@ mod packet;
 // How it is spoken to.
 mod door;
 
-mod words;
-
 mod show;
 
 mod ping;
@@ -38,14 +36,12 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
-use crate::{
-    keep::Options,
-    lab::Lab,
-    words::{Ask, Said, Status},
-};
+use vector_wan::words::{AskError, Status};
+
+use crate::{keep::Options, lab::Lab};
 
 /// A WAN on one machine, for rehearsals and measurements. Needs root.
 #[derive(Debug, Parser)]
@@ -181,7 +177,7 @@ fn run(command: Command) -> anyhow::Result<()> {
             line,
             changes,
             json,
-        } => set(&Lab::pick(name)?, line, &changes, json),
+        } => set(&Lab::pick(name)?, &line, &changes, json),
         What::Exec { host, command } => Lab::pick(name)?.exec(&host, &command),
         What::Ping {
             a,
@@ -227,9 +223,7 @@ fn down(lab: &Lab) -> anyhow::Result<()> {
 }
 
 fn status(lab: &Lab, json: bool, reset: bool) -> anyhow::Result<()> {
-    let Said::Status(mut status) = lab.ask(&Ask::Status { reset })? else {
-        bail!("the router answered something else");
-    };
+    let mut status = in_lab(lab, lab.remote().status(reset))?;
     let topology = lab.topology()?;
     for host in &topology.hosts {
         let drops = machine::device_drops(&lab.namespace(&host.name));
@@ -247,15 +241,16 @@ fn status(lab: &Lab, json: bool, reset: bool) -> anyhow::Result<()> {
     ))
 }
 
-fn set(lab: &Lab, lines: String, changes: &[String], json: bool) -> anyhow::Result<()> {
-    let changes = changes.join(" ");
-    let Said::Set(set) = lab.ask(&Ask::Set { lines, changes })? else {
-        bail!("the router answered something else");
-    };
+fn set(lab: &Lab, lines: &str, changes: &[String], json: bool) -> anyhow::Result<()> {
+    let set = in_lab(lab, lab.remote().set(lines, &changes.join(" ")))?;
     if json {
         return say_json(&set);
     }
     say(&show::set(&set))
+}
+
+fn in_lab<T>(lab: &Lab, said: Result<T, AskError>) -> anyhow::Result<T> {
+    said.with_context(|| format!("lab {}", lab.name))
 }
 
 fn end(lab: &Lab, name: &str) -> anyhow::Result<ping::End> {

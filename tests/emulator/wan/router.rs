@@ -11,7 +11,11 @@ use rustix::{
     time::Timespec,
 };
 use tappers::linux::Tun;
-use vector_wan::{Fate, Line, flight::InFlight};
+use vector_wan::{
+    Fate, Line,
+    flight::InFlight,
+    words::{Ask, Health, LineStatus, Now, Said, Set, Status},
+};
 
 use crate::{
     door::{Door, Request},
@@ -19,7 +23,6 @@ use crate::{
     packet::{self, Unreachable},
     selector::Selector,
     topology::Topology,
-    words::{Ask, Health, LineStatus, Now, Said, Set, Status},
 };
 
 /// Packets read from one host before the next has its turn.

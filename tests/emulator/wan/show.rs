@@ -2,10 +2,9 @@
 
 use std::fmt::Write as _;
 
-use crate::{
-    topology::Topology,
-    words::{Set, Status},
-};
+use vector_wan::words::{LineStatus, Set, Status};
+
+use crate::topology::Topology;
 
 /// A change, when it took effect, and what the lines do now. The first line is for programs.
 pub(crate) fn set(set: &Set) -> String {
@@ -45,7 +44,7 @@ pub(crate) fn status(status: &Status) -> String {
 }
 
 fn table(text: &mut String, status: &Status) -> std::fmt::Result {
-    let name = |line: &crate::words::LineStatus| format!("{}:{}", line.now.from, line.now.to);
+    let name = |line: &LineStatus| format!("{}:{}", line.now.from, line.now.to);
     let width = status.lines.iter().map(|line| name(line).len()).max();
     let width = width.unwrap_or(0);
     for line in &status.lines {

@@ -1,0 +1,132 @@
+//! Requests whose egress is killed before a byte of their answers has come: errors, and how much later they are answered.
+//!
+//! A request that was at the killed egress is asked again of the provider, so it is answered a whole answer's time after
+//! the kill at best. What is beyond that is the network's: noticing, and asking again.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::{Door, figures, runtime, secure::Secure, ttft};
+use crate::tally::Tally;
+use crate::wire::Fault;
+
+/// An answer that takes longer is an error.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// From the last request's start to the kill, so that all are at the provider.
+const SETTLE: Duration = Duration::from_millis(500);
+
+/// What to run.
+#[derive(Args, Debug)]
+pub(crate) struct Ask {
+    #[command(flatten)]
+    door: Door,
+    /// The egress to kill, by its process.
+    #[arg(long)]
+    pid: i32,
+    #[arg(long, default_value_t = 200)]
+    requests: u32,
+    /// How long the provider thinks.
+    #[arg(long, default_value_t = 2000)]
+    first_ms: u64,
+    /// Starts are spread over this time.
+    #[arg(long, default_value_t = 500)]
+    ramp_ms: u64,
+}
+
+/// One request: when it was answered, and how.
+type Answered = (Instant, Instant, Result<(), Fault>);
+
+impl Ask {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let secure = Arc::new(self.door.secure()?);
+        let result = runtime()?.block_on(self.measure(&secure))?;
+        self.door.output.write("kill", result)
+    }
+
+    async fn measure(&self, secure: &Arc<Secure>) -> anyhow::Result<Value> {
+        let (calm, none) = self.wave(secure, None).await?;
+        let calm_ms = calm.iter().filter(|(.., outcome)| outcome.is_ok());
+        let calm_ms: Vec<f64> = calm_ms.map(|it| figures::ms(it.1 - it.0)).collect();
+        let usual_ms = figures::median(&calm_ms).context("not one answer without a kill")?;
+        if none.is_some() {
+            bail!("killed too early");
+        }
+        let victim = Pid::from_raw(self.pid).context("--pid: no process")?;
+        let (struck, killed) = self.wave(secure, Some(victim)).await?;
+        let killed = killed.context("not killed")?;
+        let mut tally = Tally::new()?;
+        let (mut added_ms, mut untouched) = (Vec::new(), 0_u32);
+        for (began, ended, outcome) in &struck {
+            match outcome {
+                Err(fault) => tally.error(fault),
+                // Answered sooner after the kill than the provider thinks: it was at another egress.
+                Ok(()) if figures::ms(ended.saturating_duration_since(killed)) < usual_ms => {
+                    tally.answer(*ended - *began);
+                    untouched += 1;
+                }
+                Ok(()) => {
+                    tally.answer(*ended - *began);
+                    added_ms.push(figures::ms(*ended - killed) - usual_ms);
+                }
+            }
+        }
+        let shown = [
+            json!({"requests": struck.len(), "usual_ms": usual_ms, "untouched": untouched}),
+            json!({"asked_again": added_ms.len(), "added_ms": figures::spread(&added_ms)}),
+            tally.errors(),
+        ];
+        Ok(crate::report::join(shown))
+    }
+
+    /// All requests at once; in the midst of them the kill, whose time is told.
+    async fn wave(
+        &self,
+        secure: &Arc<Secure>,
+        victim: Option<Pid>,
+    ) -> anyhow::Result<(Vec<Answered>, Option<Instant>)> {
+        let body = json!({
+            "model": "slow",
+            "max_tokens": 16,
+            "messages": [{"role": "user", "content": "Think about it."}],
+            "metadata": {"sample_first_ms": self.first_ms.to_string()},
+        });
+        let request: Arc<[u8]> = secure.target.completion(&body.to_string()).into();
+        let mut lines = JoinSet::new();
+        for _ in 0..self.requests {
+            let secure = Arc::clone(secure);
+            lines.spawn(async move { ttft::warm(&secure).await });
+        }
+        let mut asked = JoinSet::new();
+        let ramp = Duration::from_millis(self.ramp_ms);
+        let lines = lines.join_all().await;
+        for (at, line) in (0_u32..).zip(lines) {
+            let mut line = line?;
+            let (start, request) = (ramp * at / self.requests.max(1), Arc::clone(&request));
+            asked.spawn(async move {
+                tokio::time::sleep(start).await;
+                let began = Instant::now();
+                let mut ignore = |_: &[u8]| {};
+                let answer = line.exchange(&request, &mut ignore);
+                let outcome = match tokio::time::timeout(PATIENCE, answer).await {
+                    Ok(outcome) => outcome.map(drop),
+                    Err(_) => Err(Fault::Incomplete("no answer in time")),
+                };
+                (began, Instant::now(), outcome)
+            });
+        }
+        let mut killed = None;
+        if let Some(victim) = victim {
+            tokio::time::sleep(ramp + SETTLE).await;
+            kill_process(victim, Signal::KILL).context("the egress cannot be killed")?;
+            killed = Some(Instant::now());
+        }
+        Ok((asked.join_all().await, killed))
+    }
+}
