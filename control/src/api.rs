@@ -9,7 +9,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::control::v1::{admin_server::AdminServer, node_server::NodeServer};
 
 use crate::{
-    health::Fleet, identity::Authority, ledger::Ledger, registry::Registry, routing::Publisher,
+    health::Fleet,
+    identity::Authority,
+    ledger::Ledger,
+    registry::Registry,
+    routing::{Publisher, Steering},
     telemetry::Metrics,
 };
 
@@ -38,6 +42,8 @@ pub struct Rooms {
     pub fleet: Arc<Fleet>,
     /// What follows from both.
     pub publisher: Arc<Publisher>,
+    /// What nodes see of upstreams.
+    pub steering: Arc<Steering>,
     /// What was consumed.
     pub ledger: Arc<Ledger>,
     /// Counts.

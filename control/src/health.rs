@@ -13,7 +13,9 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use vector_proto::control::v1::{ControlEvent, KeysChanged, Status, control_event};
+use vector_proto::control::v1::{
+    ControlEvent, KeysChanged, PoolStatus, Status, UpstreamStatus, control_event,
+};
 
 use crate::telemetry::Metrics;
 
@@ -29,6 +31,15 @@ const PUSH_WAIT: Duration = Duration::from_secs(1);
 
 /// Events that may wait for one stream. Snapshots are not queued: only the newest is sent.
 pub const EVENTS_MAX: usize = 16;
+
+/// What a node reported that others route by.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Signals {
+    /// Of an egress.
+    pub pools: Vec<PoolStatus>,
+    /// Of an ingress.
+    pub upstreams: Vec<UpstreamStatus>,
+}
 
 /// What is known of one node.
 #[derive(Clone, Debug, Default)]
@@ -52,6 +63,8 @@ struct Member {
     presence: Presence,
     stream: Option<Stream>,
     gone_at: Option<Instant>,
+    /// What it said last that others route by, and when.
+    said: Option<(Arc<Signals>, Instant)>,
 }
 
 #[derive(Clone, Debug)]
@@ -68,6 +81,7 @@ pub struct Fleet {
     members: Mutex<HashMap<String, Member>>,
     started: Instant,
     changed: watch::Sender<u64>,
+    signals: watch::Sender<u64>,
     metrics: Arc<Metrics>,
 }
 
@@ -101,6 +115,7 @@ impl Fleet {
             members: Mutex::default(),
             started,
             changed: watch::Sender::new(0),
+            signals: watch::Sender::new(0),
             metrics,
         }
     }
@@ -125,6 +140,7 @@ impl Fleet {
             presence: Presence::default(),
             stream: None,
             gone_at: None,
+            said: None,
         });
         let number = member.stream.as_ref().map_or(0, |stream| stream.number) + 1;
         if let Some(older) = member.stream.take() {
@@ -143,6 +159,7 @@ impl Fleet {
         version.clone_into(&mut member.presence.version);
         // What it said before its restart is not so any more.
         member.presence.status = None;
+        member.said = None;
         drop(members);
         self.tell();
         Attached {
@@ -151,6 +168,27 @@ impl Fleet {
             number,
             end,
         }
+    }
+
+    /// Told whenever [`Fleet::reports`] may be different.
+    #[must_use]
+    pub fn signals(&self) -> watch::Receiver<u64> {
+        self.signals.subscribe()
+    }
+
+    /// What every node that is there said last, and when.
+    #[must_use]
+    pub fn reports(&self, now: Instant) -> Vec<(String, Arc<Signals>, Instant)> {
+        let members = self.members.lock();
+        let there = members.iter().filter(|(_, member)| {
+            member.stream.is_some() || member.gone_at.is_some_and(|gone| gone + GRACE > now)
+        });
+        there
+            .filter_map(|(id, member)| {
+                let (said, at) = member.said.as_ref()?;
+                Some((id.clone(), Arc::clone(said), *at))
+            })
+            .collect()
     }
 
     /// Which nodes may be used at `now`.
@@ -276,6 +314,11 @@ impl Attached {
 
     /// The node says how it is.
     pub fn status(&self, status: Status, now_unix_ms: u64) {
+        let said = Signals {
+            pools: status.pools.clone(),
+            upstreams: status.upstreams.clone(),
+        };
+        self.say(said);
         self.note(now_unix_ms, |presence| {
             let draining =
                 |status: &Option<Status>| status.as_ref().is_some_and(|status| status.draining);
@@ -283,6 +326,21 @@ impl Attached {
             presence.status = Some(status);
             before != draining(&presence.status)
         });
+    }
+
+    /// Keeps what others route by, and wakes who makes scores of it.
+    fn say(&self, said: Signals) {
+        let mut members = self.fleet.members.lock();
+        let Some(member) = members.get_mut(&self.id) else {
+            return;
+        };
+        let mine = member.stream.as_ref();
+        if mine.is_none_or(|stream| stream.number != self.number) {
+            return;
+        }
+        member.said = Some((Arc::new(said), Instant::now()));
+        drop(members);
+        self.fleet.signals.send_modify(|count| *count += 1);
     }
 
     fn note(&self, now_unix_ms: u64, change: impl FnOnce(&mut Presence) -> bool) {

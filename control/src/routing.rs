@@ -6,5 +6,8 @@ pub use compile::{Inputs, compile, seal};
 mod explain;
 pub use explain::explain;
 
+mod steer;
+pub use steer::{Row, Steering, Table, difference, table};
+
 mod publish;
-pub use publish::{Published, Publisher};
+pub use publish::{Published, Publisher, Share};

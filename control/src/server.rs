@@ -25,7 +25,7 @@ use crate::{
     identity::{self, Authority},
     ledger::{self, Ledger},
     registry::{self, Registry},
-    routing::Publisher,
+    routing::{Publisher, Steering},
     telemetry::Metrics,
     vault::{self, Vault},
 };
@@ -184,6 +184,7 @@ impl Server {
         let rooms = Rooms {
             ledger: Arc::new(Ledger::open(&data.join("ledger.sqlite"))?),
             publisher: Arc::new(publisher),
+            steering: Arc::new(Steering::new(Arc::clone(&fleet))),
             authority,
             registry,
             fleet,
@@ -241,6 +242,8 @@ impl Server {
         let publisher = Arc::clone(&rooms.publisher);
         let publishing = drain.clone();
         tasks.spawn(async move { publisher.run(publishing).await });
+        let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());
+        tasks.spawn(async move { steering.run(steered).await });
         tasks.spawn(tls.clone().renew(names, CERTIFICATE_TURN, drain.clone()));
         let ready = CancellationToken::new();
         let probing = probe::serve(

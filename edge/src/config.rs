@@ -77,6 +77,8 @@ pub struct Ingress {
     pub body_idle: Duration,
     /// Silence in an event stream after which a comment is sent. Default 15 s.
     pub ping: Duration,
+    /// How long a request may wait for a credential that rests, from its begin.
+    pub queue: Duration,
     /// Connections of clients at once. Default 16,384.
     pub connections_max: usize,
     /// How long running exchanges may go on after a signal to stop. Default 30 s.

@@ -13,6 +13,8 @@ pub mod snapshot;
 
 pub mod routes;
 
+mod scores;
+
 mod sync;
 
 // What is asked when a request needs it.
@@ -33,7 +35,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use vector_proto::{
@@ -45,6 +47,7 @@ use vector_proto::{
 pub use self::{
     channel::connect,
     routes::{ModelRow, NodeRow, PathRow, ProviderRow, Routes, UpstreamRow},
+    scores::ScoresSink,
 };
 
 /// Time for one question to control while a client waits.
@@ -68,6 +71,9 @@ struct Inner {
     objects: objects::Objects,
     reports: report::Reports,
     status: OnceLock<StatusSource>,
+    /// Something happened that others should hear of at once.
+    urgent: Notify,
+    scores: scores::Scores,
 }
 
 /// Who this node is, as it registers.
@@ -104,6 +110,8 @@ impl ControlPlane {
             objects: objects::Objects::default(),
             reports,
             status: OnceLock::new(),
+            urgent: Notify::new(),
+            scores: scores::Scores::default(),
         }));
         let service = Service {
             control: control.clone(),
@@ -229,6 +237,16 @@ impl ControlPlane {
     /// Says how the node's state is read for reports. The first word counts.
     pub fn set_status_source(&self, source: StatusSource) {
         let _ = self.0.status.set(source);
+    }
+
+    /// Has the node's state reported now instead of at the next turn: others route by it.
+    pub fn report_soon(&self) {
+        self.0.urgent.notify_one();
+    }
+
+    /// Gives what control says of upstreams to `sink`, beginning with what was said so far. The last sink counts.
+    pub fn set_scores_sink(&self, sink: ScoresSink) {
+        self.0.scores.pour_into(sink);
     }
 
     /// Usage records and objects that were dropped, as their queue was full.

@@ -26,6 +26,9 @@ pub mod meter;
 
 pub mod websocket;
 
+// What happens beside the road.
+mod balances;
+
 // What the road is timed by.
 mod watch;
 
@@ -171,6 +174,23 @@ impl Egress {
         }
     }
 
+    /// Asks for balances until [`Self::drain`].
+    pub async fn ask_for_balances(&self) {
+        let mut due = balances::Due::default();
+        let mut tick = tokio::time::interval(balances::LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let asking = async {
+            loop {
+                tick.tick().await;
+                balances::look(&self.0, &mut due).await;
+            }
+        };
+        tokio::select! {
+            () = self.0.stop.cancelled() => {}
+            () = asking => {}
+        }
+    }
+
     /// What the tunnel calls with every exchange that arrives.
     pub fn handler(&self) -> ArrivalHandler {
         let room = Arc::clone(&self.0);
@@ -180,6 +200,18 @@ impl Egress {
     /// The state of every key.
     pub fn status(&self) -> Vec<control::CredentialStatus> {
         self.0.keys.status(Instant::now())
+    }
+
+    /// How the keys of each provider stand together.
+    pub fn pools(&self) -> Vec<control::PoolStatus> {
+        self.0.keys.pools(Instant::now())
+    }
+
+    /// Waits until a key came into use or went out of it.
+    ///
+    /// Cancel safety: nothing is lost.
+    pub async fn news(&self) {
+        self.0.keys.news().await;
     }
 
     /// How many exchanges run.

@@ -13,6 +13,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::{
+    control::v1::UpstreamStatus,
     dialect::operation::{self, Match, Unmatched},
     refusal::{Code, Refusal},
 };
@@ -47,7 +48,13 @@ mod route;
 
 mod send;
 
+mod tries;
+
 mod retry;
+
+mod budget;
+
+mod queue;
 
 mod pump;
 
@@ -67,6 +74,8 @@ mod spool;
 
 mod load;
 
+mod affinity;
+
 mod stream;
 
 mod record;
@@ -75,7 +84,9 @@ mod record;
 mod tests;
 
 use self::{
+    budget::Budget,
     load::Loads,
+    queue::Queue,
     record::Record,
     send::{Denied, Sending, Sent},
     stream::{Answer, Around},
@@ -107,7 +118,9 @@ pub struct Ingress {
     tunnel: Tunnel,
     limiter: Limiter,
     telemetry: Telemetry,
-    loads: Loads,
+    loads: Arc<Loads>,
+    budget: Budget,
+    queue: Queue,
     /// Uploads, WebSockets and connections.
     tasks: TaskTracker,
     /// Ends what still runs when the time to drain is over.
@@ -120,9 +133,20 @@ pub struct Handle {
     /// Where it listens.
     pub address: std::net::SocketAddr,
     task: JoinHandle<()>,
+    loads: Arc<Loads>,
 }
 
+/// Reads how each upstream fares over each egress.
+pub type Upstreams = Box<dyn Fn() -> Vec<UpstreamStatus> + Send + Sync>;
+
 impl Handle {
+    /// How each upstream fares over each egress, whenever that is asked.
+    #[must_use]
+    pub fn upstreams(&self) -> Upstreams {
+        let loads = Arc::clone(&self.loads);
+        Box::new(move || loads.status(Instant::now()))
+    }
+
     /// Waits until the drain is over: no connection is left, or its time ran out.
     ///
     /// Cancel safety: nothing is left behind; the drain goes on.
@@ -155,20 +179,29 @@ impl Ingress {
         let bind = |source| Error::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;
         let address = listener.local_addr().map_err(bind)?;
+        let loads = Arc::new(Loads::new(Instant::now()));
+        let told = Arc::clone(&loads);
+        control.set_scores_sink(Arc::new(move |scores| told.hear(&scores, Instant::now())));
         let ingress = Arc::new(Self {
             config,
             control,
             tunnel,
             limiter,
             telemetry,
-            loads: Loads::new(Instant::now()),
+            loads: Arc::clone(&loads),
+            budget: Budget::default(),
+            queue: Queue::default(),
             tasks: TaskTracker::new(),
             kill: CancellationToken::new(),
         });
         let door = listen::Door::new(ingress, certificate)?;
         // Not on `tasks`, which the door itself waits for.
         let task = TaskTracker::new().spawn(door.run(listener, drain));
-        Ok(Handle { address, task })
+        Ok(Handle {
+            address,
+            task,
+            loads,
+        })
     }
 
     /// Answers one client request, whatever happens.

@@ -150,7 +150,9 @@ impl Node {
                 let (limiter, drain) = (Limiter::new(), ingress_drain.clone());
                 let (control, telemetry) = (control.clone(), telemetry.clone());
                 let start = Ingress::start(wanted, control, tunnel, limiter, telemetry, drain);
-                Some(start.await?)
+                let handle = start.await?;
+                status.set_ingress(handle.upstreams());
+                Some(handle)
             }
             None => None,
         };

@@ -13,6 +13,8 @@ use crate::{
 };
 
 mod pages;
+mod scores;
+
 mod view;
 
 /// How long a change waits for the snapshot that follows from it. It is kept either way.
@@ -430,6 +432,14 @@ impl pb::admin_server::Admin for Operators {
         let published = self.rooms.publisher.current();
         let explained = routing::explain(request.get_ref(), &published.snapshot, inputs);
         Ok(Response::new(explained))
+    }
+
+    async fn show_scores(
+        &self,
+        request: Request<pb::ShowScoresRequest>,
+    ) -> Answer<pb::ShowScoresResponse> {
+        self.rooms.operator(&request)?;
+        Ok(Response::new(scores::scores(&self.node_views().await?)))
     }
 
     async fn list_usage(

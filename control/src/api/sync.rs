@@ -3,14 +3,18 @@
 //! Only the newest snapshot is ever sent; a slow node skips those in between. Everything else goes
 //! through a short queue. Whichever side ends first ends both.
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
 use vector_proto::control::v1::{
-    ControlEvent, Credentials, Drain, KeysChanged, NodeEvent, Register, control_event::Event,
-    node_event,
+    ControlEvent, Credentials, Drain, KeysChanged, NodeEvent, Register, Scores,
+    control_event::Event, node_event,
 };
 
 use super::{Rooms, unix_ms};
@@ -18,7 +22,7 @@ use crate::{
     health::{Attached, EVENTS_MAX},
     identity::{Peer, Role},
     registry::{ChangedKeys, StoredCredential},
-    routing::Published,
+    routing::{Published, Share, Table, difference},
 };
 
 /// A node says who it is this soon, or is closed.
@@ -37,7 +41,10 @@ struct Session {
     /// Revision the node has been sent.
     sent: u64,
     /// Credentials the node has been sent.
-    held: Option<Vec<StoredCredential>>,
+    held: Option<Vec<(StoredCredential, Share)>>,
+    steering: watch::Receiver<Arc<Table>>,
+    /// Scores the node has been sent; only an ingress gets any.
+    told: Arc<Table>,
 }
 
 /// Why a stream ends.
@@ -80,6 +87,8 @@ pub(super) async fn open(
         .attach(peer.id.as_str(), ingress, &register.version, events.clone());
     let session = Session {
         newest: rooms.publisher.subscribe(),
+        steering: rooms.steering.subscribe(),
+        told: Arc::default(),
         sent: register.revision,
         held: None,
         peer,
@@ -128,7 +137,8 @@ impl Session {
         }
         let spec = self.rooms.registry.node(self.peer.id.as_str()).await?;
         self.send(Event::Drain(Drain { on: spec.draining })).await?;
-        self.send_newest().await
+        self.send_newest().await?;
+        self.send_scores(true).await
     }
 
     async fn serve(&mut self, inbound: &mut Streaming<NodeEvent>) -> End {
@@ -140,6 +150,10 @@ impl Session {
                 () = self.events.closed() => return End::Gone,
                 changed = self.newest.changed() => match changed {
                     Ok(()) => self.send_newest().await,
+                    Err(_) => return End::Dismissed,
+                },
+                changed = self.steering.changed() => match changed {
+                    Ok(()) => self.send_scores(false).await,
                     Err(_) => return End::Dismissed,
                 },
                 message = inbound.message() => match message {
@@ -163,14 +177,14 @@ impl Session {
             return Ok(());
         }
         if self.peer.roles.contains(&Role::Egress) {
-            let wanted: Vec<StoredCredential> = newest
+            let wanted: Vec<(StoredCredential, Share)> = newest
                 .credentials_for(self.peer.id.as_str())
-                .cloned()
+                .map(|(stored, share)| (stored.clone(), share))
                 .collect();
             if self.held.as_ref() != Some(&wanted) {
                 let mut credentials = Vec::with_capacity(wanted.len());
-                for stored in &wanted {
-                    match Published::opened(&self.rooms.registry, stored) {
+                for (stored, share) in &wanted {
+                    match Published::opened(&self.rooms.registry, stored, *share) {
                         Ok(credential) => credentials.push(credential),
                         // The others are good all the same.
                         Err(error) => {
@@ -191,6 +205,20 @@ impl Session {
             self.sent = revision;
         }
         Ok(())
+    }
+
+    /// What is different in the scores since the node heard of them; `whole`: it begins anew.
+    async fn send_scores(&mut self, whole: bool) -> Result<(), End> {
+        if !self.peer.roles.contains(&Role::Ingress) {
+            return Ok(());
+        }
+        let newest = self.steering.borrow_and_update().clone();
+        let upstreams = difference(&self.told, &newest, Instant::now());
+        self.told = newest;
+        if upstreams.is_empty() && !whole {
+            return Ok(());
+        }
+        self.send(Event::Scores(Scores { whole, upstreams })).await
     }
 
     async fn send(&self, event: Event) -> Result<(), End> {

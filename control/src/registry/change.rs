@@ -25,6 +25,7 @@ impl Described for ProviderSpec {
             ("base_url", self.base_url.clone()),
             ("egress", self.egress.join(" ")),
             ("unknown_objects", self.unknown_objects.to_string()),
+            ("balance", self.balance.clone()),
             ("limits.connect_ms", limits.connect_ms.to_string()),
             ("limits.first_byte_ms", limits.first_byte_ms.to_string()),
             ("limits.idle_ms", limits.idle_ms.to_string()),

@@ -113,6 +113,9 @@ fn provider(spec: &ProviderSpec, faults: &mut Faults) {
     if let Err(why) = base_url(&spec.base_url) {
         faults.push(at("base_url"), why);
     }
+    if let Err(why) = balance(&spec.balance) {
+        faults.push(at("balance"), why);
+    }
     faults.up_to(at("egress"), spec.egress.len(), LIST_MAX);
     for (place, egress) in spec.egress.iter().enumerate() {
         faults.name(&at(&format!("egress[{place}]")), egress);
@@ -135,6 +138,27 @@ fn provider(spec: &ProviderSpec, faults: &mut Faults) {
             );
         }
     }
+}
+
+/// Whose API tells balances, and perhaps a path before its own: `billing /gateway`.
+fn balance(text: &str) -> Result<(), String> {
+    const TELLERS: [&str; 6] = [
+        "none",
+        "deepseek",
+        "openrouter",
+        "siliconflow",
+        "billing",
+        "quota",
+    ];
+    let (name, path) = text.split_once(' ').unwrap_or((text, ""));
+    if !text.is_empty() && !TELLERS.contains(&name) {
+        return Err(format!("`{name}` is none of: {}", TELLERS.join(", ")));
+    }
+    let whole = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic());
+    if !path.is_empty() && !whole {
+        return Err(format!("`{path}` is not a path such as /gateway"));
+    }
+    Ok(())
 }
 
 /// Credentials travel to this URL: nobody on the way may read them, and it must be where it seems to be.

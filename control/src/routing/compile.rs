@@ -137,6 +137,7 @@ fn provider(inputs: Inputs<'_>, spec: &ProviderSpec) -> Provider {
         egress,
         limits: spec.limits,
         unknown_objects: spec.unknown_objects,
+        balance: spec.balance.clone(),
     }
 }
 

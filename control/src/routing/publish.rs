@@ -41,15 +41,35 @@ pub struct Published {
 }
 
 impl Published {
-    /// The sealed credentials that an egress needs: of the providers whose row lists it, and no others.
-    pub fn credentials_for(&self, egress: &str) -> impl Iterator<Item = &StoredCredential> {
+    /// The sealed credentials that an egress needs: of the providers whose row lists it, and no others. With each, how
+    /// many share it and which of them this one is.
+    pub fn credentials_for(
+        &self,
+        egress: &str,
+    ) -> impl Iterator<Item = (&StoredCredential, Share)> {
         self.snapshot
             .providers
             .iter()
-            .filter(move |provider| provider.egress.iter().any(|id| id == egress))
-            .filter_map(|provider| self.credentials.get(&provider.name))
+            .filter_map(move |provider| {
+                let holder = provider.egress.iter().position(|id| id == egress)?;
+                let share = Share {
+                    holders: u32::try_from(provider.egress.len()).unwrap_or(u32::MAX),
+                    holder: u32::try_from(holder).unwrap_or(u32::MAX),
+                };
+                let stored = self.credentials.get(&provider.name)?;
+                Some(stored.iter().map(move |stored| (stored, share)))
+            })
             .flatten()
     }
+}
+
+/// Which of how many egress nodes has a credential: each keeps to its part of the limits.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Share {
+    /// All of them.
+    pub holders: u32,
+    /// This one, from 0.
+    pub holder: u32,
 }
 
 /// See the module.
@@ -282,6 +302,7 @@ impl Published {
     pub fn opened(
         registry: &Registry,
         stored: &StoredCredential,
+        share: Share,
     ) -> Result<Credential, registry::Error> {
         let spec = &stored.spec;
         let secret = if spec.disabled {
@@ -299,6 +320,8 @@ impl Published {
             concurrency: spec.concurrency,
             weight: spec.weight,
             headers: spec.headers.clone(),
+            holders: share.holders,
+            holder: share.holder,
         })
     }
 }

@@ -69,6 +69,12 @@ pub(crate) enum Command {
     Diff(Diff),
     /// Where a request for a model would go now, and why.
     Explain(Explain),
+    /// How each provider fares over each egress: credentials, successes, speed.
+    Upstreams,
+    /// Every link between nodes: its state, round trip and loss.
+    Paths,
+    /// The network, its upstreams and its paths, again and again.
+    Watch(Watch),
     /// What exchanges consumed.
     Usage(Usage),
     /// A completion script for a shell, such as: source <(vectorctl completion bash)
@@ -122,6 +128,9 @@ pub(crate) enum Provider {
         /// Pass on calls that name an object this network did not see being made.
         #[arg(long)]
         unknown_objects: bool,
+        /// Whose API tells balances: deepseek, openrouter, siliconflow, billing, quota or none; by the host without it.
+        #[arg(long, default_value = "")]
+        balance: String,
         #[arg(long, default_value_t = 0)]
         connect_ms: u64,
         #[arg(long, default_value_t = 0)]
@@ -294,6 +303,16 @@ pub(crate) struct Explain {
     /// As seen from this region; else from one that has an ingress.
     #[arg(long, default_value = "")]
     pub(crate) region: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Watch {
+    /// Milliseconds between two looks, at least 100.
+    #[arg(long, default_value_t = 1_000)]
+    pub(crate) every_ms: u64,
+    /// Looks; without end when it is 0.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) times: u32,
 }
 
 #[derive(Debug, Args)]

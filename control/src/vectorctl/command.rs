@@ -23,6 +23,7 @@ mod account;
 mod model;
 mod node;
 mod provider;
+mod scores;
 
 /// Rows asked for at once.
 const PAGE: u32 = 1_000;
@@ -144,6 +145,9 @@ async fn plain(mut client: Client, command: Command) -> Done {
         Command::Key(it) => account::key(client, it).await,
         Command::Explain(asked) => explain(client, asked).await,
         Command::Usage(asked) => usage(client, asked).await,
+        Command::Upstreams => scores::upstreams(client).await,
+        Command::Paths => scores::paths(client).await,
+        Command::Watch(asked) => scores::watch(client, asked).await,
         Command::Apply(_) | Command::Diff(_) | Command::Completion { .. } => {
             Err(Failure::Usage("this command needs no control".to_owned()))
         }

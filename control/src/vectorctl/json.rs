@@ -43,7 +43,41 @@ fn credential_status(status: &pb::CredentialStatus) -> Value {
     json!({
         "credential": status.credential, "state": word(status.state().as_str_name(), "CREDENTIAL_STATE_"),
         "rests_ms": status.rests_ms, "in_flight": status.in_flight, "reason": status.reason,
+        "provider": status.provider, "balance": status.balance.as_ref().map(|balance| json!({
+            "micros": balance.micros, "currency": balance.currency, "age_ms": balance.age_ms,
+        })),
     })
+}
+
+pub(crate) fn upstreams_seen(views: &[pb::UpstreamView]) -> Value {
+    let view = |view: &pb::UpstreamView| {
+        let pool = view.pool.clone().unwrap_or_default();
+        let seen = view.seen.iter().map(|seen| {
+            let status = seen.status.clone().unwrap_or_default();
+            json!({
+                "ingress": seen.ingress, "success_permille": status.success_permille,
+                "first_byte_us": status.first_byte_us, "tokens_per_s": status.tokens_per_s,
+                "in_flight": status.in_flight, "ejected_ms": status.ejected_ms,
+            })
+        });
+        json!({
+            "provider": view.provider, "egress": view.egress, "keys": pool.keys, "ready": pool.ready,
+            "rests_ms": pool.rests_ms, "in_flight": pool.in_flight, "seen": seen.collect::<Vec<_>>(),
+        })
+    };
+    json!({ "upstreams": views.iter().map(view).collect::<Vec<_>>() })
+}
+
+pub(crate) fn paths(views: &[pb::PathView]) -> Value {
+    let view = |view: &pb::PathView| {
+        let link = view.link.clone().unwrap_or_default();
+        json!({
+            "node": view.node, "region": view.region, "peer": link.peer, "address": link.address,
+            "state": word(link.state().as_str_name(), "LINK_STATE_"), "rtt_us": link.rtt_us,
+            "sent_packets": link.sent_packets, "lost_packets": link.lost_packets,
+        })
+    };
+    json!({ "paths": views.iter().map(view).collect::<Vec<_>>() })
 }
 
 /// `LINK_STATE_UP` as people say it: `up`.
@@ -55,7 +89,7 @@ pub(crate) fn provider(spec: &pb::ProviderSpec) -> Value {
     let limits = spec.limits.unwrap_or_default();
     json!({
         "name": spec.name, "kind": spec.kind, "base_url": spec.base_url, "egress": spec.egress,
-        "unknown_objects": spec.unknown_objects, "connect_ms": limits.connect_ms, "first_byte_ms": limits.first_byte_ms,
+        "unknown_objects": spec.unknown_objects, "balance": spec.balance, "connect_ms": limits.connect_ms, "first_byte_ms": limits.first_byte_ms,
         "idle_ms": limits.idle_ms, "connections_max": limits.connections_max,
     })
 }

@@ -30,6 +30,8 @@ struct RawProvider {
     #[serde(default)]
     unknown_objects: bool,
     #[serde(default)]
+    balance: String,
+    #[serde(default)]
     connect_ms: u64,
     #[serde(default)]
     first_byte_ms: u64,
@@ -197,6 +199,7 @@ fn provider(raw: RawProvider) -> Result<ProviderSpec, String> {
             raw.connections_max,
         ),
         unknown_objects: raw.unknown_objects,
+        balance: raw.balance,
     })
 }
 

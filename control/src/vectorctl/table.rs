@@ -7,6 +7,9 @@ use vector_proto::control::v1 as pb;
 
 use crate::json::word;
 
+mod scores;
+pub(crate) use scores::{paths, upstreams_seen};
+
 /// A table without lines, as wide as the terminal.
 fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
@@ -190,11 +193,18 @@ pub(crate) fn credentials(views: &[pb::CredentialView]) -> String {
         let at = view.at.iter().map(|at| {
             let state = at.status.as_ref().map_or("?".to_owned(), |status| {
                 let state = word(status.state().as_str_name(), "CREDENTIAL_STATE_");
-                if status.reason.is_empty() {
-                    state
+                let rests = if status.rests_ms > 0 {
+                    format!(" {} s", status.rests_ms.div_ceil(1_000))
                 } else {
-                    format!("{state} ({})", status.reason)
-                }
+                    String::new()
+                };
+                let reason = if status.reason.is_empty() {
+                    String::new()
+                } else {
+                    format!(" ({})", status.reason)
+                };
+                let left = status.balance.as_ref().map(money).unwrap_or_default();
+                format!("{state}{rests}{reason}{left}")
             });
             format!("{}: {state}", at.egress)
         });
@@ -222,6 +232,15 @@ pub(crate) fn credentials(views: &[pb::CredentialView]) -> String {
         ],
         rows,
     )
+}
+
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "two digits behind the point are shown"
+)]
+fn money(balance: &pb::Balance) -> String {
+    let amount = balance.micros as f64 / 1e6;
+    format!(", {amount:.2} {} left", balance.currency)
 }
 
 fn upstreams(upstreams: &[pb::Upstream]) -> String {

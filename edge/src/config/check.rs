@@ -152,6 +152,7 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
         100..=MS_MAX,
     );
     let ping = ms(faults, "ingress.ping_ms", raw.ping_ms, 15_000, 100..=MS_MAX);
+    let queue = ms(faults, "ingress.queue_ms", raw.queue_ms, 10_000, 0..=MS_MAX);
     let request = ms(
         faults,
         "ingress.request_ms",
@@ -197,6 +198,7 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
         header_read,
         body_idle,
         ping,
+        queue,
         connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
         drain,
         request,

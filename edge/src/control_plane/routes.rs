@@ -68,6 +68,10 @@ pub struct ProviderRow {
     pub connections_max: u32,
     /// Calls that name an object nobody saw being made are passed on.
     pub unknown_objects: bool,
+    /// Who tells its credentials' balances; empty: whoever its host's name says.
+    pub balance: Box<str>,
+    /// Those of `egress` that take no new exchanges, in the same order.
+    pub draining: Box<[bool]>,
 }
 
 /// One public model, or a default route.
@@ -237,11 +241,15 @@ impl Routes {
         });
         let limits = provider.limits.unwrap_or_default();
         let said = |ms: u64| (ms > 0).then(|| Duration::from_millis(ms));
+        let egress = egress.collect::<Result<Vec<_>, _>>()?;
+        let drains = |id: &Arc<str>| self.nodes.get(id).is_some_and(|node| node.draining);
         Ok(ProviderRow {
+            draining: egress.iter().map(drains).collect(),
+            balance: provider.balance.as_str().into(),
             name: provider.name.as_str().into(),
             kind: provider.kind.as_str().into(),
             base_url,
-            egress: egress.collect::<Result<_, _>>()?,
+            egress,
             connect: said(limits.connect_ms),
             first_byte: said(limits.first_byte_ms),
             idle: said(limits.idle_ms),

@@ -15,7 +15,7 @@ use vector_proto::{refusal::Code, tunnel::v1};
 
 use super::{
     Room,
-    credential::{NoKey, Permit},
+    credential::{NoKey, Permit, Wish},
     provider::{DialError, Live, SendError},
     receive::{Exchange, untouched},
     translate::{BadHead, Draft, response_head},
@@ -162,7 +162,7 @@ impl Fault {
             code: self.code.to_string(),
             message: self.message,
             retryable: self.retryable,
-            retry_after_ms: u64::try_from(rest.as_millis()).unwrap_or(u64::MAX),
+            retry_after_ms: u64::try_from(rest.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX),
             untouched: !(self.touched || touched_before),
             provider_head,
             provider_body: provider_body.unwrap_or_default(),
@@ -174,9 +174,14 @@ impl Fault {
 /// Takes a key for the exchange: the one that made its object, or the freest.
 pub fn take_key(room: &Room, exchange: &Exchange, avoid: Option<&Permit>) -> Result<Permit, NoKey> {
     let (provider, now) = (&exchange.provider.row.name, Instant::now());
+    let wish = Wish {
+        avoid: avoid.map(Permit::key),
+        affinity: exchange.head.affinity,
+        body_bytes: exchange.head.body_bytes.unwrap_or_default(),
+    };
     match exchange.head.credential.as_str() {
-        "" => room.keys.take(provider, avoid.map(Permit::key), now),
-        named => room.keys.take_named(provider, named, now),
+        "" => room.keys.take(provider, wish, now),
+        named => room.keys.take_named(provider, named, wish, now),
     }
 }
 
@@ -195,7 +200,7 @@ pub fn no_key(exchange: &Exchange, why: NoKey) -> v1::Refused {
             true,
         ),
         NoKey::Resting(rest) => v1::Refused {
-            retry_after_ms: u64::try_from(rest.as_millis()).unwrap_or(u64::MAX).max(1),
+            retry_after_ms: u64::try_from(rest.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX),
             ..untouched(
                 Code::NoCredential,
                 "Every credential of the provider is at its limit.",
@@ -228,7 +233,12 @@ pub async fn attempt(
                 }
                 permit
             }
-            (Err(_), Some((_, fault))) => return Err(fault.refusal(touched, exchange.tries)),
+            (Err(why), Some((_, mut fault))) => {
+                if let (NoKey::Resting(shortest), Some(_)) = (why, fault.rest) {
+                    fault.rest = Some(shortest);
+                }
+                return Err(fault.refusal(touched, exchange.tries));
+            }
             (Err(why), None) => return Err(no_key(exchange, why)),
         };
         exchange.tries += 1;
@@ -334,7 +344,7 @@ async fn judge(
 ) -> Result<(Parts, Live), Fault> {
     let status = head.status.as_u16();
     if !matches!(status, 401..=403 | 429 | 500..) {
-        permit.accepted();
+        permit.accepted(&head.headers, Instant::now());
         return Ok((head, live));
     }
     let body = read_error(live).await;
@@ -346,6 +356,13 @@ async fn judge(
         Next::OtherOnce,
     );
     match status {
+        429 if is_about_money(&body) => {
+            permit.refused(402, now);
+            fault.code = Code::NoCredential;
+            fault.message = "A credential of this network is used up.".into();
+            fault.next = Next::Credential;
+            return Err(fault);
+        }
         429 => {
             let rest = permit.limited(&head.headers, now, SystemTime::now());
             fault.rest = Some(rest);
@@ -371,6 +388,11 @@ async fn judge(
 fn is_about_the_model(body: &[u8]) -> bool {
     let code = |name: &str| memchr::memmem::find(body, name.as_bytes()).is_some();
     code("\"model_not_found\"") || code("\"model_not_available\"") || code("\"unsupported_model\"")
+}
+
+/// OpenAI says 429 as well when the money is used up, which no waiting helps.
+fn is_about_money(body: &[u8]) -> bool {
+    memchr::memmem::find(body, b"\"insufficient_quota\"").is_some()
 }
 
 /// Reads what a provider says about an error, up to [`ERROR_BYTES_MAX`].

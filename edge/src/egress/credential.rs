@@ -1,32 +1,46 @@
 //! Chooses which of a provider's keys a call uses, and learns from the answers how each of them fares.
 //!
-//! Least loaded (calls in flight by weight) among those that are ready and within their limits. A 429 rests a key for as
-//! long as the provider asks; a key that the provider refuses is put out and tried again once a minute, since a
-//! balance is topped up without telling us. Nothing here waits, and no key is ever logged. Time is an argument.
+//! Least loaded (calls in flight by weight) among those that are ready and within their limits; the one that knows the
+//! prompt, as long as it is not much busier; one whose balance is low after all others. A 429 rests a key for as long as
+//! the provider asks; a key that the provider refuses is put out and tried again once a minute, or every few seconds
+//! when no other is left. Nothing here waits, and no key is ever logged. Time is an argument.
 
-// What a key is, and how it is kept.
+// What a key is, how it stands, and how it is lent.
 mod secret;
 
+mod key;
+
+mod permit;
+
+// What its provider says of it.
 mod headroom;
+
+mod learned;
 
 mod retry_after;
 
+mod balance;
+
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, HeaderName, HeaderValue, header};
+use tokio::sync::Notify;
 use vector_proto::control::v1;
 
-use headroom::Bucket;
-pub use secret::Secret;
+use self::key::Purse;
+pub use self::{
+    balance::{Balance, Teller},
+    key::Key,
+    permit::Permit,
+    secret::Secret,
+};
 
 /// First rest after a 429 that names no time; doubles with each further one.
 const REST_FIRST: Duration = Duration::from_secs(1);
@@ -37,8 +51,9 @@ const REST_LONGEST: Duration = Duration::from_secs(60);
 /// How long a key that the provider refuses stays out before one call tries it again.
 const OUT: Duration = Duration::from_secs(60);
 
-/// What a client is told to wait when all keys have as many calls in flight as they may.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
+/// Calls in flight, in thousandths by weight, that a key may have more than the least loaded one, besides twice as many, before
+/// a call that it knows the prompt of goes elsewhere.
+const AFFINITY_SLACK: u64 = 4_000;
 
 /// Why no key could be taken.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -51,143 +66,15 @@ pub enum NoKey {
     Resting(Duration),
 }
 
-/// How a key fares, apart from what it is.
-#[derive(Debug)]
-struct Load {
-    in_flight: AtomicU32,
-    /// In the pool's clock; 0: ready.
-    rests_until_us: AtomicU64,
-    /// 429s in a row without a time of the provider's own.
-    strikes: AtomicU32,
-    /// HTTP status that put it to rest or out; 0 for none.
-    blamed: AtomicU32,
-}
-
-impl Load {
-    const fn new() -> Self {
-        Self {
-            in_flight: AtomicU32::new(0),
-            rests_until_us: AtomicU64::new(0),
-            strikes: AtomicU32::new(0),
-            blamed: AtomicU32::new(0),
-        }
-    }
-}
-
-/// One key of a provider.
-pub struct Key {
-    name: Arc<str>,
-    secret: Secret,
-    bearer: HeaderValue,
-    bare: HeaderValue,
-    extra: Vec<(HeaderName, HeaderValue)>,
-    weight: u64,
-    concurrency: u32,
-    disabled: bool,
-    requests: Bucket,
-    tokens: Bucket,
-    load: Arc<Load>,
-}
-
-impl fmt::Debug for Key {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key")
-            .field("name", &self.name)
-            .field("load", &self.load)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Key {
-    /// Builds a key from what control sent. `None`, with a warning, if a header could not carry it.
-    fn new(sent: &v1::Credential, before: Option<&Self>) -> Option<Self> {
-        let secret = Secret::new(&sent.secret);
-        let (Some(bearer), Some(bare)) = (secret.header("Bearer "), secret.header("")) else {
-            tracing::warn!(
-                credential = sent.name,
-                "the credential cannot be sent in a header; it is left out"
-            );
-            return None;
-        };
-        let same = before.filter(|before| before.secret.reveal() == secret.reveal());
-        let extra = sent.headers.iter().filter_map(|(name, value)| {
-            let mut value = HeaderValue::from_str(value).ok()?;
-            value.set_sensitive(true);
-            Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value))
-        });
-        Some(Self {
-            name: sent.name.as_str().into(),
-            bearer,
-            bare,
-            extra: extra.collect(),
-            weight: u64::from(sent.weight.max(1)),
-            concurrency: sent.concurrency,
-            disabled: sent.disabled,
-            requests: Bucket::new(u64::from(sent.requests_per_minute)),
-            tokens: Bucket::new(sent.tokens_per_minute),
-            load: same.map_or_else(|| Arc::new(Load::new()), |same| Arc::clone(&same.load)),
-            secret,
-        })
-    }
-
-    /// The key's name, which may be logged.
-    pub fn name(&self) -> &Arc<str> {
-        &self.name
-    }
-
-    /// Puts the key, in the form that this kind of provider reads, and the headers that go with it.
-    pub fn sign(&self, kind: &str, headers: &mut HeaderMap) {
-        match kind {
-            "azure" => headers.insert(HeaderName::from_static("api-key"), self.bare.clone()),
-            _ => headers.insert(header::AUTHORIZATION, self.bearer.clone()),
-        };
-        for (name, value) in &self.extra {
-            headers.insert(name, value.clone());
-        }
-    }
-
-    /// Microseconds until the key could take one more call.
-    fn wait_us(&self, now_us: u64) -> u64 {
-        let rest = self.load.rests_until_us.load(Ordering::Relaxed);
-        let busy = self.concurrency != 0
-            && self.load.in_flight.load(Ordering::Relaxed) >= self.concurrency;
-        let busy_us = if busy { micros(BUSY_WAIT) } else { 0 };
-        rest.saturating_sub(now_us)
-            .max(self.requests.wait_us(1, now_us))
-            .max(self.tokens.wait_us(1, now_us))
-            .max(busy_us)
-    }
-
-    /// Whether this key is less loaded than another.
-    fn is_freer_than(&self, other: &Self) -> bool {
-        let load = |key: &Self| u64::from(key.load.in_flight.load(Ordering::Relaxed));
-        load(self) * other.weight < load(other) * self.weight
-    }
-
-    fn status(&self, now_us: u64) -> v1::CredentialStatus {
-        let rests_us = self
-            .load
-            .rests_until_us
-            .load(Ordering::Relaxed)
-            .saturating_sub(now_us);
-        let blamed = self.load.blamed.load(Ordering::Relaxed);
-        let state = match (self.disabled, blamed) {
-            (true, _) => v1::CredentialState::Disabled,
-            (false, 401..=403) => v1::CredentialState::Out,
-            (false, _) if rests_us > 0 => v1::CredentialState::Resting,
-            (false, _) => v1::CredentialState::Ready,
-        };
-        v1::CredentialStatus {
-            credential: self.name.to_string(),
-            state: state.into(),
-            rests_ms: rests_us.div_ceil(1_000),
-            in_flight: u64::from(self.load.in_flight.load(Ordering::Relaxed)),
-            reason: match blamed {
-                0 => String::new(),
-                status => format!("the provider answered {status}"),
-            },
-        }
-    }
+/// What a call wants of a key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish<'a> {
+    /// Only if nothing else is ready.
+    pub avoid: Option<&'a Arc<Key>>,
+    /// Calls of the same number should get the same key; 0 for any.
+    pub affinity: u64,
+    /// Length of the call's body.
+    pub body_bytes: u64,
 }
 
 type Keys = HashMap<Box<str>, Vec<Arc<Key>>>;
@@ -199,6 +86,7 @@ pub struct Pool {
     /// Spreads calls over keys that are equally loaded.
     turn: AtomicUsize,
     begun: Instant,
+    news: Arc<Notify>,
 }
 
 impl Pool {
@@ -208,6 +96,7 @@ impl Pool {
             keys: ArcSwap::default(),
             turn: AtomicUsize::new(0),
             begun: now,
+            news: Arc::default(),
         }
     }
 
@@ -222,60 +111,96 @@ impl Pool {
                     .iter()
                     .find(|key| *key.name == *credential.name.as_str())
             });
-            if let Some(key) = Key::new(credential, known.map(Arc::as_ref)) {
+            if let Some(key) = Key::new(credential, known.map(Arc::as_ref), &self.news) {
                 let of = keys.entry(credential.provider.as_str().into()).or_default();
                 of.push(Arc::new(key));
             }
         }
         self.keys.store(Arc::new(keys));
+        self.news.notify_one();
     }
 
-    /// Takes the least loaded key that is ready; `avoid` only if nothing else is.
+    /// Waits until some key came into use or went out of it.
+    ///
+    /// Cancel safety: nothing is lost.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// Takes the best key that is ready.
     ///
     /// # Errors
     /// [`NoKey`] when there is none now.
-    pub fn take(
-        &self,
-        provider: &str,
-        avoid: Option<&Arc<Key>>,
-        now: Instant,
-    ) -> Result<Permit, NoKey> {
+    pub fn take(&self, provider: &str, wish: Wish<'_>, now: Instant) -> Result<Permit, NoKey> {
         let pool = self.keys.load();
         let keys = pool.get(provider).ok_or(NoKey::Unknown)?;
         let now_us = self.micros(now);
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let (mut best, mut shortest) = (None::<&Arc<Key>>, None);
+        let (mut best, mut shortest) = (None::<Found<'_>>, None);
+        let mut known = None::<Found<'_>>;
         for place in 0..keys.len() {
             let key = &keys[turn.wrapping_add(place) % keys.len()];
             if key.disabled {
                 continue;
             }
-            let wait_us = key.wait_us(now_us);
+            let wait_us = key.wait_us(key.estimate(wish.body_bytes), now_us);
             if wait_us > 0 {
                 shortest = Some(shortest.map_or(wait_us, |least: u64| least.min(wait_us)));
                 continue;
             }
-            let better = match best {
-                None => true,
-                Some(best) if is(best, avoid) => true,
-                Some(best) => !is(key, avoid) && key.is_freer_than(best),
-            };
-            if better {
-                best = Some(key);
+            let found = Found::of(key, &wish);
+            if best.is_none_or(|best| found.is_before(&best)) {
+                best = Some(found);
+            }
+            if known.is_none_or(|known| found.match_rank > known.match_rank) {
+                known = Some(found);
             }
         }
-        match (best, shortest) {
-            (Some(key), _) => Ok(self.lend(key, now_us)),
-            (None, Some(wait_us)) => Err(NoKey::Resting(Duration::from_micros(wait_us))),
+        let known = known.filter(|known| {
+            wish.affinity != 0 && best.is_some_and(|best| known.may_stand_for(&best))
+        });
+        match (known.or(best), shortest) {
+            (Some(found), _) => Ok(Permit::new(found.key, self.begun, wish.body_bytes, now_us)),
+            (None, Some(wait_us)) => self.none_ready(keys, wish.body_bytes, (wait_us, now_us)),
             (None, None) => Err(NoKey::Unknown),
         }
+    }
+
+    /// When no key is ready: if all are out, the least bad one is tried now and then, since a balance is topped up and a
+    /// permission given without telling us. One that rests is left alone: its provider said until when.
+    fn none_ready(
+        &self,
+        keys: &[Arc<Key>],
+        body_bytes: u64,
+        at: (u64, u64),
+    ) -> Result<Permit, NoKey> {
+        let (mut wait_us, now_us) = at;
+        let on = || keys.iter().filter(|key| !key.disabled);
+        if on().all(|key| key.is_out()) {
+            let soonest = on().min_by_key(|key| key.panic_us(now_us));
+            if let Some(key) = soonest {
+                let panic_us = key.panic_us(now_us);
+                if panic_us == 0 && key.claim_panic(now_us) {
+                    return Ok(Permit::new(key, self.begun, body_bytes, now_us));
+                }
+                wait_us = wait_us.min(panic_us.max(1));
+            }
+        }
+        self.news.notify_one();
+        Err(NoKey::Resting(Duration::from_micros(wait_us)))
     }
 
     /// Takes the key of this name, which alone can reach the object that the call names.
     ///
     /// # Errors
     /// [`NoKey`] when it is gone, or cannot be used now.
-    pub fn take_named(&self, provider: &str, name: &str, now: Instant) -> Result<Permit, NoKey> {
+    pub fn take_named(
+        &self,
+        provider: &str,
+        name: &str,
+        wish: Wish<'_>,
+        now: Instant,
+    ) -> Result<Permit, NoKey> {
         let pool = self.keys.load();
         let keys = pool.get(provider).ok_or(NoKey::Unknown)?;
         let key = keys
@@ -283,8 +208,8 @@ impl Pool {
             .find(|key| *key.name == *name && !key.disabled)
             .ok_or(NoKey::Unknown)?;
         let now_us = self.micros(now);
-        match key.wait_us(now_us) {
-            0 => Ok(self.lend(key, now_us)),
+        match key.wait_us(key.estimate(wish.body_bytes), now_us) {
+            0 => Ok(Permit::new(key, self.begun, wish.body_bytes, now_us)),
             wait_us => Err(NoKey::Resting(Duration::from_micros(wait_us))),
         }
     }
@@ -294,31 +219,108 @@ impl Pool {
         let now_us = self.micros(now);
         let keys = self.keys.load();
         let mut status: Vec<_> = keys
-            .values()
-            .flatten()
-            .map(|key| key.status(now_us))
+            .iter()
+            .flat_map(|(provider, keys)| keys.iter().map(move |key| key.status(provider, now_us)))
             .collect();
         status.sort_unstable_by(|one, other| one.credential.cmp(&other.credential));
         status
     }
 
-    fn lend(&self, key: &Arc<Key>, now_us: u64) -> Permit {
-        key.load.in_flight.fetch_add(1, Ordering::Relaxed);
-        key.requests.take(1, now_us);
-        if (401..=403).contains(&key.load.blamed.load(Ordering::Relaxed)) {
-            // It was out: this call tries it, and the others wait for what comes of it.
-            let until = now_us + micros(REST_FIRST);
-            key.load.rests_until_us.store(until, Ordering::Relaxed);
-        }
-        Permit {
-            key: Arc::clone(key),
-            begun: self.begun,
+    /// How the keys of each provider stand together.
+    pub fn pools(&self, now: Instant) -> Vec<v1::PoolStatus> {
+        let now_us = self.micros(now);
+        let keys = self.keys.load();
+        let mut pools: Vec<_> = keys
+            .iter()
+            .map(|(provider, keys)| pool_status(provider, keys, now_us))
+            .collect();
+        pools.sort_unstable_by(|one, other| one.provider.cmp(&other.provider));
+        pools
+    }
+
+    /// The keys of a provider that are switched on, to ask for their balances.
+    pub fn keys_of(&self, provider: &str) -> Vec<Arc<Key>> {
+        let pool = self.keys.load();
+        let keys = pool.get(provider).into_iter().flatten();
+        keys.filter(|key| !key.disabled).cloned().collect()
+    }
+
+    /// A provider told what is left of a key's balance.
+    pub fn has(&self, key: &Key, balance: Balance, now: Instant) {
+        if key.standing.has(balance, self.micros(now)) {
+            let low = matches!(key.standing.purse(), Purse::Low | Purse::Empty);
+            if low {
+                tracing::warn!(credential = %key.name, balance_micros = balance.micros, currency = %balance.currency, "the credential's balance is low");
+            } else {
+                tracing::info!(credential = %key.name, balance_micros = balance.micros, currency = %balance.currency, "the credential's balance is fine");
+            }
+            self.news.notify_one();
         }
     }
 
     fn micros(&self, now: Instant) -> u64 {
         micros(now.saturating_duration_since(self.begun))
     }
+}
+
+/// A key that is ready, and how it compares.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    key: &'a Arc<Key>,
+    /// Lower first: one that is neither to be avoided nor low on money.
+    class: u8,
+    load: u64,
+    /// Highest for the key that knows the prompt (rendezvous hashing: no memory, and a key that comes or goes moves only its own).
+    match_rank: u64,
+}
+
+impl<'a> Found<'a> {
+    fn of(key: &'a Arc<Key>, wish: &Wish<'_>) -> Self {
+        let avoided = is(key, wish.avoid);
+        let low = key.standing.purse() == Purse::Low;
+        Self {
+            key,
+            class: u8::from(low) + 2 * u8::from(avoided),
+            load: key.load(),
+            match_rank: mix(wish.affinity ^ key.hash),
+        }
+    }
+
+    fn is_before(&self, other: &Self) -> bool {
+        (self.class, self.load) < (other.class, other.load)
+    }
+
+    fn may_stand_for(&self, best: &Self) -> bool {
+        self.class == best.class && self.load <= 2 * best.load + AFFINITY_SLACK
+    }
+}
+
+fn pool_status(provider: &str, keys: &[Arc<Key>], now_us: u64) -> v1::PoolStatus {
+    let (mut status, mut shortest) = (v1::PoolStatus::default(), u64::MAX);
+    provider.clone_into(&mut status.provider);
+    for key in keys.iter().filter(|key| !key.disabled) {
+        let rest_us = key.rest_us(1, now_us);
+        shortest = shortest.min(rest_us);
+        status.keys += 1;
+        status.ready += u32::from(rest_us == 0);
+        status.in_flight += u64::from(key.standing.in_flight.load(Ordering::Relaxed));
+    }
+    let on = || keys.iter().filter(|key| !key.disabled);
+    if on().all(|key| key.is_out()) {
+        let panic = on().map(|key| key.panic_us(now_us)).min();
+        shortest = panic.map_or(shortest, |panic| shortest.min(panic));
+    }
+    if status.ready == 0 && shortest != u64::MAX {
+        status.rests_ms = shortest.div_ceil(1_000);
+    }
+    status
+}
+
+/// The finalizer of SplitMix64 (Steele, Lea, Flood 2014): every bit of the input moves every bit of the output.
+const fn mix(number: u64) -> u64 {
+    let number = (number ^ (number >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let number = (number ^ (number >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    number ^ (number >> 31)
 }
 
 fn is(key: &Arc<Key>, other: Option<&Arc<Key>>) -> bool {
@@ -329,79 +331,27 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// A key in use by one call. Dropped, the key is less loaded again.
-#[derive(Debug)]
-pub struct Permit {
-    key: Arc<Key>,
-    begun: Instant,
-}
-
-impl Permit {
-    /// The key.
-    pub fn key(&self) -> &Arc<Key> {
-        &self.key
-    }
-
-    /// The provider took the key.
-    pub fn accepted(&self) {
-        let load = &self.key.load;
-        if load.blamed.load(Ordering::Relaxed) != 0 {
-            load.blamed.store(0, Ordering::Relaxed);
-            load.strikes.store(0, Ordering::Relaxed);
-            load.rests_until_us.store(0, Ordering::Relaxed);
-            tracing::info!(credential = %self.key.name, "credential is in use again");
-        }
-    }
-
-    /// The provider limits the key (429). Returns how long it rests.
-    pub fn limited(&self, headers: &HeaderMap, now: Instant, date: SystemTime) -> Duration {
-        let load = &self.key.load;
-        let asked = retry_after::read(headers, date);
-        let rest = asked.unwrap_or_else(|| {
-            let strikes = load.strikes.fetch_add(1, Ordering::Relaxed);
-            (REST_FIRST * (1 << strikes.min(6))).min(REST_LONGEST)
-        });
-        if load.blamed.swap(429, Ordering::Relaxed) != 429 {
-            tracing::info!(credential = %self.key.name, rest_ms = rest.as_millis(), "credential rests");
-        }
-        self.rest(rest, now);
-        rest
-    }
-
-    /// The provider refuses the key (401, 402 or 403): it is out until a person or a later try says otherwise.
-    pub fn refused(&self, status: u16, now: Instant) {
-        let status = u32::from(status);
-        if self.key.load.blamed.swap(status, Ordering::Relaxed) != status {
-            tracing::warn!(credential = %self.key.name, status, "the provider refuses the credential; it is out of use");
-        }
-        self.rest(OUT, now);
-    }
-
-    /// Counts the tokens of an answer against the key's limit.
-    pub fn used(&self, tokens: u64, now: Instant) {
-        self.key.tokens.take(tokens, self.micros(now));
-    }
-
-    fn rest(&self, rest: Duration, now: Instant) {
-        let until = self.micros(now) + micros(rest);
-        let rests_until = &self.key.load.rests_until_us;
-        rests_until.store(until, Ordering::Relaxed);
-    }
-
-    fn micros(&self, now: Instant) -> u64 {
-        micros(now.saturating_duration_since(self.begun))
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.key.load.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use http::HeaderMap;
+
     use super::*;
+
+    const ANY: Wish<'_> = Wish {
+        avoid: None,
+        affinity: 0,
+        body_bytes: 0,
+    };
+
+    fn take(pool: &Pool, at: Instant) -> Result<Permit, NoKey> {
+        pool.take("acme", ANY, at)
+    }
+
+    fn ok(permit: &Permit, at: Instant) {
+        permit.accepted(&HeaderMap::new(), at);
+    }
 
     fn pool(credentials: &[(&str, &str, u32)], now: Instant) -> Pool {
         let pool = Pool::new(now);
@@ -430,9 +380,7 @@ mod tests {
     fn calls_spread_by_weight() {
         let now = Instant::now();
         let pool = pool(&[("a", "1", 1), ("b", "2", 3)], now);
-        let permits: Vec<_> = (0..40)
-            .map(|_| pool.take("acme", None, now).unwrap())
-            .collect();
+        let permits: Vec<_> = (0..40).map(|_| take(&pool, now).unwrap()).collect();
         let of_b = permits
             .iter()
             .filter(|permit| &**permit.key().name() == "b");
@@ -448,34 +396,31 @@ mod tests {
         let none = HeaderMap::new();
         let mut at = now;
         for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
-            let permit = pool.take("acme", None, at).unwrap();
+            let permit = take(&pool, at).unwrap();
             let rest = permit.limited(&none, at, SystemTime::UNIX_EPOCH);
             assert_eq!(rest, Duration::from_secs(seconds));
-            assert_eq!(
-                pool.take("acme", None, at).err(),
-                Some(NoKey::Resting(rest))
-            );
+            assert_eq!(take(&pool, at).err(), Some(NoKey::Resting(rest)));
             at += rest;
         }
-        pool.take("acme", None, at).unwrap().accepted();
-        assert!(pool.take("acme", None, at).is_ok());
+        ok(&take(&pool, at).unwrap(), at);
+        assert!(take(&pool, at).is_ok());
     }
 
     #[test]
     fn a_refused_key_is_out_until_one_call_succeeds_with_it() {
         let now = Instant::now();
         let pool = pool(&[("a", "1", 1), ("b", "2", 1)], now);
-        let bad = pool.take_named("acme", "a", now).unwrap();
+        let bad = pool.take_named("acme", "a", ANY, now).unwrap();
         bad.refused(401, now);
         for _ in 0..4 {
-            assert_eq!(&**pool.take("acme", None, now).unwrap().key().name(), "b");
+            assert_eq!(&**take(&pool, now).unwrap().key().name(), "b");
         }
         assert_eq!(pool.status(now)[0].state(), v1::CredentialState::Out);
         let later = now + OUT;
-        let trial = pool.take_named("acme", "a", later).unwrap();
-        assert!(pool.take_named("acme", "a", later).is_err());
-        trial.accepted();
-        assert!(pool.take_named("acme", "a", later).is_ok());
+        let trial = pool.take_named("acme", "a", ANY, later).unwrap();
+        assert!(pool.take_named("acme", "a", ANY, later).is_err());
+        ok(&trial, later);
+        assert!(pool.take_named("acme", "a", ANY, later).is_ok());
         assert_eq!(pool.status(later)[0].state(), v1::CredentialState::Ready);
     }
 
@@ -483,12 +428,12 @@ mod tests {
     fn state_outlives_an_update_unless_the_secret_is_another() {
         let now = Instant::now();
         let pool = pool(&[("a", "1", 1)], now);
-        pool.take("acme", None, now).unwrap().refused(402, now);
+        take(&pool, now).unwrap().refused(402, now);
         pool.replace(&sent(&[("a", "1", 5)]));
-        assert!(pool.take("acme", None, now).is_err());
+        assert!(take(&pool, now).is_err());
         pool.replace(&sent(&[("a", "new", 5)]));
-        assert!(pool.take("acme", None, now).is_ok());
-        assert_eq!(pool.take("other", None, now).err(), Some(NoKey::Unknown));
+        assert!(take(&pool, now).is_ok());
+        assert_eq!(pool.take("other", ANY, now).err(), Some(NoKey::Unknown));
     }
 
     #[test]
@@ -496,12 +441,211 @@ mod tests {
         let now = Instant::now();
         let both = pool(&[("a", "1", 1), ("b", "2", 1)], now);
         for _ in 0..6 {
-            let first = both.take("acme", None, now).unwrap();
-            let second = both.take("acme", Some(first.key()), now).unwrap();
+            let first = both.take("acme", ANY, now).unwrap();
+            let second = both
+                .take(
+                    "acme",
+                    Wish {
+                        avoid: Some(first.key()),
+                        ..ANY
+                    },
+                    now,
+                )
+                .unwrap();
             assert_ne!(first.key().name(), second.key().name());
         }
         let one = pool(&[("a", "1", 1)], now);
-        let only = one.take("acme", None, now).unwrap();
-        assert!(one.take("acme", Some(only.key()), now).is_ok());
+        let only = one.take("acme", ANY, now).unwrap();
+        assert!(
+            one.take(
+                "acme",
+                Wish {
+                    avoid: Some(only.key()),
+                    ..ANY
+                },
+                now
+            )
+            .is_ok()
+        );
+    }
+
+    fn with_limits(limits: v1::Credential, now: Instant) -> Pool {
+        let pool = Pool::new(now);
+        let credential = v1::Credential {
+            name: "a".into(),
+            provider: "acme".into(),
+            secret: "1".into(),
+            ..limits
+        };
+        pool.replace(&v1::Credentials {
+            revision: 1,
+            credentials: vec![credential],
+        });
+        pool
+    }
+
+    #[test]
+    fn calls_that_fail_together_are_one_strike_and_a_late_answer_wakes_nothing() {
+        let now = Instant::now();
+        let pool = pool(&[("a", "1", 1)], now);
+        let permits: Vec<_> = (0..10).map(|_| take(&pool, now).unwrap()).collect();
+        let later = now + Duration::from_millis(50);
+        let none = HeaderMap::new();
+        for permit in &permits[1..] {
+            let rest = permit.limited(&none, later, SystemTime::UNIX_EPOCH);
+            assert_eq!(rest, REST_FIRST);
+        }
+        ok(&permits[0], later);
+        assert_eq!(take(&pool, later).err(), Some(NoKey::Resting(REST_FIRST)));
+        let after = later + REST_FIRST;
+        let next = take(&pool, after).unwrap();
+        assert_eq!(
+            next.limited(&none, after, SystemTime::UNIX_EPOCH),
+            2 * REST_FIRST
+        );
+    }
+
+    #[test]
+    fn limits_are_parted_among_the_holders_and_no_more_is_taken() {
+        let now = Instant::now();
+        for (limit, holders) in [(100, 1), (100, 3), (7, 2), (2, 5)] {
+            let mut taken = 0;
+            for holder in 0..holders {
+                let limits = v1::Credential {
+                    requests_per_minute: limit,
+                    holders,
+                    holder,
+                    ..v1::Credential::default()
+                };
+                let pool = with_limits(limits, now);
+                while take(&pool, now).is_ok() {
+                    taken += 1;
+                }
+            }
+            assert_eq!(taken, limit, "{holders} holders");
+        }
+    }
+
+    #[test]
+    fn tokens_are_judged_before_and_put_right_after() {
+        let now = Instant::now();
+        let limits = v1::Credential {
+            tokens_per_minute: 1_000,
+            ..v1::Credential::default()
+        };
+        let pool = with_limits(limits, now);
+        let wish = Wish {
+            body_bytes: 2_400,
+            ..ANY
+        };
+        let first = pool.take("acme", wish, now).unwrap();
+        assert!(
+            pool.take("acme", wish, now).is_err(),
+            "600 of 1,000 are taken"
+        );
+        first.used(100, now);
+        drop(first);
+        let second = pool.take("acme", wish, now).unwrap();
+        drop(second);
+        assert!(
+            pool.take("acme", wish, now).is_ok(),
+            "a call that was not taken used nothing"
+        );
+    }
+
+    #[test]
+    fn concurrency_frees_up_with_the_call() {
+        let now = Instant::now();
+        let limits = v1::Credential {
+            concurrency: 1,
+            ..v1::Credential::default()
+        };
+        let pool = with_limits(limits, now);
+        let one = take(&pool, now).unwrap();
+        assert!(matches!(take(&pool, now), Err(NoKey::Resting(_))));
+        assert_eq!(pool.pools(now)[0].rests_ms, 0, "being busy is not resting");
+        drop(one);
+        assert!(take(&pool, now).is_ok());
+    }
+
+    #[test]
+    fn when_all_are_out_one_is_tried_now_and_then() {
+        let now = Instant::now();
+        let pool = pool(&[("a", "1", 1), ("b", "2", 1)], now);
+        for _ in 0..2 {
+            take(&pool, now).unwrap().refused(402, now);
+        }
+        assert!(take(&pool, now).is_err());
+        let later = now + Duration::from_secs(6);
+        let tried: Vec<_> = (0..10).filter_map(|_| take(&pool, later).ok()).collect();
+        assert!((1..=2).contains(&tried.len()), "{}", tried.len());
+        ok(&tried[0], later);
+        assert!(take(&pool, later).is_ok());
+    }
+
+    #[test]
+    fn money_decides_before_it_is_gone() {
+        let now = Instant::now();
+        let pool = pool(&[("a", "1", 1), ("b", "2", 1)], now);
+        let usd = |micros| {
+            Teller::OpenRouter
+                .read(&[serde_json::json!({
+                    "data": {"limit_remaining": micros}
+                })])
+                .unwrap()
+        };
+        let keys = pool.keys_of("acme");
+        pool.has(&keys[0], usd(0.4), now);
+        let permits: Vec<_> = (0..6).map(|_| take(&pool, now).unwrap()).collect();
+        assert!(
+            permits.iter().all(|permit| &**permit.key().name() == "b"),
+            "the other is low"
+        );
+        drop(permits);
+        take(&pool, now)
+            .unwrap()
+            .limited(&HeaderMap::new(), now, SystemTime::UNIX_EPOCH);
+        assert_eq!(
+            &**take(&pool, now).unwrap().key().name(),
+            "a",
+            "low is better than nothing"
+        );
+        pool.has(&keys[0], usd(0.0), now);
+        assert!(take(&pool, now).is_err(), "nothing left");
+        assert_eq!(pool.status(now)[0].state(), v1::CredentialState::Out);
+        pool.has(&keys[0], usd(50.0), now);
+        assert!(take(&pool, now).is_ok());
+    }
+
+    #[test]
+    fn a_prompt_stays_with_its_key_unless_that_is_much_busier_or_rests() {
+        let now = Instant::now();
+        let pool = pool(&[("a", "1", 1), ("b", "2", 1), ("c", "3", 1)], now);
+        let mut served = HashMap::<Arc<str>, u32>::new();
+        for affinity in 1..=300 {
+            let wish = Wish { affinity, ..ANY };
+            let first = pool.take("acme", wish, now).unwrap();
+            let second = pool.take("acme", wish, now).unwrap();
+            assert_eq!(first.key().name(), second.key().name());
+            *served.entry(Arc::clone(first.key().name())).or_default() += 1;
+        }
+        assert!(
+            served.values().all(|calls| (60..140).contains(calls)),
+            "{served:?}"
+        );
+        let wish = Wish { affinity: 7, ..ANY };
+        let held: Vec<_> = (0..12)
+            .map(|_| pool.take("acme", wish, now).unwrap())
+            .collect();
+        let names: std::collections::HashSet<_> =
+            held.iter().map(|held| held.key().name()).collect();
+        assert!(names.len() > 1, "too many for one key");
+        drop(held);
+        let mine = pool.take("acme", wish, now).unwrap();
+        mine.refused(401, now);
+        assert_ne!(
+            pool.take("acme", wish, now).unwrap().key().name(),
+            mine.key().name()
+        );
     }
 }

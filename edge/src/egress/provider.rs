@@ -68,6 +68,8 @@ pub struct Row {
     pub idle: Duration,
     /// Connections at once; 0 for our own limit.
     pub connections_max: usize,
+    /// Who tells balances, as control's `Provider` has it.
+    pub balance: Box<str>,
 }
 
 /// A provider and its connections.
@@ -134,6 +136,11 @@ impl Providers {
     /// The provider of this name.
     pub fn named(&self, name: &str) -> Option<Arc<Provider>> {
         self.rows.load().get(name).cloned()
+    }
+
+    /// Every provider.
+    pub fn all(&self) -> Vec<Arc<Provider>> {
+        self.rows.load().values().cloned().collect()
     }
 
     /// Replaces the list of providers. Connections to those whose address stays are kept.

@@ -80,6 +80,17 @@ impl Draft {
         })
     }
 
+    /// A `GET` of our own, of a path below the provider's host.
+    pub fn get(target: Bytes) -> Self {
+        let mut headers = HeaderMap::with_capacity(4);
+        headers.insert(header::ACCEPT, HeaderValue::from_static("application/json"));
+        Self {
+            method: Method::GET,
+            target,
+            headers,
+        }
+    }
+
     /// The request of one attempt.
     ///
     /// # Errors

@@ -86,7 +86,7 @@ pub async fn carry(
             }
         }
     };
-    permit.accepted();
+    permit.accepted(&HeaderMap::new(), Instant::now());
     exchange.status = 101;
     exchange.meter.upgraded(Instant::now());
     answer.head(&response_head(

@@ -86,10 +86,8 @@ fn provider(refused: v1::Refused, record: &mut Record) -> Response<Answer> {
     respond::copy(&head.headers, headers);
     // The body is here whole, whatever the provider said of its length.
     headers.remove(header::CONTENT_LENGTH);
-    if refused.retry_after_ms > 0
-        && !headers.contains_key(header::RETRY_AFTER)
-        && !headers.contains_key(RETRY_AFTER_MS)
-    {
+    if refused.retry_after_ms > 0 {
+        // The provider spoke of one credential, and this is about all of them.
         retry_after(headers, refused.retry_after_ms);
     }
     response

@@ -1,8 +1,22 @@
-//! What follows from an attempt that brought no answer: the one table of what may be tried again.
+//! What follows from an attempt that brought no answer: the one table of what may be sent again, and when.
 //!
-//! Pure. A request is sent again only if that can do no harm: nothing of it was taken, the egress says so itself, or the
-//! operation may be done twice. What the client is told when nothing is left to try is here too.
+//! Pure. Never after the first byte of an answer. Before that, a request is sent again only if that can do no harm:
+//!
+//! | what happened | any request | one that may be done twice |
+//! |---|---|---|
+//! | no link was there, or the OPEN was lost before it was accepted | again | again |
+//! | refused by an egress, no byte of it left for a provider | again | again |
+//! | refused by a provider: 401-403, 429 or 5xx | again | again |
+//! | the provider took it and then broke off, or was silent too long | the client is told | again |
+//! | lost after it was accepted: a path or an egress died | the client is told | again |
+//! | refused for good, or the client went away | the client is told | the client is told |
+//!
+//! A request may be done twice if its method says so (RFC 9110, 9.2.2), or if the client does, by `x-vector-retry: unsafe`.
+//! Whatever is sent again costs the budget (`budget`), but for the first time of one that had not left.
 
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName};
 use vector_proto::{
     refusal::{Code, Refusal},
     tunnel::v1,
@@ -13,6 +27,16 @@ use crate::tunnel::{Failure, Lost, LostReason, OpenError};
 
 /// What the client reads when no egress can be reached.
 pub(super) const NO_PATH: &str = "no node beside the provider can be reached at the moment";
+
+/// By which a client takes it upon itself that a request is done twice, where it cannot be known whether it was done.
+const RETRY: HeaderName = HeaderName::from_static("x-vector-retry");
+
+/// Whether the client allows what the table forbids to requests that may not be done twice.
+pub(super) fn client_allows(headers: &HeaderMap) -> bool {
+    headers
+        .get(RETRY)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"unsafe"))
+}
 
 /// Why an attempt brought no answer.
 #[derive(Debug)]
@@ -35,14 +59,15 @@ pub(super) enum Next {
     Stop,
 }
 
-/// What may be tried again. `again`: the whole request can still be sent; `idempotent`: sending it twice does no harm.
-pub(super) fn after(failed: &Failed, again: bool, idempotent: bool) -> Next {
+/// What may be tried again. `again`: the whole request can still be sent; `twice`: it may be done twice.
+pub(super) fn after(failed: &Failed, again: bool, twice: bool) -> Next {
     match failed {
         Failed::Client(_) => Next::Stop,
         // Nothing left this node, not even a byte of the body.
         Failed::Open(OpenError::NoLink) => Next::OtherPath,
         _ if !again => Next::Stop,
-        Failed::Refused(refused) if refused.retryable => Next::OtherEgress,
+        Failed::Refused(refused) if !refused.retryable => Next::Stop,
+        Failed::Refused(refused) if twice || !is_unknown(refused) => Next::OtherEgress,
         Failed::Refused(_) => Next::Stop,
         Failed::Lost(lost) => match lost.reason {
             LostReason::Cancelled => Next::Stop,
@@ -50,7 +75,7 @@ pub(super) fn after(failed: &Failed, again: bool, idempotent: bool) -> Next {
             | LostReason::Reset
             | LostReason::Protocol(_)
             | LostReason::Gone => {
-                if !lost.accepted || idempotent {
+                if !lost.accepted || twice {
                     Next::OtherPath
                 } else {
                     Next::Stop
@@ -60,7 +85,51 @@ pub(super) fn after(failed: &Failed, again: bool, idempotent: bool) -> Next {
     }
 }
 
+/// Whether a provider may have done what was asked, and nobody knows.
+fn is_unknown(refused: &v1::Refused) -> bool {
+    let code = refused.code.parse().ok();
+    let silent = matches!(code, Some(Code::ProviderBroke | Code::ProviderTimeout));
+    silent && !refused.untouched && refused.provider_head.is_none()
+}
+
 impl Failed {
+    /// Whether no byte of the request left for a provider, for certain.
+    pub(super) fn is_untouched(&self) -> bool {
+        match self {
+            Self::Open(OpenError::NoLink) => true,
+            Self::Refused(refused) => refused.untouched,
+            Self::Lost(lost) => !lost.accepted,
+            Self::Client(_) => false,
+        }
+    }
+
+    /// How long the egress has nothing to serve it with.
+    pub(super) fn rest(&self) -> Option<Duration> {
+        let Self::Refused(refused) = self else {
+            return None;
+        };
+        let limited = match &refused.provider_head {
+            Some(head) => head.status == 429,
+            None => refused.code.parse() == Ok(Code::NoCredential),
+        };
+        (limited && refused.retry_after_ms > 0)
+            .then(|| Duration::from_millis(refused.retry_after_ms))
+    }
+
+    /// Whether it speaks against the provider as this egress reaches it.
+    pub(super) fn is_fault(&self) -> bool {
+        let Self::Refused(refused) = self else {
+            return false;
+        };
+        match &refused.provider_head {
+            Some(head) => head.status >= 500,
+            None => matches!(
+                refused.code.parse(),
+                Ok(Code::ProviderUnreachable | Code::ProviderBroke | Code::ProviderTimeout)
+            ),
+        }
+    }
+
     /// What the client is told.
     pub(super) fn into_denied(self) -> Denied {
         let (code, message) = match self {
@@ -130,6 +199,56 @@ mod tests {
         }))
     }
 
+    /// A provider that took too long, or was not even sent to.
+    fn silent(untouched: bool) -> Failed {
+        Failed::Refused(Box::new(v1::Refused {
+            code: "provider_timeout".into(),
+            retryable: true,
+            untouched,
+            ..v1::Refused::default()
+        }))
+    }
+
+    #[test]
+    fn a_refusal_says_whose_fault_it_is_and_how_long_it_lasts() {
+        let of = |code: &str, status: u32, retry_after_ms| {
+            let head = v1::ResponseHead {
+                status,
+                ..v1::ResponseHead::default()
+            };
+            Failed::Refused(Box::new(v1::Refused {
+                code: code.into(),
+                retry_after_ms,
+                provider_head: (status != 0).then_some(head),
+                ..v1::Refused::default()
+            }))
+        };
+        for (failed, fault, rest_ms) in [
+            (of("no_credential", 0, 50), false, Some(50)),
+            (of("no_credential", 0, 0), false, None),
+            (of("provider_refused", 429, 70), false, Some(70)),
+            (of("provider_refused", 503, 70), true, None),
+            (of("provider_unreachable", 0, 0), true, None),
+            (of("provider_timeout", 0, 0), true, None),
+            (of("overloaded", 0, 0), false, None),
+            (lost(LostReason::LinkDown, true), false, None),
+        ] {
+            assert_eq!(failed.is_fault(), fault, "{failed:?}");
+            let rest = rest_ms.map(Duration::from_millis);
+            assert_eq!(failed.rest(), rest, "{failed:?}");
+        }
+    }
+
+    #[test]
+    fn the_client_says_when_twice_is_no_harm() {
+        let mut headers = HeaderMap::new();
+        assert!(!client_allows(&headers));
+        headers.insert(RETRY, http::HeaderValue::from_static("yes"));
+        assert!(!client_allows(&headers));
+        headers.insert(RETRY, http::HeaderValue::from_static("Unsafe"));
+        assert!(client_allows(&headers));
+    }
+
     #[test]
     fn each_failure_has_one_way_on() {
         use Next::{OtherEgress, OtherPath, Stop};
@@ -139,6 +258,9 @@ mod tests {
             (Failed::Open(OpenError::NoLink), gone, once, OtherPath),
             (refused(true), again, once, OtherEgress),
             (refused(true), gone, once, Stop),
+            (silent(false), again, once, Stop),
+            (silent(false), again, idempotent, OtherEgress),
+            (silent(true), again, once, OtherEgress),
             (refused(false), again, idempotent, Stop),
             (lost(LostReason::LinkDown, false), again, once, OtherPath),
             (lost(LostReason::LinkDown, false), gone, once, Stop),

@@ -2,9 +2,14 @@
 //!
 //! Upstreams are tried by priority. Inside a priority two candidates are drawn by lot and the cheaper one is taken
 //! (`load`), so that the work does not grow with the network and no two ingress nodes flock to one egress. What this node
-//! sees itself decides: a path whose link is down is no candidate, whatever the snapshot says.
+//! sees itself decides: a path whose link is down is no candidate, whatever the snapshot says. A pair that is ejected or
+//! draining is taken only if there is nothing else, and one whose credentials rest not at all.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    cell::Cell,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use vector_proto::{
     control::v1::KeyPolicy,
@@ -13,7 +18,8 @@ use vector_proto::{
 };
 
 use super::{
-    load::{Load, Loads},
+    affinity,
+    load::{Load, Loads, Standing},
     peek::Ask,
 };
 use crate::{
@@ -170,36 +176,57 @@ fn unknown_object(
     }
 }
 
-/// Draws the next candidate, best priority first; `None` when nothing untried can be reached.
+/// What can be tried next.
+#[derive(Debug)]
+pub(super) enum Choice {
+    /// This.
+    Take(Candidate),
+    /// Nothing now, but something after this time.
+    Rests(Duration),
+    /// Nothing.
+    Nobody,
+}
+
+/// What a choice follows from, besides the network's state.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish<'a> {
+    pub(super) target: &'a Target,
+    pub(super) tried: &'a [Tried],
+    /// See `affinity`.
+    pub(super) affinity: u64,
+}
+
+/// A preferred upstream may cost so many times as much as the best one, and this much more, in microseconds: about what a
+/// prompt cache saves.
+const AFFINITY_TIMES: f64 = 3.0;
+const AFFINITY_US: f64 = 50_000.0;
+
+/// Draws the next candidate, best priority first.
 pub(super) fn choose(
     routes: &Routes,
-    target: &Target,
-    tried: &[Tried],
+    wish: Wish<'_>,
     loads: &Loads,
     up: &impl Fn(&Path) -> Option<PathState>,
-) -> Option<Candidate> {
+) -> Choice {
     let draw = Draw {
         routes,
-        tried,
+        tried: wish.tried,
         loads,
         up,
         now_us: loads.at(Instant::now()),
+        rests_us: Cell::new(None),
     };
-    let upstreams = &target.row.upstreams;
-    let mut first = 0;
-    while first < upstreams.len() {
-        let priority = upstreams[first].priority;
-        let end = first
-            + upstreams[first..]
-                .iter()
-                .take_while(|upstream| upstream.priority == priority)
-                .count();
-        if let Some(candidate) = draw.from(&upstreams[first..end], first) {
-            return Some(candidate);
+    // A pinned credential rests or not whatever the others do.
+    let pinned = !wish.target.credential.is_empty();
+    for careful in [!pinned, false] {
+        if let Some(candidate) = draw.by_priority(&wish, careful, pinned) {
+            return Choice::Take(candidate);
         }
-        first = end;
     }
-    None
+    match draw.rests_us.get() {
+        Some(rest_us) => Choice::Rests(Duration::from_micros(rest_us)),
+        None => Choice::Nobody,
+    }
 }
 
 struct Draw<'a, Up> {
@@ -208,15 +235,70 @@ struct Draw<'a, Up> {
     loads: &'a Loads,
     up: &'a Up,
     now_us: u64,
+    /// The shortest rest of those that were passed over for it.
+    rests_us: Cell<Option<u64>>,
 }
 
+/// What a draw looks at.
+#[derive(Clone, Copy)]
+struct Among<'a> {
+    upstreams: &'a [UpstreamRow],
+    /// Index of the first of them.
+    base: usize,
+    /// Passes over those that are ejected or draining.
+    careful: bool,
+    /// Takes those that rest.
+    resting: bool,
+    slots: usize,
+}
+
+type Drawn = (usize, Candidate, f64);
+
 impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
-    /// The better of two that are drawn by lot from one priority, whose first upstream has the index `base`.
-    fn from(&self, upstreams: &[UpstreamRow], base: usize) -> Option<Candidate> {
-        let slots: usize = upstreams
-            .iter()
-            .map(|upstream| upstream.provider.egress.len())
-            .sum();
+    fn by_priority(&self, wish: &Wish<'_>, careful: bool, resting: bool) -> Option<Candidate> {
+        let upstreams = &wish.target.row.upstreams;
+        let mut first = 0;
+        while first < upstreams.len() {
+            let priority = upstreams[first].priority;
+            let end = first
+                + upstreams[first..]
+                    .iter()
+                    .take_while(|upstream| upstream.priority == priority)
+                    .count();
+            let among = Among::new(&upstreams[first..end], first, careful, resting);
+            if let Some((candidate, cost)) = self.from(among) {
+                return Some(self.preferred(among, wish.affinity, (candidate, cost)));
+            }
+            first = end;
+        }
+        None
+    }
+
+    /// The upstream that knows the prompt, unless it is much worse than the best.
+    fn preferred(&self, among: Among<'_>, number: u64, best: (Candidate, f64)) -> Candidate {
+        let (best, cost) = best;
+        if among.upstreams.len() < 2 {
+            return best;
+        }
+        let names = among.upstreams.iter();
+        let names = names.map(|upstream| (&upstream.provider.name, upstream.weight));
+        let Some(at) = affinity::preferred(number, names) else {
+            return best;
+        };
+        if best.upstream == among.base + at {
+            return best;
+        }
+        let one = &among.upstreams[at..=at];
+        let one = Among::new(one, among.base + at, among.careful, among.resting);
+        match self.from(one) {
+            Some((known, known_cost)) if known_cost <= cost * AFFINITY_TIMES + AFFINITY_US => known,
+            _ => best,
+        }
+    }
+
+    /// The better of two that are drawn by lot.
+    fn from(&self, among: Among<'_>) -> Option<(Candidate, f64)> {
+        let slots = among.slots;
         if slots == 0 {
             return None;
         }
@@ -225,10 +307,10 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
         } else {
             fastrand::usize(..slots)
         };
-        let (at, first, first_cost) = self.usable(upstreams, base, start, slots)?;
+        let (at, first, first_cost) = self.usable(among, start, slots)?;
         let left = slots - 1 - at;
         if left == 0 {
-            return Some(first);
+            return Some((first, first_cost));
         }
         // The second is drawn from those that the first search did not look at.
         let skip = if left == 1 {
@@ -236,58 +318,54 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
         } else {
             fastrand::usize(..left)
         };
-        let second = self.usable(
-            upstreams,
-            base,
-            (start + at + 1 + skip) % slots,
-            left - skip,
-        );
-        match second {
-            Some((_, second, cost)) if cost < first_cost => Some(second),
-            _ => Some(first),
+        match self.usable(among, (start + at + 1 + skip) % slots, left - skip) {
+            Some((_, second, cost)) if cost < first_cost => Some((second, cost)),
+            _ => Some((first, first_cost)),
         }
     }
 
     /// The first usable slot of `count` from `start` on, how many were passed over, and its cost.
-    fn usable(
-        &self,
-        upstreams: &[UpstreamRow],
-        base: usize,
-        start: usize,
-        count: usize,
-    ) -> Option<(usize, Candidate, f64)> {
-        let slots: usize = upstreams
-            .iter()
-            .map(|upstream| upstream.provider.egress.len())
-            .sum();
+    fn usable(&self, among: Among<'_>, start: usize, count: usize) -> Option<Drawn> {
         (0..count).find_map(|step| {
-            let mut slot = (start + step) % slots;
+            let mut slot = (start + step) % among.slots;
             let mut index = 0;
-            while slot >= upstreams[index].provider.egress.len() {
-                slot -= upstreams[index].provider.egress.len();
+            while slot >= among.upstreams[index].provider.egress.len() {
+                slot -= among.upstreams[index].provider.egress.len();
                 index += 1;
             }
-            let upstream = &upstreams[index];
+            let upstream = &among.upstreams[index];
             let egress = &upstream.provider.egress[slot];
             let load = self.loads.of(&upstream.provider.name, egress);
-            let Some((path, state)) = self.path(base + index, egress) else {
+            let Some((path, state)) = self.path(among.base + index, egress) else {
                 if self.tried.is_empty() {
                     load.reached_over(0);
                 }
                 return None;
             };
+            if !self.may_use(&load, among, upstream.provider.draining[slot]) {
+                return None;
+            }
             load.reached_over(1 + u32::from(path.relay.is_some()));
             let cost = load.cost(state.rtt, upstream.weight, self.now_us);
-            Some((
-                step,
-                Candidate {
-                    upstream: base + index,
-                    path,
-                    load,
-                },
-                cost,
-            ))
+            let candidate = Candidate {
+                upstream: among.base + index,
+                path,
+                load,
+            };
+            Some((step, candidate, cost))
         })
+    }
+
+    fn may_use(&self, load: &Load, among: Among<'_>, draining: bool) -> bool {
+        match load.standing(self.now_us) {
+            Standing::Rests(rest_us) if !among.resting => {
+                let shortest = self.rests_us.get().unwrap_or(u64::MAX).min(rest_us);
+                self.rests_us.set(Some(shortest));
+                false
+            }
+            Standing::Ejected if among.careful => false,
+            _ => !(among.careful && draining),
+        }
     }
 
     /// The best path to an egress that is up and was not tried.
@@ -311,5 +389,18 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             }
             (self.up)(&path).map(|state| (path, state))
         })
+    }
+}
+
+impl<'a> Among<'a> {
+    fn new(upstreams: &'a [UpstreamRow], base: usize, careful: bool, resting: bool) -> Self {
+        let slots = upstreams.iter();
+        Self {
+            upstreams,
+            base,
+            careful,
+            resting,
+            slots: slots.map(|upstream| upstream.provider.egress.len()).sum(),
+        }
     }
 }

@@ -16,19 +16,21 @@ use vector_proto::{
 };
 
 use super::{
-    Ingress, head,
+    Ingress, affinity, head,
     load::{FAILURE, InFlight},
     peek::Ask,
     pump::Pump,
+    queue::{Full, Turn, Visitor},
     record::Record,
     retry::{self, Failed, NO_PATH, Next},
-    route::{self, Candidate, Target, Tried},
+    route::{self, Candidate, Choice, Target, Tried, Wish},
+    tries::{Round, Tries, Wait},
     upload::Upload,
     websocket,
 };
 use crate::tunnel::{Call, Lost, LostReason, RequestWriter, ResponseReader};
 
-/// Tries of one request, over all its candidates.
+/// Tries of one request over all its candidates, until it has to wait for one.
 const ATTEMPTS_MAX: u32 = 4;
 
 /// A whole body up to this size leaves together with its OPEN.
@@ -102,45 +104,187 @@ impl Sending<'_> {
     }
 
     async fn tries(&self, upload: Upload, record: &mut Record) -> Result<Sent, Denied> {
-        let idempotent = self.found.operation.idempotent();
-        let mut tried = Vec::new();
-        let mut last = None;
-        let mut upload = Some(upload);
-        for attempt in 1..=ATTEMPTS_MAX {
-            let up = |path: &crate::tunnel::Path| self.ingress.tunnel.path_state(path);
-            let chosen = route::choose(
-                &self.ingress.control.routes(),
-                self.target,
-                &tried,
-                &self.ingress.loads,
-                &up,
-            );
-            let Some(candidate) = chosen else { break };
-            self.note(record, &candidate, attempt);
-            let failed = match self.attempt(&candidate, attempt, &mut upload).await {
-                Ok(sent) => return Ok(sent),
-                Err(failed) => failed,
-            };
-            let again = upload.as_ref().is_some_and(Upload::is_replayable);
-            let next = retry::after(&failed, again, idempotent);
-            tracing::debug!(request.id = %self.exchange, attempt, ?failed, ?next, "attempt failed");
-            let denied = failed.into_denied();
-            let weaker = matches!(
-                (&last, &denied),
-                (Some(Denied::Provider(_)), Denied::Ours(_))
-            );
-            match next {
-                Next::Stop => return Err(denied),
-                Next::OtherPath => tried.push(Tried::Path(candidate.path)),
-                Next::OtherEgress => {
-                    tried.push(Tried::Egress(candidate.upstream, candidate.path.egress))
+        self.ingress.budget.earn();
+        let mut tries = Tries {
+            affinity: affinity::of(&self.policy.account, upload.kept(), upload.bytes()),
+            twice: self.found.operation.idempotent() || retry::client_allows(&self.parts.headers),
+            upload: Some(upload),
+            ..Tries::default()
+        };
+        let line = self.line();
+        let mut turn = None;
+        if let Some(line) = line
+            && self.ingress.queue.is_waiting(line)
+        {
+            turn = Some(self.wait(line, &tries, Wait::default()).await?);
+        }
+        loop {
+            let round = self.round(&mut tries, record).await;
+            let rest = match round {
+                Round::Sent(sent) => {
+                    if let Some(turn) = turn {
+                        turn.passed();
+                    }
+                    return Ok(*sent);
                 }
+                Round::Denied(denied) => return Err(denied),
+                Round::Rests(rest) => rest,
+            };
+            let opens = Instant::now() + rest;
+            let again = turn.is_some();
+            if let Some(turn) = turn.take() {
+                turn.rests(opens);
             }
-            if !weaker {
-                last = Some(denied);
+            let (Some(line), true) = (line, tries.can_wait()) else {
+                return Err(tries.resting(rest));
+            };
+            turn = Some(
+                self.wait(
+                    line,
+                    &tries,
+                    Wait {
+                        rest: Some(rest),
+                        again,
+                    },
+                )
+                .await?,
+            );
+            tries.forget();
+        }
+    }
+
+    /// Whom others wait for as well: the first provider of the model.
+    fn line(&self) -> Option<&Arc<str>> {
+        let first = self.target.row.upstreams.first()?;
+        Some(&first.provider.name)
+    }
+
+    /// Waits in line until it may be tried again, as long as that is worth it.
+    async fn wait<'a>(
+        &'a self,
+        line: &'a Arc<str>,
+        tries: &Tries,
+        wait: Wait,
+    ) -> Result<Turn<'a>, Denied> {
+        let rest = wait.rest.unwrap_or_default();
+        let until = self.start + self.ingress.config.queue.min(self.ingress.config.request);
+        let opens = Instant::now() + rest;
+        if opens > until {
+            return Err(tries.resting(rest));
+        }
+        let visitor = Visitor {
+            line,
+            account: &self.policy.account,
+            bytes: tries.waiting_bytes(),
+            again: wait.again,
+        };
+        let waiting = self.ingress.queue.wait(visitor, wait.rest.map(|_| opens));
+        match tokio::time::timeout_at(until.into(), waiting).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(Full)) => Err(tries.resting(rest)),
+            Err(_) => {
+                let left = opens.saturating_duration_since(Instant::now());
+                Err(tries.resting(left))
             }
         }
-        Err(last.unwrap_or_else(|| self.nobody()))
+    }
+
+    /// Tries one candidate after the other until one answers or none is left.
+    async fn round(&self, tries: &mut Tries, record: &mut Record) -> Round {
+        let up = |path: &crate::tunnel::Path| self.ingress.tunnel.path_state(path);
+        for _ in 0..ATTEMPTS_MAX {
+            let wish = Wish {
+                target: self.target,
+                tried: &tries.tried,
+                affinity: tries.affinity,
+            };
+            let routes = self.ingress.control.routes();
+            let choice = route::choose(&routes, wish, &self.ingress.loads, &up);
+            drop(routes);
+            let candidate = match choice {
+                Choice::Take(candidate) => candidate,
+                Choice::Rests(rest) => {
+                    tries.rests(rest);
+                    break;
+                }
+                Choice::Nobody => break,
+            };
+            tries.attempt += 1;
+            self.note(record, &candidate, tries.attempt);
+            let attempt = self.attempt(&candidate, tries).await;
+            let failed = match attempt {
+                Ok(sent) => return Round::Sent(Box::new(sent)),
+                Err(failed) => failed,
+            };
+            if let Some(denied) = self.judge(tries, candidate, failed) {
+                return Round::Denied(denied);
+            }
+        }
+        match tries.rest {
+            Some(rest) => Round::Rests(rest),
+            None => Round::Denied(tries.last.take().unwrap_or_else(|| self.nobody())),
+        }
+    }
+
+    /// What follows from a failed attempt: the end, or what is not to be tried again.
+    fn judge(&self, tries: &mut Tries, candidate: Candidate, failed: Failed) -> Option<Denied> {
+        let mut next = retry::after(&failed, tries.can_send(), tries.twice);
+        let free = tries.attempt == 1 && failed.is_untouched();
+        let now_us = self.ingress.loads.at(Instant::now());
+        if next != Next::Stop && !free && !self.ingress.budget.spend(now_us) {
+            next = Next::Stop;
+        }
+        tracing::debug!(request.id = %self.exchange, tries.attempt, ?failed, ?next, "attempt failed");
+        if let Some(rest) = failed.rest() {
+            tries.rests(rest);
+        }
+        let denied = failed.into_denied();
+        match next {
+            Next::Stop => return Some(denied),
+            Next::OtherPath => tries.tried.push(Tried::Path(candidate.path)),
+            Next::OtherEgress => {
+                let tried = Tried::Egress(candidate.upstream, candidate.path.egress);
+                tries.tried.push(tried);
+            }
+        }
+        let weaker = matches!(
+            (&tries.last, &denied),
+            (Some(Denied::Provider(_)), Denied::Ours(_))
+        );
+        if !weaker {
+            tries.last = Some(denied);
+        }
+        None
+    }
+
+    /// Takes in how an attempt went, for the next ones of everybody.
+    fn learn(&self, candidate: &Candidate, failed: Option<&Failed>, began: Instant) {
+        let (loads, load) = (&self.ingress.loads, &candidate.load);
+        let now = Instant::now();
+        let now_us = loads.at(now);
+        let Some(failed) = failed else {
+            if load.answered(now.saturating_duration_since(began), now_us) {
+                tracing::info!(egress = %candidate.path.egress, "upstream is in use again");
+                self.ingress.control.report_soon();
+            }
+            return;
+        };
+        if let Some(rest) = failed.rest() {
+            // A pinned credential says nothing of the others.
+            if self.target.credential.is_empty() {
+                load.rests(rest, now_us);
+            }
+            return;
+        }
+        load.sample(FAILURE, now_us);
+        if !failed.is_fault() {
+            return;
+        }
+        let provider = &self.target.row.upstreams[candidate.upstream].provider;
+        if loads.failed(load, &provider.name, &provider.egress, now_us) {
+            tracing::warn!(provider = %provider.name, egress = %candidate.path.egress, "upstream is ejected");
+            self.ingress.control.report_soon();
+        }
     }
 
     /// Nobody could even be asked.
@@ -168,14 +312,9 @@ impl Sending<'_> {
     }
 
     /// One try. A pumped `upload` is put back before this returns, unless the answer has begun.
-    async fn attempt(
-        &self,
-        candidate: &Candidate,
-        attempt: u32,
-        upload: &mut Option<Upload>,
-    ) -> Result<Sent, Failed> {
+    async fn attempt(&self, candidate: &Candidate, tries: &mut Tries) -> Result<Sent, Failed> {
         let began = Instant::now();
-        let open = self.open(candidate, attempt, upload.as_ref());
+        let open = self.open(candidate, tries);
         let Call {
             request,
             mut response,
@@ -185,16 +324,11 @@ impl Sending<'_> {
             .open(&candidate.path, self.exchange, &open)
             .await
             .map_err(Failed::Open)?;
-        let in_flight = candidate.load.enter();
-        let result = self.exchange(request, &mut response, upload).await;
-        let took = if result.is_ok() {
-            began.elapsed()
-        } else {
-            FAILURE
-        };
-        candidate
-            .load
-            .sample(took, self.ingress.loads.at(Instant::now()));
+        let in_flight = candidate.load.enter(self.ingress.loads.at(began));
+        let result = self
+            .exchange(request, &mut response, &mut tries.upload)
+            .await;
+        self.learn(candidate, result.as_ref().err(), began);
         let (head, up) = result?;
         Ok(Sent {
             head,
@@ -259,7 +393,7 @@ impl Sending<'_> {
         }
     }
 
-    fn open(&self, candidate: &Candidate, attempt: u32, upload: Option<&Upload>) -> v1::Open {
+    fn open(&self, candidate: &Candidate, tries: &Tries) -> v1::Open {
         let left = self
             .ingress
             .config
@@ -274,13 +408,13 @@ impl Sending<'_> {
             } else {
                 left.as_millis() as u64
             },
-            attempt,
-            request: Some(self.request_head(candidate, upload)),
+            attempt: tries.attempt,
+            request: Some(self.request_head(candidate, tries)),
             ..v1::Open::default()
         }
     }
 
-    fn request_head(&self, candidate: &Candidate, upload: Option<&Upload>) -> v1::RequestHead {
+    fn request_head(&self, candidate: &Candidate, tries: &Tries) -> v1::RequestHead {
         let upstream = &self.target.row.upstreams[candidate.upstream];
         let asked = self.ask.model.as_deref();
         let rename = asked
@@ -308,11 +442,12 @@ impl Sending<'_> {
             upstream_model: rename.or(asked).unwrap_or_default().to_owned(),
             model_start: span.map_or(0, |span| span.start),
             model_end: span.map_or(0, |span| span.end),
-            body_bytes: upload.and_then(Upload::total),
+            body_bytes: tries.upload.as_ref().and_then(Upload::total),
             account: self.policy.account.clone(),
             key: self.policy.key.clone(),
             websocket: self.found.operation.websocket,
             traceparent: self.traceparent.clone(),
+            affinity: tries.affinity,
         }
     }
 }

@@ -74,7 +74,7 @@ pub(super) struct Stream {
     last: Option<Bytes>,
     over: bool,
     /// They end with the answer.
-    _held: (Up, InFlight),
+    held: (Up, InFlight),
 }
 
 /// What an event stream needs beside its bytes.
@@ -157,7 +157,7 @@ impl Stream {
             left: length,
             last: None,
             over: false,
-            _held: held,
+            held,
         }
     }
 
@@ -216,6 +216,9 @@ impl Stream {
         if let Some(usage) = &trailers.usage {
             let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
             self.around.permit.used_tokens(tokens, Instant::now());
+            let first_byte = self.record.first_byte.unwrap_or_default();
+            let took = self.record.start.elapsed().saturating_sub(first_byte);
+            self.held.1.streamed(usage.output_tokens, took);
         }
         self.record.usage = trailers.usage;
         if !trailers.object.is_empty() {

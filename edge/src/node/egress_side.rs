@@ -58,6 +58,10 @@ impl EgressSide {
         self.role.status()
     }
 
+    pub(super) fn pools(&self) -> Vec<control::PoolStatus> {
+        self.role.pools()
+    }
+
     pub(super) fn exchanges(&self) -> usize {
         self.role.exchanges()
     }
@@ -87,10 +91,18 @@ impl EgressSide {
                 }
             }
         };
+        let tell = async {
+            loop {
+                self.role.news().await;
+                control.report_soon();
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
             () = feed => {}
             () = self.role.tend() => {}
+            () = self.role.ask_for_balances() => {}
+            () = tell => {}
         }
     }
 }
@@ -114,6 +126,7 @@ fn provider_row(row: &ProviderRow, times: Times) -> provider::Row {
         first_byte: row.first_byte.unwrap_or(times.first_byte),
         idle: row.idle.unwrap_or(times.idle),
         connections_max: row.connections_max as usize,
+        balance: row.balance.clone(),
     }
 }
 

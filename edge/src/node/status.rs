@@ -2,8 +2,9 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -16,6 +17,7 @@ use super::egress_side::EgressSide;
 use crate::{
     admin::Readiness,
     control_plane::{ControlPlane, StatusSource},
+    ingress::Upstreams,
     telemetry::{LinkSeries, Telemetry},
     tunnel::Tunnel,
 };
@@ -27,11 +29,21 @@ const LINKS_EVERY: Duration = Duration::from_secs(1);
 const READY_EVERY: Duration = Duration::from_millis(10);
 
 /// The node's state, for reports.
-#[derive(Debug)]
 pub(super) struct Status {
     tunnel: Tunnel,
     egress: Option<EgressSide>,
+    /// Set once the ingress role runs.
+    ingress: OnceLock<Upstreams>,
     draining: AtomicBool,
+}
+
+impl fmt::Debug for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Status")
+            .field("tunnel", &self.tunnel)
+            .field("egress", &self.egress)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Status {
@@ -39,8 +51,14 @@ impl Status {
         Self {
             tunnel,
             egress,
+            ingress: OnceLock::new(),
             draining: AtomicBool::new(false),
         }
+    }
+
+    /// Says how the ingress role is read. The first word counts.
+    pub(super) fn set_ingress(&self, upstreams: Upstreams) {
+        let _ = self.ingress.set(upstreams);
     }
 
     pub(super) fn set_draining(&self, on: bool) {
@@ -61,6 +79,16 @@ impl Status {
                 .egress
                 .as_ref()
                 .map(EgressSide::status)
+                .unwrap_or_default(),
+            pools: self
+                .egress
+                .as_ref()
+                .map(EgressSide::pools)
+                .unwrap_or_default(),
+            upstreams: self
+                .ingress
+                .get()
+                .map(|upstreams| upstreams())
                 .unwrap_or_default(),
         }
     }

@@ -160,7 +160,8 @@ async fn when_all_keys_are_limited_the_providers_words_go_up() {
     let refused = town.ask(chat(2), b"{}").await.unwrap_err();
     assert_eq!(refused.code, "provider_refused");
     assert!(refused.retryable && !refused.untouched);
-    assert_eq!(refused.retry_after_ms, 2_500);
+    // What is left of it when the call is given up.
+    assert!((1..=2_500).contains(&refused.retry_after_ms));
     assert_eq!(refused.provider_body, Bytes::from_static(b"slow down"));
     let head = refused.provider_head.unwrap();
     assert_eq!(head.status, 429);

@@ -135,6 +135,7 @@ impl Town {
             first_byte: 30 * second,
             idle: 30 * second,
             connections_max: 0,
+            balance: "".into(),
         }]);
         let credential = |name: &&str| control::Credential {
             name: (*name).into(),

@@ -15,6 +15,7 @@ pub(super) async fn provider(mut client: Client, provider: args::Provider) -> Do
             base_url,
             egress,
             unknown_objects,
+            balance,
             connect_ms,
             first_byte_ms,
             idle_ms,
@@ -27,6 +28,7 @@ pub(super) async fn provider(mut client: Client, provider: args::Provider) -> Do
                 egress,
                 limits: plan::limits(connect_ms, first_byte_ms, idle_ms, connections_max),
                 unknown_objects,
+                balance,
             };
             let spec = client.put_provider(spec).await?.into_inner();
             Ok(Shown::new(

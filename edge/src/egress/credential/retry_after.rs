@@ -50,8 +50,15 @@ fn date(text: &str) -> Option<SystemTime> {
         clock.next()?.ok()?,
         clock.next()?.ok()?,
     );
-    let legal = words.next() == Some("GMT")
-        && (1..=31).contains(&day)
+    let time = unix_time((year, month, day), (hour, minute, second));
+    time.filter(|_| words.next() == Some("GMT"))
+}
+
+/// A time of UTC, from year, month and day, and hour, minute and second.
+pub(super) fn unix_time(date: (u64, u64, u64), clock: (u64, u64, u64)) -> Option<SystemTime> {
+    let ((year, month, day), (hour, minute, second)) = (date, clock);
+    let legal = (1..=31).contains(&day)
+        && (1..=12).contains(&month)
         && (1970..10_000).contains(&year)
         && hour < 24
         && minute < 60

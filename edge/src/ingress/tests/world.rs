@@ -82,6 +82,7 @@ pub(super) fn config() -> config::Ingress {
         header_read: Duration::from_secs(10),
         body_idle: Duration::from_secs(10),
         ping: Duration::from_secs(15),
+        queue: Duration::from_secs(10),
         connections_max: 1000,
         drain: Duration::from_secs(10),
         request: Duration::from_secs(30),

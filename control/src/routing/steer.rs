@@ -1,0 +1,256 @@
+//! Makes what nodes report into what every ingress hears: who rests, who is ejected, how quick each upstream is.
+//!
+//! Apart from snapshots, since it is stale after seconds: not kept, without a revision, and pushed within
+//! [`DEBOUNCE`] of a report. Compiling and comparing are pure; only [`Steering::run`] waits.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use vector_proto::control::v1::UpstreamScore;
+
+use crate::health::{Fleet, Signals};
+
+/// Reports within this time make one push.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+
+/// Moments this close are one, and so are numbers.
+const SAME_MOMENT: Duration = Duration::from_millis(100);
+const SAME_PERMILLE: u32 = 50;
+const SAME_US: u64 = 20_000;
+
+/// What is known of one provider by way of one egress.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Row {
+    /// Every credential rests until then.
+    pub rests_until: Option<Instant>,
+    /// Some ingress has it ejected until then.
+    pub ejected_until: Option<Instant>,
+    /// Over all ingress nodes; 0 when nobody knows.
+    pub success_permille: u32,
+    /// Likewise.
+    pub first_byte_us: u64,
+}
+
+/// By provider and egress.
+pub type Table = BTreeMap<(String, String), Row>;
+
+/// What follows from all reports, each with its node and the time at which it came.
+#[must_use]
+pub fn table<'a>(
+    reports: impl IntoIterator<Item = (&'a str, &'a Signals, Instant)>,
+    now: Instant,
+) -> Table {
+    let mut table = Table::new();
+    let mut sums: BTreeMap<(String, String), (u64, u64, u64)> = BTreeMap::new();
+    let until = |at: Instant, ms: u64| {
+        let until = at + Duration::from_millis(ms);
+        (ms > 0 && until > now).then_some(until)
+    };
+    for (node, signals, at) in reports {
+        for pool in &signals.pools {
+            let rests_until = until(at, pool.rests_ms);
+            if rests_until.is_some() {
+                let key = (pool.provider.clone(), node.to_owned());
+                table.entry(key).or_default().rests_until = rests_until;
+            }
+        }
+        for status in &signals.upstreams {
+            let key = (status.provider.clone(), status.egress.clone());
+            let sum = sums.entry(key.clone()).or_default();
+            sum.0 += 1;
+            sum.1 += u64::from(status.success_permille);
+            sum.2 = sum.2.saturating_add(status.first_byte_us);
+            let row = table.entry(key).or_default();
+            row.ejected_until = row.ejected_until.max(until(at, status.ejected_ms));
+        }
+    }
+    for (key, (count, success, first_byte)) in sums {
+        let row = table.entry(key).or_default();
+        row.success_permille = u32::try_from(success / count).unwrap_or(1_000);
+        row.first_byte_us = first_byte / count;
+    }
+    table
+}
+
+/// The rows in which `after` says something else than `before`, as an ingress hears them at `now`.
+#[must_use]
+pub fn difference(before: &Table, after: &Table, now: Instant) -> Vec<UpstreamScore> {
+    let nothing = Row::default();
+    let changed = after.iter().filter(|(key, row)| {
+        let known = before.get(*key).copied().unwrap_or_default();
+        !is_same(&known, row, now)
+    });
+    let gone = before
+        .iter()
+        .filter(|(key, row)| !after.contains_key(*key) && !is_same(row, &Row::default(), now))
+        .map(|(key, _)| (key, &nothing));
+    changed
+        .chain(gone)
+        .map(|(key, row)| score(key, row, now))
+        .collect()
+}
+
+fn is_same(one: &Row, other: &Row, now: Instant) -> bool {
+    let moment = |one: Option<Instant>, other: Option<Instant>| {
+        let to_come = |at: Option<Instant>| at.filter(|at| *at > now);
+        match (to_come(one), to_come(other)) {
+            (None, None) => true,
+            (Some(one), Some(other)) => {
+                let apart = one
+                    .saturating_duration_since(other)
+                    .max(other.saturating_duration_since(one));
+                apart <= SAME_MOMENT
+            }
+            _ => false,
+        }
+    };
+    let quick = one.first_byte_us.abs_diff(other.first_byte_us);
+    let largest = one.first_byte_us.max(other.first_byte_us);
+    moment(one.rests_until, other.rests_until)
+        && moment(one.ejected_until, other.ejected_until)
+        && one.success_permille.abs_diff(other.success_permille) <= SAME_PERMILLE
+        && quick <= SAME_US.max(largest / 5)
+}
+
+fn score(key: &(String, String), row: &Row, now: Instant) -> UpstreamScore {
+    let left = |until: Option<Instant>| {
+        let left = until.map(|until| until.saturating_duration_since(now));
+        let us = left.unwrap_or_default().as_micros();
+        u64::try_from(us.div_ceil(1_000)).unwrap_or(u64::MAX)
+    };
+    UpstreamScore {
+        provider: key.0.clone(),
+        egress: key.1.clone(),
+        rests_ms: left(row.rests_until),
+        ejected_ms: left(row.ejected_until),
+        success_permille: row.success_permille,
+        first_byte_us: row.first_byte_us,
+    }
+}
+
+/// Keeps the newest table.
+#[derive(Debug)]
+pub struct Steering {
+    fleet: Arc<Fleet>,
+    current: watch::Sender<Arc<Table>>,
+}
+
+impl Steering {
+    /// Nothing is known before [`Steering::run`].
+    #[must_use]
+    pub fn new(fleet: Arc<Fleet>) -> Self {
+        Self {
+            fleet,
+            current: watch::Sender::default(),
+        }
+    }
+
+    /// The newest table, and word of newer ones.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Table>> {
+        self.current.subscribe()
+    }
+
+    /// Follows the reports until cancelled.
+    pub async fn run(&self, cancel: CancellationToken) {
+        let mut signals = self.fleet.signals();
+        loop {
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                changed = signals.changed() => if changed.is_err() { return },
+            }
+            tokio::time::sleep(DEBOUNCE).await;
+            signals.mark_unchanged();
+            let now = Instant::now();
+            let reports = self.fleet.reports(now);
+            let reports = reports.iter();
+            let next = table(reports.map(|(id, said, at)| (&**id, &**said, *at)), now);
+            let before = self.current.borrow().clone();
+            if !difference(&before, &next, now).is_empty() {
+                self.current.send_replace(Arc::new(next));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vector_proto::control::v1::{PoolStatus, UpstreamStatus};
+
+    use super::*;
+
+    fn egress(provider: &str, rests_ms: u64) -> Signals {
+        Signals {
+            pools: vec![PoolStatus {
+                provider: provider.to_owned(),
+                keys: 1,
+                rests_ms,
+                ..PoolStatus::default()
+            }],
+            ..Signals::default()
+        }
+    }
+
+    fn ingress(ejected_ms: u64, success_permille: u32, first_byte_us: u64) -> Signals {
+        Signals {
+            upstreams: vec![UpstreamStatus {
+                provider: "p".to_owned(),
+                egress: "e".to_owned(),
+                ejected_ms,
+                success_permille,
+                first_byte_us,
+                ..UpstreamStatus::default()
+            }],
+            ..Signals::default()
+        }
+    }
+
+    #[test]
+    fn what_one_node_says_is_heard_and_taken_back() {
+        let now = Instant::now();
+        let (rests, ready) = (egress("p", 5_000), egress("p", 0));
+        let before = table([("e", &ready, now)], now);
+        let after = table([("e", &rests, now)], now);
+        let rows = difference(&before, &after, now);
+        assert_eq!(rows.len(), 1);
+        assert_eq!((rows[0].rests_ms, rows[0].egress.as_str()), (5_000, "e"));
+        assert!(difference(&after, &after, now).is_empty());
+        // The same moment, told two seconds later.
+        let later = now + Duration::from_secs(2);
+        let again = table([("e", &egress("p", 3_050), later)], later);
+        assert!(difference(&after, &again, later).is_empty());
+        let back = difference(&after, &before, later);
+        assert_eq!((back.len(), back[0].rests_ms), (1, 0));
+        // Over by itself: nobody has to be told.
+        let over = now + Duration::from_secs(6);
+        assert!(difference(&after, &before, over).is_empty());
+    }
+
+    #[test]
+    fn ingress_nodes_are_averaged_and_the_longest_ejection_counts() {
+        let now = Instant::now();
+        let (one, other) = (ingress(0, 1_000, 100_000), ingress(7_000, 500, 300_000));
+        let table = table([("a", &one, now), ("b", &other, now)], now);
+        let rows = difference(&Table::new(), &table, now);
+        let row = &rows[0];
+        assert_eq!(
+            (row.ejected_ms, row.success_permille, row.first_byte_us),
+            (7_000, 750, 200_000)
+        );
+    }
+
+    #[test]
+    fn small_changes_are_not_told() {
+        let now = Instant::now();
+        let of = |permille, us| table([("a", &ingress(0, permille, us), now)], now);
+        let before = of(990, 500_000);
+        assert!(difference(&before, &of(950, 580_000), now).is_empty());
+        assert_eq!(difference(&before, &of(900, 500_000), now).len(), 1);
+        assert_eq!(difference(&before, &of(990, 700_000), now).len(), 1);
+    }
+}

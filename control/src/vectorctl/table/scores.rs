@@ -1,0 +1,98 @@
+//! Upstreams and paths as the network measures them, as tables.
+
+use std::time::Duration;
+
+use vector_proto::control::v1 as pb;
+
+use super::{limit, table};
+use crate::json::word;
+
+pub(crate) fn upstreams_seen(views: &[pb::UpstreamView]) -> String {
+    let rows = views.iter().flat_map(|view| {
+        let pool = view.pool.clone().unwrap_or_default();
+        let keys = format!("{}/{}", pool.ready, pool.keys);
+        let rests = match pool.rests_ms {
+            0 => "-".to_owned(),
+            ms => format!("{:.1} s", Duration::from_millis(ms).as_secs_f64()),
+        };
+        let left = vec![view.provider.clone(), view.egress.clone(), keys, rests];
+        let seen: Vec<Vec<String>> = if view.seen.is_empty() {
+            vec![vec!["-".to_owned(); 6]]
+        } else {
+            view.seen.iter().map(seen_cells).collect()
+        };
+        seen.into_iter()
+            .map(move |right| [left.clone(), right].concat())
+    });
+    table(
+        &[
+            "provider",
+            "egress",
+            "ready",
+            "rests",
+            "seen by",
+            "state",
+            "success",
+            "first byte",
+            "tokens/s",
+            "in flight",
+        ],
+        rows,
+    )
+}
+
+fn seen_cells(seen: &pb::UpstreamSeen) -> Vec<String> {
+    let status = seen.status.clone().unwrap_or_default();
+    let state = match status.ejected_ms {
+        0 => "in use".to_owned(),
+        ms => format!("ejected {} s", ms.div_ceil(1_000)),
+    };
+    vec![
+        seen.ingress.clone(),
+        state,
+        format!("{:.1} %", f64::from(status.success_permille) / 10.0),
+        millis(status.first_byte_us),
+        limit(status.tokens_per_s.into()),
+        status.in_flight.to_string(),
+    ]
+}
+
+fn millis(micros: u64) -> String {
+    let ms = Duration::from_micros(micros).as_secs_f64() * 1e3;
+    format!("{ms:.1} ms")
+}
+
+pub(crate) fn paths(views: &[pb::PathView]) -> String {
+    let rows = views.iter().map(|view| {
+        let link = view.link.clone().unwrap_or_default();
+        let lost = match link.sent_packets {
+            0 => "-".to_owned(),
+            sent => format!(
+                "{:.2} %",
+                Duration::from_micros(link.lost_packets.saturating_mul(100)).as_secs_f64()
+                    / Duration::from_micros(sent).as_secs_f64()
+            ),
+        };
+        vec![
+            view.node.clone(),
+            view.region.clone(),
+            link.peer.clone(),
+            link.address.clone(),
+            word(link.state().as_str_name(), "LINK_STATE_"),
+            millis(link.rtt_us),
+            lost,
+        ]
+    });
+    table(
+        &[
+            "from",
+            "region",
+            "to",
+            "address",
+            "state",
+            "round trip",
+            "lost",
+        ],
+        rows,
+    )
+}

@@ -1,0 +1,134 @@
+//! What the attempts of one request have tried, and what the client is told when none is left.
+
+use std::time::Duration;
+
+use vector_proto::{
+    refusal::{Code, Refusal},
+    tunnel::v1,
+};
+
+use super::{
+    route::Tried,
+    send::{Denied, Sent},
+    upload::{MEMORY_BYTES_MAX, Upload},
+};
+
+/// The attempts so far.
+#[derive(Debug, Default)]
+pub(super) struct Tries {
+    /// Gone while it is pumped, and for good when its first bytes are forgotten.
+    pub(super) upload: Option<Upload>,
+    /// The request may be done twice.
+    pub(super) twice: bool,
+    /// See `affinity`.
+    pub(super) affinity: u64,
+    /// Number of the last attempt, from 1. An egress takes each number once.
+    pub(super) attempt: u32,
+    pub(super) tried: Vec<Tried>,
+    /// What the client is told if nothing better comes.
+    pub(super) last: Option<Denied>,
+    /// The shortest rest of a candidate.
+    pub(super) rest: Option<Duration>,
+}
+
+/// What came of trying every candidate.
+pub(super) enum Round {
+    Sent(Box<Sent>),
+    Denied(Denied),
+    /// Nothing, but something may come of it after this time.
+    Rests(Duration),
+}
+
+/// How a request waits.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Wait {
+    /// How long at least. Without it, only for those that were here before.
+    pub(super) rest: Option<Duration>,
+    /// It has waited before.
+    pub(super) again: bool,
+}
+
+impl Tries {
+    /// Whether the whole request can still be sent.
+    pub(super) fn can_send(&self) -> bool {
+        self.upload.as_ref().is_some_and(Upload::is_replayable)
+    }
+
+    /// Whether it can be kept until something is ready. A body that still comes in is not: it would come too slowly.
+    pub(super) fn can_wait(&self) -> bool {
+        self.upload
+            .as_ref()
+            .is_some_and(|upload| upload.is_replayable() && upload.is_whole())
+    }
+
+    /// Memory that its body takes while it waits.
+    pub(super) fn waiting_bytes(&self) -> usize {
+        let bytes = self.upload.as_ref().map_or(0, Upload::bytes);
+        usize::try_from(bytes).map_or(MEMORY_BYTES_MAX, |bytes| bytes.min(MEMORY_BYTES_MAX))
+    }
+
+    /// A candidate has nothing to serve it with for so long.
+    pub(super) fn rests(&mut self, rest: Duration) {
+        self.rest = Some(self.rest.map_or(rest, |known| known.min(rest)));
+    }
+
+    /// Begins anew: whoever rested may be ready.
+    pub(super) fn forget(&mut self) {
+        self.tried.clear();
+        self.rest = None;
+    }
+
+    /// What the client is told when it is not worth waiting: the provider's own words if there are any, and in any case the
+    /// shortest rest of all candidates.
+    pub(super) fn resting(&self, rest: Duration) -> Denied {
+        let ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX).max(1);
+        if let Some(Denied::Provider(refused)) = &self.last
+            && refused
+                .provider_head
+                .as_ref()
+                .is_some_and(|head| head.status == 429)
+        {
+            return Denied::Provider(Box::new(v1::Refused {
+                retry_after_ms: ms,
+                ..(**refused).clone()
+            }));
+        }
+        let message = "Every credential that could serve this request is at its limit.";
+        Refusal::new(Code::NoCredential, message)
+            .after_ms(ms)
+            .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_client_hears_the_shortest_rest_and_the_providers_words() {
+        let mut tries = Tries::default();
+        for seconds in [9, 3, 7] {
+            tries.rests(Duration::from_secs(seconds));
+        }
+        let rest = tries.rest.unwrap();
+        let Denied::Ours(refusal) = tries.resting(rest) else {
+            panic!("nobody else said anything")
+        };
+        assert_eq!(refusal.retry_after_ms, Some(3_000));
+        let said = v1::Refused {
+            retry_after_ms: 9_000,
+            provider_head: Some(v1::ResponseHead {
+                status: 429,
+                ..v1::ResponseHead::default()
+            }),
+            ..v1::Refused::default()
+        };
+        tries.last = Some(Denied::Provider(Box::new(said)));
+        let Denied::Provider(refused) = tries.resting(rest) else {
+            panic!("the provider said something")
+        };
+        assert_eq!(refused.retry_after_ms, 3_000);
+        tries.forget();
+        assert_eq!(tries.rest, None);
+    }
+}
