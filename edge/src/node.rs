@@ -139,11 +139,8 @@ impl Node {
         let ready = status::readiness(control.clone(), tunnel.clone(), config.has(Role::Ingress));
         tasks.spawn(door.serve(telemetry.clone(), Arc::clone(&ready), stop.clone()));
         tasks.spawn(status::announce(ready, stop.clone()));
-        tasks.spawn(status::tell_links(
-            telemetry.clone(),
-            tunnel.clone(),
-            stop.clone(),
-        ));
+        let telling = status::tell_links(telemetry.clone(), tunnel.clone(), stop.clone());
+        tasks.spawn(telling);
         let ingress_drain = CancellationToken::new();
         let ingress = match config.ingress.clone() {
             Some(wanted) => {

@@ -2,8 +2,9 @@
 //!
 //! Upstreams are tried by priority. Inside a priority two candidates are drawn by lot and the cheaper one is taken
 //! (`load`), so that the work does not grow with the network and no two ingress nodes flock to one egress. What this node
-//! sees itself decides: a path whose link is down is no candidate, whatever the snapshot says. A pair that is ejected or
-//! draining is taken only if there is nothing else, and one whose credentials rest not at all.
+//! sees itself decides, whatever the snapshot says: a path that is suspect is taken when its priority has no other, one that
+//! is dead when nothing else is left at all. A pair that is ejected or draining is taken only if there is nothing else, and
+//! one whose credentials rest not at all.
 
 use std::{
     cell::Cell,
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     control_plane::{ControlPlane, ModelRow, ProviderRow, Routes, UpstreamRow},
-    tunnel::{Path, PathState},
+    tunnel::{Condition, Path, PathState},
 };
 
 /// Who may serve a request.
@@ -219,9 +220,15 @@ pub(super) fn choose(
     // A pinned credential rests or not whatever the others do.
     let pinned = !wish.target.credential.is_empty();
     for careful in [!pinned, false] {
-        if let Some(candidate) = draw.by_priority(&wish, careful, pinned) {
+        let alive = [Condition::Up, Condition::Suspect];
+        if let Some(candidate) = draw.by_priority(&wish, careful, pinned, &alive) {
             return Choice::Take(candidate);
         }
+    }
+    if draw.rests_us.get().is_none()
+        && let Some(candidate) = draw.by_priority(&wish, false, pinned, &[Condition::Down])
+    {
+        return Choice::Take(candidate);
     }
     match draw.rests_us.get() {
         Some(rest_us) => Choice::Rests(Duration::from_micros(rest_us)),
@@ -249,13 +256,22 @@ struct Among<'a> {
     careful: bool,
     /// Takes those that rest.
     resting: bool,
+    /// Passes over paths in a worse condition.
+    worst: Condition,
     slots: usize,
 }
 
 type Drawn = (usize, Candidate, f64);
 
 impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
-    fn by_priority(&self, wish: &Wish<'_>, careful: bool, resting: bool) -> Option<Candidate> {
+    /// One priority after the other, and in each the paths of one condition after the other.
+    fn by_priority(
+        &self,
+        wish: &Wish<'_>,
+        careful: bool,
+        resting: bool,
+        conditions: &[Condition],
+    ) -> Option<Candidate> {
         let upstreams = &wish.target.row.upstreams;
         let mut first = 0;
         while first < upstreams.len() {
@@ -265,9 +281,11 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
                     .iter()
                     .take_while(|upstream| upstream.priority == priority)
                     .count();
-            let among = Among::new(&upstreams[first..end], first, careful, resting);
-            if let Some((candidate, cost)) = self.from(among) {
-                return Some(self.preferred(among, wish.affinity, (candidate, cost)));
+            for worst in conditions {
+                let among = Among::new(&upstreams[first..end], first, (careful, resting), *worst);
+                if let Some((candidate, cost)) = self.from(among) {
+                    return Some(self.preferred(among, wish.affinity, (candidate, cost)));
+                }
             }
             first = end;
         }
@@ -289,7 +307,8 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             return best;
         }
         let one = &among.upstreams[at..=at];
-        let one = Among::new(one, among.base + at, among.careful, among.resting);
+        let how = (among.careful, among.resting);
+        let one = Among::new(one, among.base + at, how, among.worst);
         match self.from(one) {
             Some((known, known_cost)) if known_cost <= cost * AFFINITY_TIMES + AFFINITY_US => known,
             _ => best,
@@ -336,8 +355,8 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             let upstream = &among.upstreams[index];
             let egress = &upstream.provider.egress[slot];
             let load = self.loads.of(&upstream.provider.name, egress);
-            let Some((path, state)) = self.path(among.base + index, egress) else {
-                if self.tried.is_empty() {
+            let Some((path, state)) = self.path(among.base + index, egress, among.worst) else {
+                if self.tried.is_empty() && !self.reaches(egress) {
                     load.reached_over(0);
                 }
                 return None;
@@ -368,8 +387,25 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
         }
     }
 
-    /// The best path to an egress that is up and was not tried.
-    fn path(&self, upstream: usize, egress: &Arc<str>) -> Option<(Path, PathState)> {
+    /// Whether any path leads to an egress, in whatever condition.
+    fn reaches(&self, egress: &Arc<str>) -> bool {
+        let mut paths = self.routes.paths(egress).iter();
+        paths.any(|row| {
+            let path = Path {
+                egress: Arc::clone(egress),
+                relay: row.relay.clone(),
+            };
+            (self.up)(&path).is_some()
+        })
+    }
+
+    /// The best path to an egress that is well enough and was not tried.
+    fn path(
+        &self,
+        upstream: usize,
+        egress: &Arc<str>,
+        worst: Condition,
+    ) -> Option<(Path, PathState)> {
         let spent =
             |one: &Tried| matches!(one, Tried::Egress(at, id) if *at == upstream && id == egress);
         if self.tried.iter().any(spent) {
@@ -387,20 +423,133 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             {
                 return None;
             }
-            (self.up)(&path).map(|state| (path, state))
+            let state = (self.up)(&path).filter(|state| state.condition <= worst)?;
+            Some((path, state))
         })
     }
 }
 
 impl<'a> Among<'a> {
-    fn new(upstreams: &'a [UpstreamRow], base: usize, careful: bool, resting: bool) -> Self {
+    fn new(
+        upstreams: &'a [UpstreamRow],
+        base: usize,
+        (careful, resting): (bool, bool),
+        worst: Condition,
+    ) -> Self {
         let slots = upstreams.iter();
         Self {
             upstreams,
             base,
             careful,
             resting,
+            worst,
             slots: slots.map(|upstream| upstream.provider.egress.len()).sum(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, time::Duration};
+
+    use vector_proto::control::v1;
+
+    use super::*;
+
+    /// Two egress nodes of one provider, and a second provider below it; a relay to the first.
+    fn routes() -> Routes {
+        let node = |id: &str, role: &str| v1::NodeRecord {
+            id: id.into(),
+            roles: vec![role.into()],
+            ..v1::NodeRecord::default()
+        };
+        let provider = |name: &str, egress: &[&str]| v1::Provider {
+            name: name.into(),
+            base_url: "https://api.test/v1".into(),
+            egress: egress.iter().map(|id| (*id).to_owned()).collect(),
+            ..v1::Provider::default()
+        };
+        let upstream = |provider: &str, priority: u32| v1::Upstream {
+            provider: provider.into(),
+            priority,
+            ..v1::Upstream::default()
+        };
+        let path = |egress: &str, relay: &str, score: u64| v1::Path {
+            from_region: "eu".into(),
+            egress: egress.into(),
+            relay: relay.into(),
+            score,
+        };
+        let snapshot = v1::Snapshot {
+            nodes: vec![
+                node("e1", "egress"),
+                node("e2", "egress"),
+                node("e3", "egress"),
+                node("r1", "relay"),
+            ],
+            providers: vec![provider("a", &["e1", "e2"]), provider("b", &["e3"])],
+            models: vec![v1::Model {
+                name: "m".into(),
+                upstreams: vec![upstream("a", 1), upstream("b", 2)],
+                ..v1::Model::default()
+            }],
+            paths: vec![
+                path("e1", "", 1),
+                path("e1", "r1", 2),
+                path("e2", "", 1),
+                path("e3", "", 1),
+            ],
+            ..v1::Snapshot::default()
+        };
+        Routes::compile(&snapshot, "eu").unwrap()
+    }
+
+    /// Where requests go, over many draws, when first hops are in these conditions; the others have no link.
+    fn drawn(conditions: &[(&str, Condition)]) -> Vec<String> {
+        let routes = routes();
+        let target = Target {
+            row: Arc::clone(routes.model("m").unwrap()),
+            credential: Box::default(),
+        };
+        let known: HashMap<&str, Condition> = conditions.iter().copied().collect();
+        let up = |path: &Path| {
+            known.get(&**path.first_hop()).map(|condition| PathState {
+                condition: *condition,
+                rtt: Duration::from_millis(1),
+                outstanding: 0,
+            })
+        };
+        let loads = Loads::new(Instant::now());
+        let wish = Wish {
+            target: &target,
+            tried: &[],
+            affinity: 0,
+        };
+        let mut hops: Vec<String> = (0..200)
+            .filter_map(|_| match choose(&routes, wish, &loads, &up) {
+                Choice::Take(candidate) => Some(candidate.path.first_hop().to_string()),
+                Choice::Rests(_) | Choice::Nobody => None,
+            })
+            .collect();
+        hops.sort_unstable();
+        hops.dedup();
+        hops
+    }
+
+    #[test]
+    fn paths_in_a_bad_condition_wait_for_those_that_are_better() {
+        use Condition::{Down, Suspect, Up};
+        assert_eq!(drawn(&[("e1", Up), ("e2", Up), ("e3", Up)]), ["e1", "e2"]);
+        assert_eq!(drawn(&[("e1", Suspect), ("e2", Up)]), ["e2"]);
+        assert_eq!(drawn(&[("e1", Suspect), ("r1", Up), ("e2", Down)]), ["r1"]);
+        // A path that may well be fine does not push a request to what the operator put second,
+        assert_eq!(drawn(&[("e1", Suspect), ("e2", Down), ("e3", Up)]), ["e1"]);
+        // a dead one does, and is tried when there is nothing else.
+        assert_eq!(
+            drawn(&[("e1", Down), ("e2", Down), ("e3", Suspect)]),
+            ["e3"]
+        );
+        assert_eq!(drawn(&[("e1", Down)]), ["e1"]);
+        assert!(drawn(&[]).is_empty());
     }
 }

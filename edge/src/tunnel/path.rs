@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use super::Condition;
+
 /// A way from this node to an egress: one link, or two over a relay.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Path {
@@ -34,6 +36,8 @@ impl Path {
 /// What this node sees of a usable path's first link.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PathState {
+    /// Whether packets get through.
+    pub condition: Condition,
     /// Smoothed round trip of the first link.
     pub rtt: Duration,
     /// Exchanges of this node on it.

@@ -63,7 +63,7 @@ type Links = HashMap<Arc<str>, Vec<Arc<Link>>>;
 pub type Relays = HashMap<Arc<str>, Vec<Arc<str>>>;
 
 impl Tunnel {
-    /// What is seen of a path, if it can take an exchange now. Takes no lock and allocates nothing.
+    /// What is seen of a path, if it has a connection that takes exchanges. Takes no lock and allocates nothing.
     #[must_use]
     pub fn path_state(&self, path: &Path) -> Option<PathState> {
         let links = self.core.links.load();
@@ -71,6 +71,7 @@ impl Tunnel {
         let best = least_loaded(of_peer)?;
         let outstanding = of_peer.iter().map(|link| link.outstanding()).sum();
         Some(PathState {
+            condition: best.condition(),
             rtt: best.rtt(),
             outstanding,
         })
@@ -320,11 +321,12 @@ fn best<'a>(links: &'a [Arc<Link>], failed: Option<&Arc<Link>>) -> Option<&'a Ar
         .min_by_key(|link| (link.condition(), link.outstanding()))
 }
 
-/// The link in the best condition, and of those the one with the least on it.
+/// The link in the best condition, and of those the one with the least on it. A dead one is better than none: its path
+/// may come back before its connection is given up.
 fn least_loaded(links: &[Arc<Link>]) -> Option<&Arc<Link>> {
     links
         .iter()
-        .filter(|link| link.usable())
+        .filter(|link| !link.draining() && !link.is_down())
         .min_by_key(|link| (link.condition(), link.outstanding()))
 }
 
