@@ -1,4 +1,4 @@
-//! What exchanges consumed, and who made which object at which provider.
+//! What exchanges consumed, who made which object at which provider, and who has which idempotency key.
 //!
 //! One file, two threads: one writes in groups, one reads, so that a long look at usage never keeps
 //! an egress waiting. A record is answered for once it is on disk; the same record again changes nothing.
@@ -12,6 +12,9 @@ pub use record::{UsagePage, UsageQuery};
 
 mod objects;
 pub use objects::Located;
+
+mod claims;
+pub use claims::{Claim, Claimed};
 
 /// Records or objects that one call may bring.
 pub const BATCH_MAX: usize = 2_000;
@@ -41,7 +44,7 @@ impl Ledger {
     /// # Errors
     /// When it cannot be opened or is something else.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let schema = format!("{}{}", record::SCHEMA, objects::SCHEMA);
+        let schema = format!("{}{}{}", record::SCHEMA, objects::SCHEMA, claims::SCHEMA);
         Ok(Self {
             writes: Sqlite::open(path, &schema)?,
             reads: Sqlite::open(path, "")?,

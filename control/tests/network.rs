@@ -799,6 +799,58 @@ async fn an_object_is_found_by_its_account_even_when_asked_for_early() {
 }
 
 #[tokio::test]
+async fn an_idempotency_key_is_one_exchanges_whichever_ingress_asks_and_after_a_restart() {
+    let control = Control::start().await;
+    let mut egress = control.node(&control.enroll("egress", "e-1").await).await;
+    let mut ingress = control.node(&control.enroll("ingress", "i-1").await).await;
+    let second = control.enroll("ingress", "i-2").await;
+    let mut other = control.node(&second).await;
+    let asked = |exchange: u8, print: u8| pb::ClaimRequest {
+        account: "acme".to_owned(),
+        key: vec![7; 32].into(),
+        print: vec![print; 32].into(),
+        exchange: vec![exchange; 16].into(),
+    };
+    let refused = egress.claim(asked(1, 1)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let short = pb::ClaimRequest {
+        print: vec![1; 31].into(),
+        ..asked(1, 1)
+    };
+    let refused = ingress.claim(short).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let first = ingress.claim(asked(1, 1)).await.unwrap().into_inner();
+    assert_eq!(first.outcome(), pb::ClaimOutcome::Fresh);
+    let settled = pb::SettleRequest {
+        account: "acme".to_owned(),
+        key: vec![7; 32].into(),
+        exchange: vec![1; 16].into(),
+        egress: "e-1".to_owned(),
+    };
+    ingress.settle(settled).await.unwrap();
+    let again = other.claim(asked(2, 1)).await.unwrap().into_inner();
+    assert_eq!(again.outcome(), pb::ClaimOutcome::Taken);
+    assert_eq!(
+        (again.exchange.as_ref(), again.egress.as_str()),
+        (&[1; 16][..], "e-1")
+    );
+    let another = other.claim(asked(2, 9)).await.unwrap().into_inner();
+    assert_eq!(another.outcome(), pb::ClaimOutcome::Conflict);
+
+    let control = Control::start_in(control.stop().await).await;
+    let mut ingress = control.node(&second).await;
+    let recalled = |account: &str| pb::RecallRequest {
+        account: account.to_owned(),
+        exchange: vec![1; 16].into(),
+    };
+    let found = ingress.recall(recalled("acme")).await.unwrap().into_inner();
+    assert_eq!((found.found, found.egress.as_str()), (true, "e-1"));
+    let foreign = ingress.recall(recalled("other")).await.unwrap();
+    assert!(!foreign.into_inner().found);
+    control.stop().await;
+}
+
+#[tokio::test]
 async fn a_restart_keeps_everything() {
     let control = Control::start().await;
     let admin = control.admin().await;

@@ -130,6 +130,9 @@ pub struct Egress {
     pub idle: Duration,
     /// PEM with roots that are trusted besides the system's.
     pub tls_roots: Option<PathBuf>,
+    /// Answers to requests with an idempotency key, kept on disk in `node.state_dir` for a day: so many bytes, and the
+    /// oldest go first. Default 4 GiB.
+    pub kept_bytes_max: u64,
 }
 
 /// `[admin]`: the operator's door.

@@ -22,6 +22,8 @@ mod admit;
 
 mod objects;
 
+mod claims;
+
 // What this node tells.
 mod report;
 

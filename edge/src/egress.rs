@@ -20,11 +20,18 @@ pub mod translate;
 
 pub mod provider;
 
+pub mod outlet;
+
 pub mod answer;
 
 pub mod meter;
 
 pub mod websocket;
+
+// Answers that are given again.
+pub mod kept;
+
+pub mod replay;
 
 // What happens beside the road.
 mod balances;
@@ -35,6 +42,8 @@ mod watch;
 use std::{
     collections::HashMap,
     fmt,
+    future::pending,
+    path::PathBuf,
     pin::pin,
     sync::{
         Arc,
@@ -46,19 +55,23 @@ use std::{
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
-use vector_proto::{control::v1 as control, dialect::operation, tunnel::v1};
+use vector_proto::{
+    control::v1 as control, dialect::operation, id::ExchangeId, refusal::Code, tunnel::v1,
+};
 
 use self::{
     answer::{Ending, micros},
     dedupe::Dedupe,
+    kept::{Kept, Place},
+    outlet::Outlet,
     provider::{Metrics, Providers, Row, TlsError, Upload},
-    receive::{Exchange, receive},
+    receive::{Exchange, receive, untouched},
     watch::Watch,
 };
 use crate::{
     config::Role,
     telemetry::{self, Telemetry},
-    tunnel::{Answer, Arrival, ArrivalHandler, RequestBody},
+    tunnel::{Arrival, ArrivalHandler, Cancelled, RequestBody},
 };
 
 /// Where an egress tells what happened. Neither call may block.
@@ -77,6 +90,10 @@ pub struct Identity {
     pub node: Arc<str>,
     /// Its incarnation.
     pub epoch: u64,
+    /// Folder of the answers that outlive their clients.
+    pub answers: PathBuf,
+    /// Bytes of them on disk.
+    pub answers_bytes_max: u64,
 }
 
 /// Everything that exchanges share.
@@ -85,6 +102,7 @@ pub struct Room {
     node: Arc<str>,
     epoch: u64,
     dedupe: Arc<Dedupe>,
+    kept: Arc<Kept>,
     keys: credential::Pool,
     providers: Providers,
     operations: HashMap<&'static str, &'static operation::Operation>,
@@ -123,11 +141,12 @@ impl Egress {
         let tasks = TaskTracker::new();
         let metrics = Metrics::default();
         metrics.register(telemetry);
-        let Identity { node, epoch } = identity;
+        let kept = Kept::new(identity.answers, identity.answers_bytes_max);
         Ok(Self(Arc::new(Room {
-            node,
-            epoch,
+            node: identity.node,
+            epoch: identity.epoch,
             dedupe: Arc::default(),
+            kept: Arc::new(kept),
             keys: credential::Pool::new(Instant::now()),
             providers: Providers::new(tls_roots, metrics, tasks.clone())?,
             operations: operation::all().iter().map(|row| (row.name, row)).collect(),
@@ -157,8 +176,12 @@ impl Egress {
         self.0.keys.replace(sent);
     }
 
-    /// Looks after names and connections until [`Self::drain`]; the first look opens them.
+    /// Looks after names, connections and kept answers until [`Self::drain`]; the first look opens connections.
     pub async fn tend(&self) {
+        tokio::join!(self.tend_providers(), self.0.kept.tend(&self.0.stop));
+    }
+
+    async fn tend_providers(&self) {
         let mut tick = tokio::time::interval(provider::TEND_EVERY);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -241,41 +264,108 @@ impl Egress {
 
 /// Carries one exchange from its arrival to the end of its answer.
 async fn serve(room: Arc<Room>, mut arrival: Arrival) {
+    if arrival.open.replay.is_some() || arrival.open.adopt.is_some() {
+        // Rare: it must not count in the size of every exchange.
+        return Box::pin(replay::serve(room, arrival)).await;
+    }
     let mut exchange = match receive(&room, &mut arrival, Instant::now()) {
         Ok(exchange) => exchange,
         Err(refused) => return arrival.refuse(*refused).await,
+    };
+    let keep = arrival.open.keep.take();
+    let place = match begin(&room, &exchange, keep.is_some()) {
+        Ok(place) => place,
+        Err(full) => {
+            exchange.running.refused();
+            let refused = untouched(Code::Overloaded, full.to_string(), true);
+            return arrival.refuse(refused).await;
+        }
     };
     let Ok((body, answer)) = arrival.accept().await else {
         // Nobody heard that it was accepted, and nothing was executed.
         return exchange.running.refused();
     };
     let cancelled = answer.canceller();
+    let reading = place.as_ref().and_then(|place| place.recording().read());
+    let (outlet, followed) = match (&place, reading) {
+        (Some(place), Some(reading)) => {
+            let first = replay::give(reading, answer, replay::Copy::First);
+            room.tasks.spawn(first);
+            (Outlet::Kept(Arc::clone(place.recording())), None)
+        }
+        _ => (Outlet::Tunnel(answer), Some(cancelled)),
+    };
+    let begun = AtomicBool::new(false);
     let outcome = {
         let span = room
             .telemetry
             .span(Role::Egress, exchange.id, &exchange.head.traceparent);
-        let run = pin!(run(&room, &mut exchange, body, answer).instrument(span));
+        let id = exchange.id;
+        let run = pin!(run(&room, &mut exchange, body, outlet, &begun).instrument(span));
         tokio::select! {
             biased;
             outcome = run => outcome,
-            () = cancelled.cancelled() => Outcome::Ended(Ending::Cancelled),
+            () = unwanted(&room, id, followed, &begun) => Outcome::Ended(Ending::Cancelled),
         }
     };
+    if let Some(recording) = room.kept.adopted(exchange.id) {
+        // Adopted too late, or given up: who waits for it is told. What has ended stays as it is.
+        recording.end(kept::End::Lost);
+    }
     match outcome {
         Outcome::Refused(code) => room.refused(&mut exchange, &code),
         Outcome::Ended(ending) => room.ended(&exchange, ending),
     }
+    if let (Some(place), Some(keep)) = (place, keep) {
+        place.put_away(Duration::from_millis(keep.kept_ms)).await;
+    }
+}
+
+/// A recording for an exchange that is to be kept.
+fn begin(room: &Room, exchange: &Exchange, wanted: bool) -> Result<Option<Place>, kept::Full> {
+    // A conversation over a WebSocket has two sides: there is no answer to give again.
+    if !wanted || exchange.head.websocket {
+        return Ok(None);
+    }
+    let now = Instant::now();
+    let place = room.kept.begin(exchange.id, &exchange.head.account, now)?;
+    Ok(Some(place))
+}
+
+/// Resolves once nobody wants the answer any more. A kept one is always wanted, an adopted one for a while.
+async fn unwanted(room: &Room, id: ExchangeId, followed: Option<Cancelled>, begun: &AtomicBool) {
+    let Some(cancelled) = followed else {
+        return pending().await;
+    };
+    cancelled.cancelled().await;
+    if !begun.load(Ordering::Relaxed)
+        && let Some(recording) = room.kept.adopted(id)
+    {
+        recording.given_up().await;
+    }
 }
 
 /// Everything between acceptance and the answer's end.
-async fn run(room: &Room, exchange: &mut Exchange, body: RequestBody, answer: Answer) -> Outcome {
+///
+/// `begun` is set once the answer goes to the ingress that asked, and can no longer be kept.
+async fn run(
+    room: &Room,
+    exchange: &mut Exchange,
+    body: RequestBody,
+    outlet: Outlet,
+    begun: &AtomicBool,
+) -> Outcome {
     let mut watch = Watch::new(exchange.deadline, Instant::now());
-    if exchange.head.websocket {
-        return match websocket::carry(room, exchange, body, answer, &mut watch).await {
-            Ok(ending) => Outcome::Ended(ending),
-            Err((refused, answer)) => say_no(*refused, answer).await,
-        };
-    }
+    let answer = match outlet {
+        Outlet::Tunnel(answer) if exchange.head.websocket => {
+            let carried = websocket::carry(room, exchange, body, answer, &mut watch).await;
+            return match carried {
+                Ok(ending) => Outcome::Ended(ending),
+                Err((refused, answer)) => say_no(*refused, Outlet::Tunnel(answer)).await,
+            };
+        }
+        outlet => outlet,
+    };
     let (length, splice) = (exchange.head.body_bytes, translate::splice(&exchange.head));
     let taken = Upload::take(body, length, splice);
     match watch.within(taken, || 0).await {
@@ -286,7 +376,10 @@ async fn run(room: &Room, exchange: &mut Exchange, body: RequestBody, answer: An
             return say_no(refused, answer).await;
         }
     }
-    match attempt::attempt(room, exchange, &mut watch).await {
+    let attempted = attempt::attempt(room, exchange, &mut watch).await;
+    let answer = answer.unless_adopted(&room.kept, exchange.id, &exchange.head.account);
+    begun.store(matches!(answer, Outlet::Tunnel(_)), Ordering::Relaxed);
+    match attempted {
         Err(refused) => say_no(refused, answer).await,
         Ok(answered) => {
             let ending = answer::pass_on(room, exchange, answered, answer, &mut watch).await;
@@ -295,7 +388,7 @@ async fn run(room: &Room, exchange: &mut Exchange, body: RequestBody, answer: An
     }
 }
 
-async fn say_no(refused: v1::Refused, answer: Answer) -> Outcome {
+async fn say_no(refused: v1::Refused, answer: Outlet) -> Outcome {
     let code = refused.code.clone();
     answer.refuse(refused).await;
     Outcome::Refused(code)

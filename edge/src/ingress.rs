@@ -58,6 +58,15 @@ mod queue;
 
 mod pump;
 
+// Requests that were made before.
+mod replay;
+
+mod print;
+
+mod linger;
+
+// The way back.
+
 mod respond;
 
 mod refuse;
@@ -84,12 +93,14 @@ mod record;
 mod tests;
 
 use self::{
+    authenticate::Caller,
     budget::Budget,
     load::Loads,
     queue::Queue,
     record::Record,
+    replay::Wish,
     send::{Denied, Sending, Sent},
-    stream::{Answer, Around},
+    stream::{Answer, Around, NO_PING},
     upload::{Limits, Upload},
     websocket::Socket,
 };
@@ -253,13 +264,9 @@ impl Ingress {
         record.operation = found.operation.name;
         let caller = authenticate::authenticate(&self.control, &parts, peer).await?;
         record.policy = Some(Arc::clone(&caller.policy));
+        let wish = replay::wish(&parts, found.operation)?;
         if found.operation.local {
-            return Ok(Carried::Local(models::answer(
-                &self.control.routes(),
-                &caller,
-                &parts,
-                found.model,
-            )?));
+            return Box::pin(self.local(&parts, &found, &caller, record)).await;
         }
         let socket_key = found
             .operation
@@ -288,17 +295,48 @@ impl Ingress {
             target: &target,
             start: record.start,
             traceparent: record.trace(head::traceparent(&parts)),
+            keeps: matches!(wish, Wish::Keyed(_)),
+            lingers: matches!(wish, Wish::First | Wish::Again),
         };
-        let sent = sending.send(upload, record).await?;
+        let sent = match wish {
+            Wish::Plain | Wish::First => sending.send(upload, record).await?,
+            Wish::Again => Box::pin(sending.send_again(upload, record)).await?,
+            Wish::Keyed(key) => Box::pin(sending.send_keyed(key, upload, record)).await?,
+        };
         let around = Box::new(Around {
             control: self.control.clone(),
             permit,
-            ping: self.config.ping,
+            ping: if sent.kept { NO_PING } else { self.config.ping },
         });
         let (Some(key), Some(upgrade)) = (socket_key, upgrade) else {
             return Ok(Carried::Sent(parts.method, Box::new(sent), around));
         };
         Ok(websocket::join(&parts, key, upgrade, sent, around))
+    }
+
+    /// Answers what no provider is asked for: the list of models, and answers that are given again.
+    async fn local(
+        &self,
+        parts: &Parts,
+        found: &Match<'_>,
+        caller: &Caller,
+        record: &mut Record,
+    ) -> Result<Carried, Denied> {
+        let Some(exchange) = found.object else {
+            let routes = self.control.routes();
+            let answer = models::answer(&routes, caller, parts, found.model)?;
+            return Ok(Carried::Local(answer));
+        };
+        let permit = admit::admit(&self.limiter, &caller.policy, None, record.start)?;
+        let from = head::parameter(parts.uri.query(), "from");
+        let account = &caller.policy.account;
+        let sent = self.stream_again(account, exchange, from, record).await?;
+        let around = Box::new(Around {
+            control: self.control.clone(),
+            permit,
+            ping: NO_PING,
+        });
+        Ok(Carried::Sent(parts.method.clone(), Box::new(sent), around))
     }
 
     /// Leaves a WebSocket to a task of its own, which begins once the answer has left.

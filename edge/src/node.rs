@@ -111,10 +111,7 @@ impl Node {
 
         let tunnel = Tunnel::default();
         links::show(&telemetry, tunnel.tally());
-        let egress = match &config.egress {
-            Some(wanted) => Some(EgressSide::new(wanted, &identity, &control, &telemetry)?),
-            None => None,
-        };
+        let egress = EgressSide::new(&config, &identity, &control, &telemetry)?;
         let status = Arc::new(Status::new(tunnel.clone(), egress.clone()));
         control.set_status_source(status.source());
         let me = hello(&config, &identity);

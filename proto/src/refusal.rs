@@ -111,6 +111,22 @@ codes! {
     HeadTooLarge = "headers_too_large", 431, "invalid_request_error", Client, false;
     /// The body came too slowly.
     BodyTooSlow = "request_timeout", 408, "invalid_request_error", Client, true;
+    /// `Idempotency-Key` is no key.
+    BadIdempotencyKey = "invalid_idempotency_key", 400, "invalid_request_error", Client, false;
+    /// The key belongs to a request with another body.
+    IdempotencyConflict = "idempotency_key_reused", 422, "invalid_request_error", Client, false;
+    /// The first request with this key is on its way, and where is not known yet.
+    IdempotencyBusy = "idempotency_request_in_progress", 409, "invalid_request_error", Client, true;
+    /// The account holds as many idempotency keys as it may.
+    IdempotencyFull = "too_many_idempotency_keys", 429, "requests", Client, false;
+    /// The answer was kept and is no longer there; what it cost was spent, so nothing is done again.
+    AnswerLost = "answer_lost", 409, "server_error", Us, false;
+    /// No such exchange, or none whose answer is kept, or another account's.
+    ExchangeUnknown = "exchange_not_found", 404, "invalid_request_error", Client, false;
+    /// The answer has no byte of this offset.
+    OffsetBeyond = "offset_beyond_end", 416, "invalid_request_error", Client, false;
+    /// As many read this answer as may at once.
+    ReplaysLimited = "replays_limited", 429, "requests", Client, true;
     /// The WebSocket upgrade is malformed or missing.
     BadUpgrade = "bad_websocket_upgrade", 400, "invalid_request_error", Client, false;
     /// Nothing routes this request: no provider is configured for it.

@@ -27,6 +27,8 @@ mod garbage;
 
 mod cut;
 
+mod retries;
+
 mod drain;
 
 mod loss;

@@ -1,15 +1,16 @@
-//! What nodes ask: certificates, keys, objects; and where they bring usage.
+//! What nodes ask: certificates, keys, objects, claims; and where they bring usage.
 
 use tonic::{Request, Response, Status, Streaming};
 use vector_proto::control::v1::{
-    AdmitRequest, AdmitResponse, EnrollRequest, EnrollResponse, LocateRequest, LocateResponse,
-    NodeEvent, RecordRequest, RecordResponse, RenewRequest, node_server::Node,
+    AdmitRequest, AdmitResponse, ClaimOutcome, ClaimRequest, ClaimResponse, EnrollRequest,
+    EnrollResponse, LocateRequest, LocateResponse, NodeEvent, RecallRequest, RecallResponse,
+    RecordRequest, RecordResponse, RenewRequest, SettleRequest, SettleResponse, node_server::Node,
 };
 
 use super::{Rooms, sync, unix_ms, unix_now};
 use crate::{
     identity::{Peer, Role},
-    ledger::Located,
+    ledger::{Claim, Claimed, Located},
     registry::{Admission, Enrolment, NodeSpec},
     telemetry::Outcome,
 };
@@ -176,6 +177,70 @@ impl Node for Nodes {
         }))
     }
 
+    async fn claim(
+        &self,
+        request: Request<ClaimRequest>,
+    ) -> Result<Response<ClaimResponse>, Status> {
+        self.rooms.node_as(&request, Role::Ingress).await?;
+        let asked = request.into_inner();
+        let claim = Claim {
+            account: asked.account,
+            key: sized(&asked.key)?,
+            print: sized(&asked.print)?,
+            exchange: sized(&asked.exchange)?,
+            now_unix_ms: unix_ms(),
+        };
+        let plain = |outcome: ClaimOutcome| ClaimResponse {
+            outcome: outcome.into(),
+            ..ClaimResponse::default()
+        };
+        Ok(Response::new(
+            match self.rooms.ledger.claim(claim).await? {
+                Claimed::Fresh => plain(ClaimOutcome::Fresh),
+                Claimed::Conflict => plain(ClaimOutcome::Conflict),
+                Claimed::Full => plain(ClaimOutcome::Full),
+                Claimed::Taken {
+                    exchange,
+                    egress,
+                    age_ms,
+                } => ClaimResponse {
+                    exchange: exchange.to_vec().into(),
+                    egress,
+                    age_ms,
+                    ..plain(ClaimOutcome::Taken)
+                },
+            },
+        ))
+    }
+
+    async fn settle(
+        &self,
+        request: Request<SettleRequest>,
+    ) -> Result<Response<SettleResponse>, Status> {
+        self.rooms.node_as(&request, Role::Ingress).await?;
+        let asked = request.into_inner();
+        let (key, exchange) = (sized(&asked.key)?, sized(&asked.exchange)?);
+        let ledger = &self.rooms.ledger;
+        ledger
+            .settle(asked.account, key, exchange, asked.egress)
+            .await?;
+        Ok(Response::new(SettleResponse {}))
+    }
+
+    async fn recall(
+        &self,
+        request: Request<RecallRequest>,
+    ) -> Result<Response<RecallResponse>, Status> {
+        self.rooms.node_as(&request, Role::Ingress).await?;
+        let asked = request.into_inner();
+        let exchange = sized(&asked.exchange)?;
+        let egress = self.rooms.ledger.recall(asked.account, exchange).await?;
+        Ok(Response::new(RecallResponse {
+            found: egress.is_some(),
+            egress: egress.unwrap_or_default(),
+        }))
+    }
+
     async fn record(
         &self,
         request: Request<RecordRequest>,
@@ -193,4 +258,11 @@ impl Node for Nodes {
         self.rooms.ledger.record(batch.records).await?;
         Ok(Response::new(RecordResponse { seq: batch.seq }))
     }
+}
+
+/// Bytes of a fixed length.
+fn sized<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Status> {
+    bytes
+        .try_into()
+        .map_err(|_| Status::invalid_argument("an id or a hash has another length"))
 }

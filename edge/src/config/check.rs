@@ -320,6 +320,13 @@ fn egress(raw: RawEgress, faults: &mut Vec<String>) -> Egress {
             .tls_roots
             .filter(|text| !text.is_empty())
             .map(PathBuf::from),
+        kept_bytes_max: within(
+            faults,
+            "egress.kept_bytes_max",
+            raw.kept_bytes_max,
+            4 << 30,
+            0..=1 << 50,
+        ),
     }
 }
 

@@ -52,6 +52,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("egress", "first_byte_ms", Number),
     ("egress", "idle_ms", Number),
     ("egress", "tls_roots", Text),
+    ("egress", "kept_bytes_max", Number),
     ("admin", "listen", Text),
     ("telemetry", "log", Text),
     ("telemetry", "format", Text),
@@ -131,6 +132,7 @@ pub(super) struct RawEgress {
     pub(super) first_byte_ms: Option<u64>,
     pub(super) idle_ms: Option<u64>,
     pub(super) tls_roots: Option<String>,
+    pub(super) kept_bytes_max: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

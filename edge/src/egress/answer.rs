@@ -21,12 +21,13 @@ use super::{
     Room,
     attempt::Answered,
     meter::{Ask, Meter},
+    outlet::Outlet,
     provider::{Live, Upload},
     receive::Exchange,
     translate::{Content, answer_rename, response_head},
     watch::{Expired, Watch},
 };
-use crate::tunnel::{Answer, Lost};
+use crate::tunnel::Lost;
 
 /// How an exchange ended.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -54,7 +55,7 @@ pub async fn pass_on(
     room: &Room,
     exchange: &mut Exchange,
     answered: Answered,
-    mut answer: Answer,
+    mut answer: Outlet,
     watch: &mut Watch,
 ) -> Ending {
     let Answered {
@@ -74,7 +75,7 @@ pub async fn pass_on(
         room.object_made(exchange, id);
     }
     let credential = permit.key().name();
-    answer.head(&response_head(
+    answer.head(response_head(
         &head,
         rename.is_none(),
         credential,
@@ -97,7 +98,7 @@ pub async fn pass_on(
         permit.used(tokens, Instant::now());
     }
     let trailers = trailers(&exchange.meter, broken, Instant::now());
-    match (answer.finish(&trailers).await, broken) {
+    match (answer.finish(trailers).await, broken) {
         (Err(_), _) => Ending::Cancelled,
         (Ok(()), Some(why)) => Ending::Broken(why),
         (Ok(()), None) => Ending::Whole,
@@ -110,7 +111,7 @@ async fn chunks(
     exchange: &mut Exchange,
     live: &mut Live,
     rename: &mut Option<Rename>,
-    answer: &mut Answer,
+    answer: &mut Outlet,
     watch: &mut Watch,
 ) -> Result<Option<&'static str>, Lost> {
     // The head is held until the first flush.

@@ -149,6 +149,11 @@ impl Dedupe {
         })
     }
 
+    /// Whether an exchange runs at this moment.
+    pub fn runs(&self, id: ExchangeId) -> bool {
+        self.table.lock().running.contains_key(&id)
+    }
+
     /// How many exchanges run.
     pub fn running(&self) -> usize {
         self.table.lock().running.len()
@@ -190,6 +195,7 @@ mod tests {
     fn a_copy_runs_neither_beside_nor_after_the_first() {
         let (dedupe, id, now) = (table(), ExchangeId::fresh(), Instant::now());
         let running = dedupe.enter(id, 1, now).unwrap();
+        assert!(dedupe.runs(id));
         assert_eq!(dedupe.enter(id, 1, now).err(), Some(Known::Running));
         assert_eq!(dedupe.enter(id, 2, now).err(), Some(Known::Running));
         drop(running);

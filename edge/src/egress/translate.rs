@@ -210,5 +210,6 @@ pub fn response_head(
         headers: headers::response(&head.headers, length_holds),
         credential: credential.to_owned(),
         upstream_attempts: attempts,
+        ..v1::ResponseHead::default()
     }
 }

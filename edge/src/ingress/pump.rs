@@ -87,6 +87,14 @@ impl Pump {
         }
     }
 
+    /// Waits until all of the body has left, and gives it back.
+    pub(super) async fn finished(mut self) -> Option<Upload> {
+        match self.back.take() {
+            Some(upload) => Some(upload),
+            None => (&mut self.task).await.ok().map(|(upload, _)| upload),
+        }
+    }
+
     /// Stops and gives the body back.
     pub(super) async fn reclaim(mut self) -> Option<Upload> {
         self.stop.cancel();

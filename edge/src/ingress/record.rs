@@ -35,6 +35,8 @@ pub(super) struct Record {
     pub(super) request_bytes: u64,
     pub(super) response_bytes: u64,
     pub(super) first_byte: Option<Duration>,
+    /// The exchange whose answer is given again here.
+    pub(super) replays: Option<ExchangeId>,
     /// The client is a page in a browser.
     pub(super) browser: bool,
     pub(super) usage: Option<v1::Usage>,
@@ -65,6 +67,7 @@ impl Record {
             request_bytes: 0,
             response_bytes: 0,
             first_byte: None,
+            replays: None,
             browser: false,
             usage: None,
             broken: None,

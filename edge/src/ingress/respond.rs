@@ -19,6 +19,7 @@ pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 const UPSTREAM_REQUEST_ID: HeaderName = HeaderName::from_static("x-upstream-request-id");
 const EGRESS: HeaderName = HeaderName::from_static("x-vector-egress");
 const ATTEMPTS: HeaderName = HeaderName::from_static("x-vector-attempts");
+const REPLAYED: HeaderName = HeaderName::from_static("x-vector-replayed");
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Answers with what an egress sends.
@@ -35,10 +36,12 @@ pub(super) async fn respond(
         mut response,
         up,
         in_flight,
+        kept: _,
     } = sent;
     let status = status(head.status);
     record.status = status.as_u16();
     record.credential = head.credential;
+    record.replays = ExchangeId::try_from(&head.replays[..]).ok();
     let mut headers = HeaderMap::with_capacity(Fields::of(&head.headers).count() + 6);
     copy(&head.headers, &mut headers);
     admit::tell_rates(&around.permit.rates, &mut headers);
@@ -147,7 +150,10 @@ fn travels(name: &[u8]) -> bool {
 
 /// Sets what this network says of an exchange.
 pub(super) fn stamp(headers: &mut HeaderMap, record: &Record) {
-    headers.insert(REQUEST_ID, id_value(record.id));
+    headers.insert(REQUEST_ID, id_value(record.replays.unwrap_or(record.id)));
+    if record.replays.is_some() {
+        headers.insert(REPLAYED, HeaderValue::from_static("true"));
+    }
     if let Some(egress) = &record.egress
         && let Ok(egress) = HeaderValue::from_str(egress)
     {

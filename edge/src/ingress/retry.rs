@@ -93,6 +93,14 @@ fn is_unknown(refused: &v1::Refused) -> bool {
 }
 
 impl Failed {
+    /// What carried the exchange is gone.
+    pub(super) const fn gone() -> Self {
+        Self::Lost(Lost {
+            reason: LostReason::Gone,
+            accepted: false,
+        })
+    }
+
     /// Whether no byte of the request left for a provider, for certain.
     pub(super) fn is_untouched(&self) -> bool {
         match self {

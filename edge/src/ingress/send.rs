@@ -17,18 +17,20 @@ use vector_proto::{
 
 use super::{
     Ingress, affinity, head,
+    linger::Waiting,
     load::{FAILURE, InFlight},
     peek::Ask,
     pump::Pump,
     queue::{Full, Turn, Visitor},
     record::Record,
+    replay,
     retry::{self, Failed, NO_PATH, Next},
     route::{self, Candidate, Choice, Target, Tried, Wish},
     tries::{Round, Tries, Wait},
     upload::Upload,
     websocket,
 };
-use crate::tunnel::{Call, Lost, LostReason, RequestWriter, ResponseReader};
+use crate::tunnel::{Call, Lost, Path, RequestWriter, ResponseReader};
 
 /// Tries of one request over all its candidates, until it has to wait for one.
 const ATTEMPTS_MAX: u32 = 4;
@@ -58,7 +60,10 @@ pub(super) struct Sent {
     pub(super) response: ResponseReader,
     /// The body's way up, unless it has left.
     pub(super) up: Up,
-    pub(super) in_flight: InFlight,
+    /// Its part of an egress's load; none for an answer that is given again.
+    pub(super) in_flight: Option<InFlight>,
+    /// The answer is kept at its egress, and must read the same whenever it is given.
+    pub(super) kept: bool,
 }
 
 /// What is left of the request's way up.
@@ -85,6 +90,10 @@ pub(super) struct Sending<'a> {
     pub(super) start: Instant,
     /// What the egress's span is to stand below.
     pub(super) traceparent: String,
+    /// The answer is to be kept at its egress (`replay`).
+    pub(super) keeps: bool,
+    /// The client may be back at once if it leaves before its answer begins (`linger`).
+    pub(super) lingers: bool,
 }
 
 impl Sending<'_> {
@@ -191,7 +200,7 @@ impl Sending<'_> {
 
     /// Tries one candidate after the other until one answers or none is left.
     async fn round(&self, tries: &mut Tries, record: &mut Record) -> Round {
-        let up = |path: &crate::tunnel::Path| self.ingress.tunnel.path_state(path);
+        let up = |path: &Path| self.ingress.tunnel.path_state(path);
         for _ in 0..ATTEMPTS_MAX {
             let wish = Wish {
                 target: self.target,
@@ -214,6 +223,12 @@ impl Sending<'_> {
             let attempt = self.attempt(&candidate, tries).await;
             let failed = match attempt {
                 Ok(sent) => return Round::Sent(Box::new(sent)),
+                Err(Failed::Lost(_)) if self.keeps => {
+                    match Box::pin(self.attach_again(&candidate.path.egress)).await {
+                        Ok(sent) => return Round::Sent(Box::new(sent)),
+                        Err(failed) => failed,
+                    }
+                }
                 Err(failed) => failed,
             };
             if let Some(denied) = self.judge(tries, candidate, failed) {
@@ -315,36 +330,36 @@ impl Sending<'_> {
     async fn attempt(&self, candidate: &Candidate, tries: &mut Tries) -> Result<Sent, Failed> {
         let began = Instant::now();
         let open = self.open(candidate, tries);
-        let Call {
-            request,
-            mut response,
-        } = self
+        let Call { request, response } = self
             .ingress
             .tunnel
             .open(&candidate.path, self.exchange, &open)
             .await
             .map_err(Failed::Open)?;
         let in_flight = candidate.load.enter(self.ingress.loads.at(began));
+        let mut response = Some(response);
         let result = self
-            .exchange(request, &mut response, &mut tries.upload)
+            .exchange(&candidate.path, request, &mut response, &mut tries.upload)
             .await;
         self.learn(candidate, result.as_ref().err(), began);
         let (head, up) = result?;
         Ok(Sent {
             head,
-            response,
+            response: response.ok_or_else(Failed::gone)?,
             up,
-            in_flight,
+            in_flight: Some(in_flight),
+            kept: self.keeps,
         })
     }
 
     async fn exchange(
         &self,
+        path: &Path,
         mut request: RequestWriter,
-        response: &mut ResponseReader,
+        response: &mut Option<ResponseReader>,
         upload: &mut Option<Upload>,
     ) -> Result<(v1::ResponseHead, Up), Failed> {
-        if self.found.operation.websocket {
+        if let (true, Some(response)) = (self.found.operation.websocket, response.as_mut()) {
             request.flush().await.map_err(Failed::Lost)?;
             let head = response.head().await.map_err(Failed::from)?;
             return Ok((head, Up::Open(request)));
@@ -357,37 +372,30 @@ impl Sending<'_> {
             if leave(&mut request, upload.kept()).await.is_ok() {
                 drop(request);
             }
-            let head = response.head().await.map_err(Failed::from)?;
-            return Ok((head, Up::Done));
+            let waiting = Waiting::left(self, path, response, upload.kept());
+            return Ok((waiting.head().await.0?, Up::Done));
         }
-        let Some(body) = upload.take() else {
-            return Err(Failed::Lost(Lost {
-                reason: LostReason::Gone,
-                accepted: false,
-            }));
-        };
+        let body = upload.take().ok_or_else(Failed::gone)?;
         let pump = Pump::start(&self.ingress.tasks, body, request);
-        Box::pin(Self::pumped(pump, response, upload)).await
+        let waiting = Waiting::pumped(self, path, response, pump);
+        Box::pin(Self::pumped(waiting, upload)).await
     }
 
     /// Waits for the answer of a large body, which goes up meanwhile.
     async fn pumped(
-        mut pump: Pump,
-        response: &mut ResponseReader,
+        waiting: Waiting<'_>,
         upload: &mut Option<Upload>,
     ) -> Result<(v1::ResponseHead, Up), Failed> {
-        match pump.head(response).await {
-            Ok(head) => {
+        match waiting.head().await {
+            (Ok(head), Some(pump)) if !pump.is_done() => {
                 pump.settle();
-                let up = if pump.is_done() {
-                    Up::Done
-                } else {
-                    Up::Pump(Box::new(pump))
-                };
-                Ok((head, up))
+                Ok((head, Up::Pump(Box::new(pump))))
             }
-            Err(failed) => {
-                *upload = pump.reclaim().await;
+            (Ok(head), _) => Ok((head, Up::Done)),
+            (Err(failed), pump) => {
+                if let Some(pump) = pump {
+                    *upload = pump.reclaim().await;
+                }
                 Err(failed)
             }
         }
@@ -410,6 +418,9 @@ impl Sending<'_> {
             },
             attempt: tries.attempt,
             request: Some(self.request_head(candidate, tries)),
+            keep: self.keeps.then_some(v1::Keep {
+                kept_ms: replay::KEPT_MS,
+            }),
             ..v1::Open::default()
         }
     }

@@ -34,6 +34,9 @@ use crate::{
     tunnel::{Lost, LostReason, Part, ResponseReader},
 };
 
+/// No comments, for answers that must read the same whenever they are given. Far enough away, and no overflow.
+pub(super) const NO_PING: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A comment, which every reader of event streams skips.
 const PING: &[u8] = b": ping\n\n";
 
@@ -74,7 +77,7 @@ pub(super) struct Stream {
     last: Option<Bytes>,
     over: bool,
     /// They end with the answer.
-    held: (Up, InFlight),
+    held: (Up, Option<InFlight>),
 }
 
 /// What an event stream needs beside its bytes.
@@ -138,7 +141,7 @@ impl Body for Answer {
 impl Stream {
     pub(super) fn new(
         response: ResponseReader,
-        held: (Up, InFlight),
+        held: (Up, Option<InFlight>),
         record: Record,
         around: Around,
         length: Option<u64>,
@@ -218,7 +221,9 @@ impl Stream {
             self.around.permit.used_tokens(tokens, Instant::now());
             let first_byte = self.record.first_byte.unwrap_or_default();
             let took = self.record.start.elapsed().saturating_sub(first_byte);
-            self.held.1.streamed(usage.output_tokens, took);
+            if let Some(in_flight) = &mut self.held.1 {
+                in_flight.streamed(usage.output_tokens, took);
+            }
         }
         self.record.usage = trailers.usage;
         if !trailers.object.is_empty() {

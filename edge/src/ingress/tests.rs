@@ -42,4 +42,6 @@ mod egress;
 
 mod uploads;
 
+mod again;
+
 mod world;

@@ -128,6 +128,38 @@ impl Upload {
         Ok(Some(chunk))
     }
 
+    /// Reads all of it and shows it, from its first byte. It can then be sent as if it had not been read.
+    ///
+    /// # Errors
+    /// When it breaks off, or is larger than may be kept.
+    pub(super) async fn read_whole(&mut self, mut show: impl FnMut(&[u8])) -> Result<(), Refusal> {
+        while self.more().await?.is_some() {
+            if self.forgot {
+                let most = self.limits.spool_bytes_max + MEMORY_BYTES_MAX as u64;
+                let message = format!(
+                    "a request with an Idempotency-Key may have about {most} bytes, since its body is read whole first"
+                );
+                return Err(Refusal::new(Code::BodyTooLarge, message));
+            }
+        }
+        self.kept.iter().for_each(|chunk| show(chunk));
+        let unreadable = |error: std::io::Error| match spool_unreadable(&error) {
+            Fault::Client(refusal) => refusal,
+            Fault::Attempt => Refusal::new(Code::Overloaded, "the request's body is lost"),
+        };
+        if let Some(spool) = &mut self.spool {
+            spool.rewind().await.map_err(unreadable)?;
+            loop {
+                let piece = spool.next().await.map_err(unreadable)?;
+                if piece.is_empty() {
+                    break;
+                }
+                show(&piece);
+            }
+        }
+        Ok(())
+    }
+
     async fn receive(&mut self) -> Result<Option<Bytes>, Refusal> {
         while let Some(body) = &mut self.live {
             let Ok(frame) = tokio::time::timeout(self.limits.idle, body.frame()).await else {

@@ -138,6 +138,7 @@ pub(super) fn join(
             response,
             up: Up::Open(up),
             in_flight,
+            kept: _,
         } if head.status == u32::from(StatusCode::SWITCHING_PROTOCOLS.as_u16()) => {
             let answer = switch(parts, key, head);
             let socket = Socket {
@@ -159,7 +160,7 @@ pub(super) struct Socket {
     up: RequestWriter,
     down: ResponseReader,
     around: Around,
-    in_flight: super::load::InFlight,
+    in_flight: Option<super::load::InFlight>,
 }
 
 impl Socket {

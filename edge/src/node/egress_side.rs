@@ -6,13 +6,16 @@ use tokio_util::sync::CancellationToken;
 use vector_proto::control::v1 as control;
 
 use crate::{
-    config,
+    config::Config,
     control_plane::{ControlPlane, ProviderRow, Routes},
     egress::{self, Egress, Reports, provider},
     identity::Identity,
     telemetry::Telemetry,
     tunnel::ArrivalHandler,
 };
+
+/// Folder of kept answers, in the node's `state_dir`.
+const ANSWERS: &str = "answers";
 
 /// The egress role of this node. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -30,15 +33,22 @@ struct Times {
 }
 
 impl EgressSide {
+    /// The role, if the node has it.
     pub(super) fn new(
-        config: &config::Egress,
+        config: &Config,
         identity: &Identity,
         control: &ControlPlane,
         telemetry: &Telemetry,
-    ) -> Result<Self, provider::TlsError> {
+    ) -> Result<Option<Self>, provider::TlsError> {
+        let state_dir = &config.node.state_dir;
+        let Some(config) = &config.egress else {
+            return Ok(None);
+        };
         let me = egress::Identity {
             node: identity.node().into(),
             epoch: identity.epoch(),
+            answers: state_dir.join(ANSWERS),
+            answers_bytes_max: config.kept_bytes_max,
         };
         let reports = Arc::new(ToControl(control.clone()));
         let times = Times {
@@ -47,7 +57,7 @@ impl EgressSide {
             idle: config.idle,
         };
         let role = Egress::new(me, config.tls_roots.as_deref(), telemetry, reports)?;
-        Ok(Self { role, times })
+        Ok(Some(Self { role, times }))
     }
 
     pub(super) fn handler(&self) -> ArrivalHandler {

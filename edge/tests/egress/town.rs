@@ -87,6 +87,7 @@ pub(crate) struct Town {
     pub(crate) egress: Egress,
     pub(crate) told: Arc<Told>,
     tasks: TaskTracker,
+    _answers: tempfile::TempDir,
 }
 
 /// A whole answer, as the ingress has it.
@@ -119,9 +120,12 @@ impl Town {
         roots: Option<&std::path::Path>,
     ) -> Self {
         let told = Arc::new(Told::default());
+        let answers = tempfile::tempdir().unwrap();
         let me = Identity {
             node: "egress".into(),
             epoch: 7,
+            answers: answers.path().to_owned(),
+            answers_bytes_max: 1 << 30,
         };
         let telemetry = Telemetry::silent();
         let egress =
@@ -155,6 +159,7 @@ impl Town {
             egress,
             told,
             tasks,
+            _answers: answers,
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, pin::Pin};
 
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
@@ -19,7 +20,13 @@ pub(super) struct Control {
     _state: tempfile::TempDir,
 }
 
-struct Keys(HashMap<[u8; 32], KeyPolicy>);
+struct Keys {
+    keys: HashMap<[u8; 32], KeyPolicy>,
+    claims: Mutex<Claims>,
+}
+
+/// By account and key: the request's hash, its exchange, and its egress.
+type Claims = HashMap<(String, Vec<u8>), (Vec<u8>, Vec<u8>, String)>;
 
 /// Every model goes to one provider, which all of `egress` reach.
 fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
@@ -70,7 +77,10 @@ pub(super) async fn start(egress: &[&str], keys: HashMap<[u8; 32], KeyPolicy>) -
     snapshot::save(state.path(), &snapshot_of(egress)).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let server = tonic::transport::Server::builder().add_service(NodeServer::new(Keys(keys)));
+    let server = tonic::transport::Server::builder().add_service(NodeServer::new(Keys {
+        keys,
+        claims: Mutex::default(),
+    }));
     // Ends with the test's runtime.
     TaskTracker::new().spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     let channel = Endpoint::from_shared(url).unwrap().connect_lazy();
@@ -103,7 +113,7 @@ impl Node for Keys {
         request: Request<v1c::AdmitRequest>,
     ) -> Result<Response<v1c::AdmitResponse>, Status> {
         let digest: Option<[u8; 32]> = request.get_ref().digest.as_ref().try_into().ok();
-        let policy = digest.and_then(|digest| self.0.get(&digest).cloned());
+        let policy = digest.and_then(|digest| self.keys.get(&digest).cloned());
         let refusal = if policy.is_some() {
             String::new()
         } else {
@@ -117,6 +127,62 @@ impl Node for Keys {
         _: Request<v1c::LocateRequest>,
     ) -> Result<Response<v1c::LocateResponse>, Status> {
         Ok(Response::new(v1c::LocateResponse::default()))
+    }
+
+    async fn claim(
+        &self,
+        request: Request<v1c::ClaimRequest>,
+    ) -> Result<Response<v1c::ClaimResponse>, Status> {
+        let asked = request.into_inner();
+        let mut claims = self.claims.lock();
+        let key = (asked.account, asked.key.to_vec());
+        let plain = |outcome: v1c::ClaimOutcome| v1c::ClaimResponse {
+            outcome: outcome.into(),
+            ..v1c::ClaimResponse::default()
+        };
+        Ok(Response::new(match claims.get(&key) {
+            None => {
+                let claim = (asked.print.to_vec(), asked.exchange.to_vec(), String::new());
+                claims.insert(key, claim);
+                plain(v1c::ClaimOutcome::Fresh)
+            }
+            Some((print, ..)) if *print != asked.print => plain(v1c::ClaimOutcome::Conflict),
+            Some((_, exchange, egress)) => v1c::ClaimResponse {
+                exchange: exchange.clone().into(),
+                egress: egress.clone(),
+                ..plain(v1c::ClaimOutcome::Taken)
+            },
+        }))
+    }
+
+    async fn settle(
+        &self,
+        request: Request<v1c::SettleRequest>,
+    ) -> Result<Response<v1c::SettleResponse>, Status> {
+        let asked = request.into_inner();
+        let mut claims = self.claims.lock();
+        let key = (asked.account, asked.key.to_vec());
+        if asked.egress.is_empty() {
+            claims.remove(&key);
+        } else if let Some(claim) = claims.get_mut(&key) {
+            claim.2 = asked.egress;
+        }
+        Ok(Response::new(v1c::SettleResponse {}))
+    }
+
+    async fn recall(
+        &self,
+        request: Request<v1c::RecallRequest>,
+    ) -> Result<Response<v1c::RecallResponse>, Status> {
+        let asked = request.into_inner();
+        let claims = self.claims.lock();
+        let found = claims
+            .iter()
+            .find(|((account, _), claim)| *account == asked.account && claim.1 == asked.exchange);
+        Ok(Response::new(v1c::RecallResponse {
+            found: found.is_some(),
+            egress: found.map(|(_, claim)| claim.2.clone()).unwrap_or_default(),
+        }))
     }
 
     async fn enroll(

@@ -19,11 +19,21 @@ fn head(content_type: &str, more: &[(&str, &str)]) -> v1::ResponseHead {
         headers: headers.finish(),
         credential: "cred-1".into(),
         upstream_attempts: 1,
+        ..v1::ResponseHead::default()
     }
 }
 
 /// Serves one exchange and tells what it sees.
 pub(super) async fn act(arrival: Arrival, me: Arc<str>, events: mpsc::Sender<String>) {
+    if let Some(asked) = arrival.open.replay.clone() {
+        return replay(arrival, asked, &me, &events).await;
+    }
+    if arrival.open.adopt.is_some() {
+        events.send(format!("{me} adopt")).await.unwrap();
+        let (_, mut answer) = arrival.accept().await.unwrap();
+        answer.head(&v1::ResponseHead::default());
+        return answer.finish(&v1::Trailers::default()).await.unwrap();
+    }
     let request = arrival.open.request.clone().unwrap();
     let name = request.upstream_model.as_str();
     let event = format!("{me} {} {} {name}", request.operation, request.path);
@@ -49,6 +59,30 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, events: mpsc::Sender<Str
             None => events.send("upload broke".to_owned()).await.unwrap(),
         },
     }
+}
+
+/// Has every exchange's answer, which is where it begins, and no request's by fingerprint.
+async fn replay(arrival: Arrival, asked: v1::Replay, me: &str, events: &mpsc::Sender<String>) {
+    let event = format!("{me} replay {} {}", asked.account, asked.from);
+    events.send(event).await.unwrap();
+    if asked.exchange.is_empty() || asked.account != "acme" {
+        let code = "exchange_not_found".into();
+        let refused = v1::Refused {
+            code,
+            ..v1::Refused::default()
+        };
+        return arrival.refuse(refused).await;
+    }
+    let (_, mut answer) = arrival.accept().await.unwrap();
+    answer.head(&v1::ResponseHead {
+        replays: asked.exchange,
+        ..head("text/plain", &[])
+    });
+    answer
+        .data(format!("from {}", asked.from).into())
+        .await
+        .unwrap();
+    answer.finish(&v1::Trailers::default()).await.unwrap();
 }
 
 /// The body's length and its begin; nothing if it broke off.
