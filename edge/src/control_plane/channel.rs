@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
@@ -29,7 +29,8 @@ pub fn connect(
     url: Uri,
     config: impl Fn() -> Arc<rustls::ClientConfig> + Send + Sync + 'static,
 ) -> Channel {
-    Endpoint::from(url)
+    Endpoint::from(plain(&url))
+        .origin(url)
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEP_ALIVE)
         .keep_alive_timeout(KEEP_ALIVE)
@@ -38,6 +39,15 @@ pub fn connect(
         .connect_with_connector_lazy(Connector {
             config: Arc::new(config),
         })
+}
+
+/// The same place as tonic shall dial it: our connector makes the TLS, and tonic would refuse `https` without its own
+/// wherever another crate of the build has switched that on.
+fn plain(url: &Uri) -> Uri {
+    let mut parts = url.clone().into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    // A URL that was one stays one.
+    Uri::from_parts(parts).unwrap_or_else(|_| url.clone())
 }
 
 #[derive(Clone)]
@@ -69,5 +79,17 @@ impl Service<Uri> for Connector {
                 .await
                 .map(TokioIo::new)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::plain;
+
+    #[test]
+    fn tonic_dials_the_same_place_without_tls_of_its_own() {
+        let shown = |url: &str| plain(&url.parse().unwrap()).to_string();
+        assert_eq!(shown("https://control:7000"), "http://control:7000/");
+        assert_eq!(shown("https://[::1]:7000/"), "http://[::1]:7000/");
     }
 }
