@@ -9,6 +9,8 @@ pub mod memory;
 
 pub mod quic;
 
+pub mod congestion;
+
 use std::{
     task::{Context, Poll},
     time::Duration,

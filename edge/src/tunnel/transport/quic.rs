@@ -1,7 +1,7 @@
 //! QUIC through quinn, with the settings that long, lossy paths and many small exchanges need.
 //!
-//! Each number says what it costs when it is wrong. The congestion controller is quinn's for now;
-//! it is set in one place, [`transport_config`].
+//! Each number says what it costs when it is wrong. The congestion controller is our own
+//! (`congestion`); it is set in one place, [`transport_config`].
 
 pub mod probe;
 
@@ -17,7 +17,7 @@ use bytes::Bytes;
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::Error;
+use super::{Error, congestion};
 
 /// What both ends offer in TLS; another version of the frames is another name.
 pub const ALPN: &[u8] = b"vector/1";
@@ -54,6 +54,7 @@ pub struct Endpoint {
     endpoint: quinn::Endpoint,
     /// For who probes; all others get what the endpoint has by default.
     probe_server: Arc<quinn::ServerConfig>,
+    congestion: Arc<congestion::Config>,
 }
 
 /// A handshake that is not yet done.
@@ -80,13 +81,27 @@ impl Endpoint {
         server: Arc<rustls::ServerConfig>,
         reset_key: &[u8; 64],
     ) -> io::Result<Self> {
+        Self::bind_over(None, address, server, reset_key)
+    }
+
+    /// [`Endpoint::bind`] for a socket whose connections share a leased line.
+    ///
+    /// # Errors
+    /// As for [`Endpoint::bind`].
+    pub fn bind_over(
+        line: Option<Arc<congestion::Line>>,
+        address: SocketAddr,
+        server: Arc<rustls::ServerConfig>,
+        reset_key: &[u8; 64],
+    ) -> io::Result<Self> {
+        let congestion = Arc::new(congestion::Config::new(INITIAL_WINDOW_BYTES, line));
         let socket = bind_socket(address)?;
         let probe_server = Arc::new(probe::server_config(&server)?);
         let crypto =
             quinn::crypto::rustls::QuicServerConfig::try_from(server).map_err(io::Error::other)?;
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server
-            .transport_config(Arc::new(transport_config()))
+            .transport_config(Arc::new(transport_config(&congestion)))
             .migration(false)
             .max_incoming(INCOMING_MAX)
             .incoming_buffer_size(64 << 10)
@@ -98,6 +113,7 @@ impl Endpoint {
         Ok(Self {
             endpoint,
             probe_server,
+            congestion,
         })
     }
 
@@ -123,7 +139,7 @@ impl Endpoint {
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(client)
             .map_err(|error| lost(&error))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport_config()));
+        config.transport_config(Arc::new(transport_config(&self.congestion)));
         let connecting = self
             .endpoint
             .connect_with(config, address, name)
@@ -304,9 +320,7 @@ fn connection_lost(error: ConnectionError) -> Error {
     Error::ConnectionLost(error.to_string())
 }
 
-fn transport_config() -> quinn::TransportConfig {
-    let mut cubic = quinn::congestion::CubicConfig::default();
-    cubic.initial_window(INITIAL_WINDOW_BYTES);
+fn transport_config(congestion: &Arc<congestion::Config>) -> quinn::TransportConfig {
     let mut config = quinn::TransportConfig::default();
     config
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
@@ -320,7 +334,7 @@ fn transport_config() -> quinn::TransportConfig {
         .keep_alive_interval(Some(KEEP_ALIVE))
         .datagram_receive_buffer_size(Some(16 << 10))
         .datagram_send_buffer_size(16 << 10)
-        .congestion_controller_factory(Arc::new(cubic));
+        .congestion_controller_factory(Arc::clone(congestion) as _);
     if let Ok(idle) = IDLE.try_into() {
         config.max_idle_timeout(Some(idle));
     }
