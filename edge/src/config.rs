@@ -105,6 +105,9 @@ pub struct Tunnel {
     pub advertise: Vec<String>,
     /// How often links are probed.
     pub heartbeat: Heartbeat,
+    /// Megabits a second of the leased line that all links of this node share. Default: not known,
+    /// and found out.
+    pub line_mbps: Option<u32>,
 }
 
 /// `[tunnel] heartbeat_*_ms`: time between heartbeats. The two ends of a link agree on the shorter
@@ -334,6 +337,8 @@ mod tests {
             listen = "everywhere"
             ping_ms = "soon"
             tls_cert = "a.pem"
+            [tunnel]
+            line_mbps = 0
             [telemetry]
             format = "xml"
             [attic]
@@ -347,6 +352,7 @@ mod tests {
             "node.colour",
             "control.url",
             "ingress.listen",
+            "tunnel.line_mbps",
             "ingress.ping_ms",
             "ingress.tls_key",
             "ingress.insecure",

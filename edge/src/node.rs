@@ -101,7 +101,7 @@ impl Node {
         let door = Door::bind(config.admin.listen).await?;
         let identity = enroll::load_or_enroll(&config.node, &config.control).await?;
         let credentials = Arc::new(TunnelCredentials(identity.clone()));
-        let sockets = Sockets::bind(&config.tunnel.listen, &*credentials, &identity.reset_key())?;
+        let sockets = sockets(&config, &credentials, &identity)?;
         let channel = control_plane::connect(config.control.url.clone(), {
             let identity = identity.clone();
             move || identity.control_client_config()
@@ -257,6 +257,17 @@ fn hello(config: &Config, identity: &Identity) -> v1::Hello {
         region: identity.region().to_owned(),
         draining: false,
     }
+}
+
+/// Binds what the tunnel listens on, with what is known of the line under it.
+fn sockets(
+    config: &Config,
+    credentials: &TunnelCredentials,
+    identity: &Identity,
+) -> io::Result<Sockets> {
+    let tunnel = &config.tunnel;
+    let key = identity.reset_key();
+    Sockets::bind_over(tunnel.line_mbps, &tunnel.listen, credentials, &key)
 }
 
 fn registration(config: &Config, identity: &Identity, sockets: &Sockets) -> Registration {

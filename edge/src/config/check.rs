@@ -11,6 +11,9 @@ use super::{
 /// An hour: no time of ours may be longer.
 const MS_MAX: u64 = 3_600_000;
 
+/// Fastest line that one can say to have: 1 Tbit/s.
+const LINE_MBPS_MAX: u64 = 1_000_000;
+
 /// Addresses of one node.
 const ADDRESSES_MAX: usize = 8;
 
@@ -296,7 +299,19 @@ fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tun
             standby,
             cold,
         },
+        line_mbps: line_mbps(raw.line_mbps, faults),
     })
+}
+
+fn line_mbps(mbps: Option<u64>, faults: &mut Vec<String>) -> Option<u32> {
+    let mbps = within(
+        faults,
+        "tunnel.line_mbps",
+        Some(mbps?),
+        1,
+        1..=LINE_MBPS_MAX,
+    );
+    u32::try_from(mbps).ok()
 }
 
 fn egress(raw: RawEgress, faults: &mut Vec<String>) -> Egress {

@@ -48,6 +48,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("tunnel", "heartbeat_active_ms", Number),
     ("tunnel", "heartbeat_standby_ms", Number),
     ("tunnel", "heartbeat_cold_ms", Number),
+    ("tunnel", "line_mbps", Number),
     ("egress", "connect_ms", Number),
     ("egress", "first_byte_ms", Number),
     ("egress", "idle_ms", Number),
@@ -123,6 +124,7 @@ pub(super) struct RawTunnel {
     pub(super) heartbeat_active_ms: Option<u64>,
     pub(super) heartbeat_standby_ms: Option<u64>,
     pub(super) heartbeat_cold_ms: Option<u64>,
+    pub(super) line_mbps: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -21,9 +21,6 @@ mod retry_after;
 
 mod balance;
 
-// What is shown of it.
-mod gauges;
-
 use std::{
     collections::HashMap,
     sync::{
@@ -40,7 +37,6 @@ use vector_proto::control::v1;
 use self::key::Purse;
 pub use self::{
     balance::{Balance, Teller},
-    gauges::Gauges,
     key::Key,
     permit::Permit,
     secret::Secret,

@@ -11,7 +11,7 @@ use super::{
     dial::{Dialer, Wanted},
     link::{self, Link},
     pulse::{Intervals, Pulses},
-    transport::{Connection, memory, quic::Endpoint},
+    transport::{Connection, congestion::Line, memory, quic::Endpoint},
 };
 
 /// Time for answers that are written to be acknowledged, before their links are closed.
@@ -31,8 +31,23 @@ impl Sockets {
         credentials: &dyn Credentials,
         reset_key: &[u8; 64],
     ) -> io::Result<Self> {
+        Self::bind_over(None, listen, credentials, reset_key)
+    }
+
+    /// [`Sockets::bind`] where all of them share a leased line of so many megabits a second.
+    ///
+    /// # Errors
+    /// As for [`Sockets::bind`].
+    pub fn bind_over(
+        line_mbps: Option<u32>,
+        listen: &[SocketAddr],
+        credentials: &dyn Credentials,
+        reset_key: &[u8; 64],
+    ) -> io::Result<Self> {
+        let line = line_mbps.map(Line::new);
         let bind = |&address: &SocketAddr| {
-            Endpoint::bind(address, credentials.server(), reset_key).map_err(|error| {
+            let server = credentials.server();
+            Endpoint::bind_over(line.clone(), address, server, reset_key).map_err(|error| {
                 io::Error::new(
                     error.kind(),
                     format!("tunnel.listen {address} (udp): {error}"),
