@@ -26,6 +26,12 @@ mod half;
 
 mod registry;
 
+mod budget;
+
+mod hedge;
+
+mod double;
+
 mod resume;
 
 pub mod inbound;

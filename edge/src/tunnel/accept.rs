@@ -414,6 +414,7 @@ impl Stream {
             attempt: open.attempt,
             epoch: acceptor.me.epoch,
             via: std::mem::take(&mut open.via),
+            redundant: open.redundant,
             stop: Some(CancellationToken::new()),
         };
         let end = End::new(&link.tunnel, &link, origin);

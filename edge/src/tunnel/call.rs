@@ -3,6 +3,7 @@
 use std::{
     sync::Arc,
     task::{Context, Poll, ready},
+    time::Instant,
 };
 
 use bytes::Bytes;
@@ -63,12 +64,16 @@ impl Call {
             attempt: open.attempt,
             epoch,
             via: Vec::new(),
+            redundant: open.redundant,
             stop: None,
         };
         let end = End::new(tunnel, link, origin);
         {
             let mut sending = end.sending.lock();
             sending.opening = Some(Opening {
+                first: (Instant::now(), Arc::clone(link)),
+                left: false,
+                hedged: false,
                 payload: frame.slice(begin..begin + payload.len()),
                 epoch: if direct {
                     epoch

@@ -27,7 +27,7 @@ use vector_proto::{
 };
 
 pub(super) use self::sending::{Attachment, Opening, Out, Sending};
-use super::{LostReason, Tunnel, half::ReadStream, link::Link};
+use super::{Condition, LostReason, Tunnel, half::ReadStream, link::Link};
 
 /// Streams that wait for a reader to take them. More than that is a peer that attaches for its own sake.
 const INBOX_MAX: usize = 4;
@@ -53,6 +53,7 @@ pub(super) struct Origin {
     pub(super) epoch: u64,
     /// Relays over which the far end may be reached, as it says.
     pub(super) via: Vec<String>,
+    pub(super) redundant: bool,
     /// For the egress, whose provider call must stop: set once the exchange cannot go on.
     pub(super) stop: Option<CancellationToken>,
 }
@@ -79,6 +80,12 @@ pub(super) struct End {
     accepted: AtomicBool,
     /// No attachment is left.
     pub(super) stranded: AtomicBool,
+    /// What is small goes over two paths.
+    pub(super) redundant: bool,
+    /// A twin is being made.
+    pub(super) doubling: AtomicBool,
+    /// Its writer waits for the node's budget.
+    pub(super) awaits_budget: AtomicBool,
     fate: AtomicU8,
     pub(super) writer: AtomicWaker,
     pub(super) reader: AtomicWaker,
@@ -104,6 +111,7 @@ impl End {
             attempt,
             epoch,
             via,
+            redundant,
             stop,
         } = origin;
         home.vitals().began();
@@ -134,6 +142,9 @@ impl End {
             whole: AtomicBool::new(false),
             accepted: AtomicBool::new(false),
             stranded: AtomicBool::new(false),
+            redundant,
+            doubling: AtomicBool::new(false),
+            awaits_budget: AtomicBool::new(false),
             fate: AtomicU8::new(0),
             writer: AtomicWaker::new(),
             reader: AtomicWaker::new(),
@@ -344,6 +355,9 @@ impl End {
         let (acked, over) = {
             let mut sending = self.sending.lock();
             let acked = sending.outgoing.ack(offset);
+            let held = sending.outgoing.held_bytes();
+            let budget = self.tunnel.budget();
+            budget.charge(&mut sending.charged, held);
             (acked, sending.is_over())
         };
         if let Err(violation) = acked {
@@ -361,12 +375,34 @@ impl End {
     }
 
     /// What the writer waits for: that it may add more.
-    pub(super) fn poll_room(&self, sending: &Sending, cx: &Context<'_>) -> Poll<()> {
-        if sending.is_held_up() {
+    pub(super) fn poll_room(self: &Arc<Self>, sending: &mut Sending, cx: &Context<'_>) -> Poll<()> {
+        let (budget, held) = (self.tunnel.budget(), sending.outgoing.held_bytes());
+        budget.charge(&mut sending.charged, held);
+        // Before the look at the budget, whose room may come at any moment.
+        if sending.is_held_up() || budget.is_spent() {
             self.writer.register(cx.waker());
+        }
+        if sending.is_held_up() || budget.must_wait(self, held) {
             return Poll::Pending;
         }
         Poll::Ready(())
+    }
+
+    /// Notes how long the acceptance took, and whether a hedge was quicker.
+    fn punctual(&self, opening: &Opening, link: &Arc<Link>) {
+        let (at, first) = &opening.first;
+        first.lateness().note(at.elapsed());
+        if opening.hedged && !Arc::ptr_eq(first, link) {
+            self.tunnel.tally().hedges_won.inc();
+        }
+    }
+
+    /// Whether what is sent should have a twin, as far as the end itself can tell.
+    pub(super) fn wants_twin(&self, sending: &Sending) -> bool {
+        let first = sending.at.as_ref().map(|at| at.link.condition());
+        sending.twin.is_none()
+            && (self.redundant || first == Some(Condition::Suspect))
+            && !self.doubling.load(Ordering::Relaxed)
     }
 
     /// The egress has the exchange; what follows on the stream begins at the offset that it says.
@@ -381,10 +417,13 @@ impl End {
             self.tunnel.learn_epoch(&self.far, accepted.epoch);
         }
         self.stranded.store(false, Ordering::Release);
-        {
+        let opening = {
             let mut sending = self.sending.lock();
             sending.outgoing.allow(accepted.request_credit);
-            sending.opening = None;
+            sending.opening.take()
+        };
+        if let Some(opening) = opening {
+            self.punctual(&opening, link);
         }
         if !self.accepted.swap(true, Ordering::AcqRel) {
             self.set_home(link);
@@ -395,6 +434,8 @@ impl End {
 
 impl Drop for End {
     fn drop(&mut self) {
+        let charged = &mut self.sending.get_mut().charged;
+        self.tunnel.budget().charge(charged, 0);
         let home = &self.receiving.get_mut().home;
         home.vitals().ended(1);
         if self.side == Side::Ingress {

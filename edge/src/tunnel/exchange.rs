@@ -162,6 +162,19 @@ impl Outgoing {
         self.end > self.credit
     }
 
+    /// What was handed out and may not have arrived, and where it begins.
+    #[must_use]
+    pub fn sent_slices(&self) -> (u64, Vec<Bytes>) {
+        let (index, done) = self.cursor;
+        let mut slices: Vec<Bytes> = self.window.iter().take(index).cloned().collect();
+        if done > 0
+            && let Some(slice) = self.window.get(index)
+        {
+            slices.push(slice.slice(..done));
+        }
+        (self.acked, slices)
+    }
+
     /// Where credit stops the sender, if it does.
     #[must_use]
     pub const fn blocked_at(&self) -> Option<u64> {

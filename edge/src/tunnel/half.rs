@@ -3,6 +3,8 @@
 //! Both ends of an exchange use the same two. They join the rules (`exchange`) with the streams
 //! (`transport`), and talk about offsets with the peer through the link.
 
+mod stream;
+
 use std::{
     collections::VecDeque,
     future::Future,
@@ -10,24 +12,22 @@ use std::{
     pin::Pin,
     sync::{Arc, atomic::Ordering},
     task::{Context, Poll, ready},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::{Bytes, BytesMut};
-use prost::Message as _;
 use tokio::time::Sleep;
-use vector_proto::tunnel::{
-    codec::{
-        self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, GoneReason, Kind, Piece,
-    },
-    v1,
+use vector_proto::tunnel::codec::{
+    self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, GoneReason, Kind, Piece,
 };
 
+use self::stream::Read;
+pub(super) use self::stream::ReadStream;
 use super::{
     LostReason,
+    double::SMALL_BYTES_MAX,
     end::{End, Out, Side},
     exchange::Incoming,
-    link::Link,
     transport::{self, Receiver},
 };
 
@@ -115,8 +115,8 @@ impl SendHalf {
             held_bytes,
             ending,
         } = self;
-        let mut out = Out::Done;
-        let room = {
+        let (mut out, mut left) = (Out::Done, None);
+        let (room, double) = {
             let mut sending = end.sending.lock();
             if let Some(reason) = end.fate() {
                 return Poll::Ready(Err(reason));
@@ -126,8 +126,15 @@ impl SendHalf {
             }
             held.drain(..)
                 .for_each(|frame| sending.outgoing.push(frame));
-            *held_bytes = 0;
+            let small = mem::take(held_bytes) <= SMALL_BYTES_MAX;
             sending.ended |= *ending;
+            if let Some(opening) = &mut sending.opening
+                && !mem::replace(&mut opening.left, true)
+            {
+                let now = Instant::now();
+                opening.first.0 = now;
+                left = Some(now);
+            }
             if sending.moving {
                 end.mover.wake();
             } else {
@@ -139,9 +146,19 @@ impl SendHalf {
                     }
                 }
             }
-            end.poll_room(&sending, cx)
+            let double = small && end.wants_twin(&sending);
+            if sending.twin.is_some() {
+                end.tunnel.tally().doubled.inc();
+            }
+            (end.poll_room(&mut sending, cx), double)
         };
         end.tunnel.came(end, out);
+        if let Some(now) = left {
+            end.tunnel.may_hedge(end, now);
+        }
+        if double {
+            end.tunnel.double(end);
+        }
         room.map(Ok)
     }
 }
@@ -165,95 +182,6 @@ impl Drop for SendHalf {
             sending.ended = true;
         }
         self.end.tunnel.see_off(&self.end);
-    }
-}
-
-/// A stream that a sequence is read from.
-#[derive(Debug)]
-pub(super) struct ReadStream {
-    pub(super) link: Arc<Link>,
-    stream: Receiver,
-    /// What it delivered and nobody has looked at.
-    rest: Bytes,
-    at: At,
-}
-
-#[derive(Debug)]
-enum At {
-    /// Before ACCEPTED or REFUSED.
-    Preamble(Box<Decoder>),
-    /// The offset of the next byte.
-    Sequence(u64),
-}
-
-/// What a stream gave.
-enum Read {
-    Bytes(u64, Bytes),
-    Refused(Bytes),
-    Ended,
-}
-
-impl ReadStream {
-    /// A stream that this end opened: the other end's preamble is still to come.
-    pub(super) fn opened(link: &Arc<Link>, stream: Receiver) -> Self {
-        Self {
-            link: Arc::clone(link),
-            stream,
-            rest: Bytes::new(),
-            at: At::Preamble(Box::default()),
-        }
-    }
-
-    /// A stream whose preamble was read, and what came behind it.
-    pub(super) fn attached(link: &Arc<Link>, stream: Receiver, offset: u64, rest: Bytes) -> Self {
-        Self {
-            link: Arc::clone(link),
-            stream,
-            rest,
-            at: At::Sequence(offset),
-        }
-    }
-
-    fn poll(&mut self, end: &Arc<End>, cx: &mut Context<'_>) -> Poll<Result<Read, LostReason>> {
-        loop {
-            let mut bytes = mem::take(&mut self.rest);
-            if bytes.is_empty() {
-                match ready!(self.stream.poll_read(cx)) {
-                    Ok(Some(more)) => bytes = more,
-                    Ok(None) | Err(_) => return Poll::Ready(Ok(Read::Ended)),
-                }
-            }
-            match &mut self.at {
-                At::Sequence(offset) => {
-                    let at = *offset;
-                    *offset += bytes.len() as u64;
-                    return Poll::Ready(Ok(Read::Bytes(at, bytes)));
-                }
-                At::Preamble(decoder) => match decoder.next(&mut bytes)? {
-                    None => {}
-                    Some(Piece::Frame(Kind::Accepted, payload)) => {
-                        let accepted = v1::Accepted::decode(payload)
-                            .map_err(|_| codec::Error::Malformed(Kind::Accepted))?;
-                        end.taken(&self.link, &accepted);
-                        self.at = At::Sequence(accepted.offset);
-                        self.rest = bytes;
-                        if self.rest.is_empty() {
-                            // Whoever waits for the acceptance alone is to see it.
-                            return Poll::Ready(Ok(Read::Bytes(accepted.offset, Bytes::new())));
-                        }
-                    }
-                    Some(Piece::Frame(Kind::Refused, payload)) => {
-                        return Poll::Ready(Ok(Read::Refused(payload)));
-                    }
-                    Some(Piece::Frame(kind, _)) => {
-                        return Poll::Ready(Err(codec::Error::OutOfPlace(kind).into()));
-                    }
-                    Some(Piece::Data(_)) => {
-                        return Poll::Ready(Err(codec::Error::OutOfPlace(Kind::Data).into()));
-                    }
-                },
-            }
-        }
     }
 }
 
@@ -355,7 +283,11 @@ impl ReceiveHalf {
                 match stream.poll(&self.end, cx)? {
                     Poll::Pending => at += 1,
                     Poll::Ready(Read::Bytes(offset, bytes)) => {
+                        let before = self.incoming.next_offset();
                         self.merge(offset, bytes)?;
+                        if at > 0 && self.incoming.next_offset() > before {
+                            self.end.tunnel.tally().doubles_first.inc();
+                        }
                         return Poll::Ready(Ok(()));
                     }
                     Poll::Ready(Read::Refused(payload)) => {

@@ -35,6 +35,7 @@ pub use self::control::Ready;
 use super::{
     Peer, Tunnel,
     end::Side,
+    hedge::Lateness,
     transport::{self, Connection, Receiver, Sender},
     vitals::{Condition, Vitals},
 };
@@ -91,6 +92,7 @@ pub struct Link {
     passing: Mutex<HashMap<ExchangeId, (Weak<Self>, u32)>>,
     early_cancels: Mutex<VecDeque<ExchangeId>>,
     outbox: Outbox,
+    lateness: Lateness,
     outstanding: AtomicU32,
     /// The peer takes no new exchanges.
     draining: AtomicBool,
@@ -188,6 +190,7 @@ impl Link {
             passing: Mutex::default(),
             early_cancels: Mutex::default(),
             outbox: Outbox::default(),
+            lateness: Lateness::default(),
             outstanding: AtomicU32::new(0),
             draining: AtomicBool::new(hello.draining),
             leaving: AtomicBool::new(me.draining),
@@ -298,6 +301,11 @@ impl Link {
     #[must_use]
     pub fn carries(&self) -> bool {
         !self.is_down() && self.condition() != Condition::Down
+    }
+
+    /// How long acceptances take on it.
+    pub(super) const fn lateness(&self) -> &Lateness {
+        &self.lateness
     }
 
     /// Whether the peer dialled this link.

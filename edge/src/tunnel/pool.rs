@@ -21,7 +21,9 @@ use vector_proto::{
 
 use super::{
     Call, Condition, Link, OpenError, Path, PathState, TransitHandler,
+    budget::Budget,
     end::{End, Side},
+    hedge::Hedges,
     registry::Registry,
     resume::Patience,
     tally::Tally,
@@ -54,6 +56,8 @@ struct Core {
     transits: OnceLock<TransitHandler>,
     patience: RwLock<Patience>,
     tally: Tally,
+    hedges: Hedges,
+    budget: Budget,
     tasks: TaskTracker,
 }
 
@@ -152,6 +156,20 @@ impl Tunnel {
     /// Sets how long exchanges without an attachment are kept.
     pub fn set_patience(&self, patience: Patience) {
         *self.core.patience.write() = patience;
+    }
+
+    pub(super) fn hedges(&self) -> &Hedges {
+        &self.core.hedges
+    }
+
+    pub(super) fn budget(&self) -> &Budget {
+        &self.core.budget
+    }
+
+    /// Bytes that are kept for replays.
+    #[must_use]
+    pub fn replay_bytes(&self) -> u64 {
+        self.core.budget.used()
     }
 
     pub(super) fn patience(&self) -> Patience {

@@ -22,8 +22,8 @@ use std::{
 
 use vector_proto::tunnel::codec::Entry;
 
-pub(super) use self::carry::open_frame;
 use self::carry::{Ask, Move, drive};
+pub(super) use self::carry::{attach_frame, open_frame};
 use super::{
     LostReason, Tunnel,
     end::{End, Out, Side},
@@ -186,6 +186,11 @@ impl Tunnel {
             if sending.is_over() {
                 return;
             }
+            if sending.promote() {
+                sending.unasked = true;
+                drop(sending);
+                return self.promoted(end);
+            }
             sending.attachments.make(Instant::now()).map(|number| {
                 sending.unasked = true;
                 (number, sending.detach())
@@ -197,6 +202,59 @@ impl Tunnel {
         self.tally().moved.inc();
         end.set_home(&to);
         let ask = Ask::Bytes;
+        self.carry(
+            end,
+            Move {
+                to,
+                ask,
+                number,
+                turn,
+            },
+        );
+    }
+
+    /// The twin is the attachment now, and has everything that the lost one had.
+    fn promoted(&self, end: &Arc<End>) {
+        self.tally().moved.inc();
+        let turn = {
+            let mut sending = end.sending.lock();
+            sending.moving = true;
+            sending.moves
+        };
+        end.mover.wake();
+        self.tasks().spawn(drive(Arc::clone(end), turn));
+    }
+
+    /// The acceptance of an exchange is late: it is opened over another path, too.
+    pub(super) fn hedge(&self, end: &Arc<End>) {
+        let first = end.home();
+        let Some(to) = self.way_to_egress(&end.far, Some(&first)) else {
+            return;
+        };
+        if *to.peer == *end.far && end.epoch() != 0 && to.epoch != end.epoch() {
+            return;
+        }
+        let planned = {
+            let mut sending = end.sending.lock();
+            let unheard = sending.outgoing.is_unheard();
+            let opening = sending.opening.as_mut();
+            let opening = opening.filter(|opening| unheard && opening.epoch != 0);
+            let ask = opening.map(|opening| {
+                opening.hedged = true;
+                Ask::Open {
+                    payload: opening.payload.clone(),
+                    epoch: opening.epoch,
+                }
+            });
+            ask.and_then(|ask| {
+                let number = sending.attachments.make(Instant::now())?;
+                Some((ask, number, sending.detach()))
+            })
+        };
+        let Some((ask, number, turn)) = planned else {
+            return;
+        };
+        self.tally().hedges.inc();
         self.carry(
             end,
             Move {

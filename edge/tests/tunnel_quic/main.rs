@@ -5,6 +5,7 @@
 )]
 
 mod figures;
+mod moved;
 mod pulse;
 mod town;
 

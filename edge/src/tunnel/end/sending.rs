@@ -3,11 +3,13 @@
 use std::{
     sync::Arc,
     task::{Context, Poll},
+    time::Instant,
 };
 
 use bytes::Bytes;
 
 use crate::tunnel::{
+    double::{SMALL_BYTES_MAX, Twin},
     exchange::{Attachments, Outgoing},
     link::Link,
     transport::{self, Sender},
@@ -21,6 +23,10 @@ pub(in crate::tunnel) struct Sending {
     /// Handed out by the sequence (or the preamble), not yet taken by the stream.
     leaving: Vec<Bytes>,
     pub(in crate::tunnel) attachments: Attachments,
+    /// The second stream, while there is one.
+    pub(in crate::tunnel) twin: Option<Box<Twin>>,
+    /// What the node's budget was charged.
+    pub(in crate::tunnel) charged: u64,
     /// Counts the attachments, so that a mover knows when it is replaced.
     pub(in crate::tunnel) moves: u32,
     /// A mover drives the stream; the writer only adds to the window.
@@ -38,6 +44,10 @@ pub(in crate::tunnel) struct Sending {
 /// An OPEN that may be sent again.
 #[derive(Clone, Debug)]
 pub(in crate::tunnel) struct Opening {
+    /// When the first one left, and over which link.
+    pub(in crate::tunnel) first: (Instant, Arc<Link>),
+    pub(in crate::tunnel) left: bool,
+    pub(in crate::tunnel) hedged: bool,
     /// The message, without what depends on the path.
     pub(in crate::tunnel) payload: Bytes,
     /// Incarnation of the egress, known before the first one left; 0 if it was not. Where the egress is still the
@@ -70,8 +80,17 @@ impl Sending {
             let Some(at) = &mut self.at else {
                 return Poll::Ready(Out::Done);
             };
+            let first = self.leaving.len();
             while let Some(slice) = self.outgoing.next_slice() {
                 self.leaving.push(slice);
+            }
+            if let Some(twin) = &mut self.twin {
+                let new = &self.leaving[first..];
+                let small = new.iter().map(Bytes::len).sum::<usize>() <= SMALL_BYTES_MAX;
+                twin.leaving.extend_from_slice(new);
+                if !(small && twin.hand_over(cx)) {
+                    self.twin = None;
+                }
             }
             if self.leaving.is_empty() {
                 return Poll::Ready(Out::Done);
@@ -106,9 +125,22 @@ impl Sending {
         self.unread || (self.ended && self.outgoing.is_settled())
     }
 
+    /// The twin takes the place of a stream that is lost. `false` when there is none on a good link.
+    pub(in crate::tunnel) fn promote(&mut self) -> bool {
+        let Some(twin) = self.twin.take_if(|twin| twin.at.link.carries()) else {
+            return false;
+        };
+        let Twin { at, leaving } = *twin;
+        self.moves += 1;
+        self.leaving = leaving;
+        self.at = Some(at);
+        true
+    }
+
     /// Lets go of the attachment. Returns the number by which the next one proves to be wanted.
     pub(in crate::tunnel) fn detach(&mut self) -> u32 {
         self.at = None;
+        self.twin = None;
         self.leaving.clear();
         self.moves += 1;
         self.moves
@@ -134,6 +166,8 @@ impl Sending {
             && let Some(at) = &mut self.at
         {
             at.stream.finish();
+            // It goes on by itself if it is not behind, and is of no use otherwise.
+            self.twin = None;
         }
     }
 }

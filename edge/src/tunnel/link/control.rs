@@ -122,7 +122,8 @@ async fn obey(link: &Arc<Link>) {
         match (known, verdict) {
             (_, Condition::Down) => link.tunnel.link_down(link),
             (Condition::Down, Condition::Up | Condition::Suspect) => link.tunnel.link_up(link),
-            (Condition::Up | Condition::Suspect, Condition::Up | Condition::Suspect) => {}
+            (_, Condition::Suspect) => link.tunnel.link_suspect(link),
+            (Condition::Up | Condition::Suspect, Condition::Up) => {}
         }
         known = verdict;
     }

@@ -103,9 +103,14 @@ fn preamble(end: &End, to: &Move, offset: u64) -> Bytes {
         Ask::Bytes => false,
         Ask::Resume => true,
     };
+    attach_frame(end, to.number, offset, resume)
+}
+
+/// The ATTACH frame of a stream that begins at `offset` of what is sent.
+pub(in crate::tunnel) fn attach_frame(end: &End, number: u32, offset: u64, resume: bool) -> Bytes {
     let mut attach = v1::Attach {
         exchange: Bytes::copy_from_slice(&end.exchange.to_bytes()),
-        attach_seq: to.number,
+        attach_seq: number,
         offset,
         egress_epoch: end.epoch(),
         resume,

@@ -215,7 +215,12 @@ async fn chaos(seed: u64, total: usize) {
             }
             links.push(world.link().await);
             let lost = links.swap_remove(rng.usize(..links.len() - 1));
-            match rng.u8(..3) {
+            match rng.u8(..4) {
+                3 => {
+                    let far = world.far.accepted_link("ingress");
+                    far.inspect(|link| link.vitals().set(Condition::Suspect));
+                    lost.vitals().set(Condition::Suspect);
+                }
                 0 => world.lose(&lost),
                 1 => lost.vitals().set(Condition::Down),
                 _ => {
@@ -410,4 +415,157 @@ async fn a_storm_of_attachments_is_cut_short() {
     say(&mut answer, "still here").await;
     call.response.head().await.unwrap();
     assert_eq!(part(&mut call).await, "still here");
+}
+
+/// A link whose far end hears nothing.
+async fn deaf(world: &World) -> link::Ready {
+    let (here, there) = memory::pair();
+    let (me, far) = (hello("ingress"), hello("egress"));
+    let peer = Peer {
+        node: "ingress".into(),
+        roles: vec!["ingress".into()],
+    };
+    let (dialled, accepted) = tokio::join!(
+        Link::dialled(
+            &world.ingress,
+            Connection::Memory(here),
+            &me,
+            "egress".into(),
+            "memory".into()
+        ),
+        Link::accepted(
+            &world.far,
+            Connection::Memory(there),
+            &far,
+            peer,
+            "memory".into()
+        ),
+    );
+    let ready = dialled.unwrap();
+    world.ingress.add(&ready.link);
+    world.tasks.spawn(ready.serve());
+    accepted.unwrap()
+}
+
+#[tokio::test]
+async fn an_open_whose_acceptance_is_late_is_hedged() {
+    let mut world = World::new();
+    let _deaf = deaf(&world).await;
+    let (exchange, open) = open();
+    let mut call = world
+        .ingress
+        .open(&direct_path(), exchange, &open)
+        .await
+        .unwrap();
+    world.link().await;
+    call.request.data("body".into()).await.unwrap();
+    call.request.end().await.unwrap();
+    let arrival = world.arrivals.recv().await.unwrap();
+    assert_eq!(arrival.exchange, exchange);
+    let (mut body, mut answer) = arrival.accept().await.unwrap();
+    assert_eq!(body.next().await.unwrap().unwrap(), "body");
+    answer.head(&head());
+    say(&mut answer, "at last").await;
+    call.response.head().await.unwrap();
+    assert_eq!(part(&mut call).await, "at last");
+    let tally = world.ingress.tally();
+    assert_eq!((tally.hedges.get(), tally.hedges_won.get()), (1, 1));
+}
+
+#[tokio::test]
+async fn small_pieces_go_over_two_paths_while_one_is_suspect() {
+    let mut world = World::new();
+    let first = world.link().await;
+    let (mut call, _body, mut answer, _) = world.call(&direct_path()).await;
+    let far = world.far.accepted_link("ingress").unwrap();
+    world.link().await;
+    answer.head(&head());
+    answer.flush().await.unwrap();
+    call.response.head().await.unwrap();
+    far.vitals().set(Condition::Suspect);
+    let tally = world.far.tally();
+    let mut said = 0;
+    while tally.doubled.get() < 3 {
+        say(&mut answer, "token").await;
+        said += 1;
+        assert_eq!(part(&mut call).await, "token");
+        tokio::task::yield_now().await;
+    }
+    // The twin has everything, so nothing is sent again.
+    world.lose(&first);
+    say(&mut answer, "the last").await;
+    assert_eq!(part(&mut call).await, "the last", "after {said} tokens");
+}
+
+#[tokio::test]
+async fn a_redundant_exchange_always_goes_over_two_paths() {
+    let mut world = World::new();
+    world.link().await;
+    world.link().await;
+    let (exchange, mut open) = open();
+    open.redundant = true;
+    let mut call = world
+        .ingress
+        .open(&direct_path(), exchange, &open)
+        .await
+        .unwrap();
+    call.request.flush().await.unwrap();
+    let (_body, mut answer) = world.arrivals.recv().await.unwrap().accept().await.unwrap();
+    answer.head(&head());
+    answer.flush().await.unwrap();
+    call.response.head().await.unwrap();
+    while world.far.tally().doubled.get() == 0 {
+        say(&mut answer, "token").await;
+        assert_eq!(part(&mut call).await, "token");
+        tokio::task::yield_now().await;
+    }
+    let large = Bytes::from(vec![1; 1 << 20]);
+    let send = async {
+        answer.data(large.clone()).await.unwrap();
+        answer.finish(&v1::Trailers::default()).await.unwrap();
+    };
+    let read = async {
+        let mut got = 0;
+        while let Part::Data(bytes) = call.response.next().await.unwrap() {
+            got += bytes.len();
+        }
+        assert_eq!(got, large.len());
+    };
+    tokio::join!(send, read);
+}
+
+#[tokio::test]
+async fn a_node_keeps_no_more_for_replays_than_its_budget() {
+    let mut world = World::new();
+    world.link().await;
+    world.far.budget().limit(100_000);
+    let (mut call, body, mut answer, _) = world.call(&direct_path()).await;
+    answer.head(&head());
+    let send = async {
+        for _ in 0..100 {
+            answer.data(vec![1; 20_000].into()).await.unwrap();
+        }
+        answer.finish(&v1::Trailers::default()).await.unwrap();
+    };
+    let read = async {
+        // The sender comes to a stop by itself, long before its own window is full.
+        let (mut most, mut rounds) = (0, 0);
+        while rounds < 10_000 {
+            tokio::task::yield_now().await;
+            most = most.max(world.far.replay_bytes());
+            rounds += 1;
+        }
+        assert!((100_000..150_000).contains(&most), "{most} bytes");
+        call.response.head().await.unwrap();
+        let mut got = 0;
+        while let Part::Data(bytes) = call.response.next().await.unwrap() {
+            got += bytes.len();
+        }
+        assert_eq!(got, 2_000_000);
+    };
+    tokio::join!(send, read);
+    drop((call, body));
+    while world.far.replay_bytes() > 0 {
+        tokio::task::yield_now().await;
+    }
 }
