@@ -104,6 +104,7 @@ pub struct Room {
     dedupe: Arc<Dedupe>,
     kept: Arc<Kept>,
     keys: credential::Pool,
+    gauges: credential::Gauges,
     providers: Providers,
     operations: HashMap<&'static str, &'static operation::Operation>,
     reports: Arc<dyn Reports>,
@@ -142,12 +143,15 @@ impl Egress {
         let metrics = Metrics::default();
         metrics.register(telemetry);
         let kept = Kept::new(identity.answers, identity.answers_bytes_max);
+        let gauges = credential::Gauges::default();
+        gauges.register(telemetry);
         Ok(Self(Arc::new(Room {
             node: identity.node,
             epoch: identity.epoch,
             dedupe: Arc::default(),
             kept: Arc::new(kept),
             keys: credential::Pool::new(Instant::now()),
+            gauges,
             providers: Providers::new(tls_roots, metrics, tasks.clone())?,
             operations: operation::all().iter().map(|row| (row.name, row)).collect(),
             reports,
@@ -206,6 +210,7 @@ impl Egress {
             loop {
                 tick.tick().await;
                 balances::look(&self.0, &mut due).await;
+                self.0.gauges.tell(&self.status());
             }
         };
         tokio::select! {
@@ -230,11 +235,12 @@ impl Egress {
         self.0.keys.pools(Instant::now())
     }
 
-    /// Waits until a key came into use or went out of it.
+    /// Waits until a key came into use or went out of it, and shows that.
     ///
     /// Cancel safety: nothing is lost.
     pub async fn news(&self) {
         self.0.keys.news().await;
+        self.0.gauges.tell(&self.status());
     }
 
     /// How many exchanges run.

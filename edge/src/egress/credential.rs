@@ -21,6 +21,9 @@ mod retry_after;
 
 mod balance;
 
+// What is shown of it.
+mod gauges;
+
 use std::{
     collections::HashMap,
     sync::{
@@ -37,6 +40,7 @@ use vector_proto::control::v1;
 use self::key::Purse;
 pub use self::{
     balance::{Balance, Teller},
+    gauges::Gauges,
     key::Key,
     permit::Permit,
     secret::Secret,

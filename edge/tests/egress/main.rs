@@ -24,7 +24,7 @@ use tokio::{
 };
 use vector_proto::{control::v1 as control, id::ExchangeId, tunnel::v1};
 
-use town::{Caller, Town, chat, headers, provider, read, value_of};
+use town::{Caller, Town, chat, headers, provider, read, row, value_of};
 
 const JSON: &str = "content-type: application/json\r\n";
 const EVENTS: &str = "content-type: text/event-stream\r\n";
@@ -148,6 +148,44 @@ async fn a_limited_key_rests_and_the_next_one_serves() {
         assert_eq!(status[0].state(), control::CredentialState::Resting);
         assert_eq!(status[1].state(), control::CredentialState::Ready);
     }
+}
+
+#[tokio::test]
+async fn a_key_that_runs_dry_is_used_last_and_shown() {
+    let address = provider(move |_, mut caller: Caller| async move {
+        while let Some((head, _)) = caller.request().await {
+            let left = if head.contains("secret-one") { "0.25" } else { "40.00" };
+            let told = format!(
+                r#"{{"is_available":true,"balance_infos":[{{"currency":"CNY","total_balance":"{left}"}}]}}"#
+            );
+            if head.starts_with("GET /user/balance ") {
+                caller.answer(200, JSON, &told).await;
+            } else {
+                caller.answer(200, JSON, COMPLETION).await;
+            }
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one", "two"]).await;
+    town.egress
+        .take_providers(&[row(&url(address), "deepseek")]);
+    let told = async {
+        while town.egress.status().iter().any(|key| key.balance.is_none()) {
+            town.egress.news().await;
+        }
+    };
+    tokio::select! {
+        () = told => {}
+        () = town.egress.ask_for_balances() => panic!("the egress does not drain"),
+    }
+    for _ in 0..4 {
+        let answered = town.ask(chat(2), b"{}").await.unwrap();
+        assert_eq!(answered.head.credential, "two");
+    }
+    let status = town.egress.status();
+    let left = status[0].balance.clone().unwrap();
+    assert_eq!((left.micros, left.currency.as_str()), (250_000, "CNY"));
+    assert!(status[0].reason.contains("low"), "{}", status[0].reason);
 }
 
 #[tokio::test]

@@ -130,17 +130,7 @@ impl Town {
         let telemetry = Telemetry::silent();
         let egress =
             Egress::new(me, roots, &telemetry, Arc::clone(&told) as Arc<dyn Reports>).unwrap();
-        let second = Duration::from_secs(1);
-        egress.take_providers(&[Row {
-            name: "acme".into(),
-            kind: "openai".into(),
-            base_url: base_url.parse().unwrap(),
-            connect: 10 * second,
-            first_byte: 30 * second,
-            idle: 30 * second,
-            connections_max: 0,
-            balance: "".into(),
-        }]);
+        egress.take_providers(&[row(base_url, "")]);
         let credential = |name: &&str| control::Credential {
             name: (*name).into(),
             provider: "acme".into(),
@@ -207,6 +197,21 @@ impl Town {
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(task);
+    }
+}
+
+/// The provider `acme`, and who tells its balances.
+pub(crate) fn row(base_url: &str, balance: &str) -> Row {
+    let second = Duration::from_secs(1);
+    Row {
+        name: "acme".into(),
+        kind: "openai".into(),
+        base_url: base_url.parse().unwrap(),
+        connect: 10 * second,
+        first_byte: 30 * second,
+        idle: 30 * second,
+        connections_max: 0,
+        balance: balance.into(),
     }
 }
 

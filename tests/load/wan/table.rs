@@ -150,6 +150,9 @@ fn kill(text: &mut String, run: &Value) -> std::fmt::Result {
         run["untouched"],
         run["asked_again"]
     )?;
+    if number(run, "/asked_again") == 0.0 {
+        return writeln!(text, "  added delay               none was asked again");
+    }
     writeln!(
         text,
         "  added delay               p50 {:>8.1}   p90 {:>8.1}   max {worst:>8.1} ms   ≤ {KILL_MS} {}",
