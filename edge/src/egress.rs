@@ -364,7 +364,8 @@ async fn run(
     let mut watch = Watch::new(exchange.deadline, Instant::now());
     let answer = match outlet {
         Outlet::Tunnel(answer) if exchange.head.websocket => {
-            let carried = websocket::carry(room, exchange, body, answer, &mut watch).await;
+            let carried =
+                Box::pin(websocket::carry(room, exchange, body, answer, &mut watch)).await;
             return match carried {
                 Ok(ending) => Outcome::Ended(ending),
                 Err((refused, answer)) => say_no(*refused, Outlet::Tunnel(answer)).await,
@@ -374,7 +375,7 @@ async fn run(
     };
     let (length, splice) = (exchange.head.body_bytes, translate::splice(&exchange.head));
     let taken = Upload::take(body, length, splice);
-    match watch.within(taken, || 0).await {
+    match Box::pin(watch.within(taken, || 0)).await {
         Ok(Ok(upload)) => exchange.upload = upload,
         Ok(Err(_)) => return Outcome::Ended(Ending::Cancelled),
         Err(expired) => {
@@ -382,7 +383,8 @@ async fn run(
             return say_no(refused, answer).await;
         }
     }
-    let attempted = attempt::attempt(room, exchange, &mut watch).await;
+    // Boxed, they are gone while the answer streams.
+    let attempted = Box::pin(attempt::attempt(room, exchange, &mut watch)).await;
     let answer = answer.unless_adopted(&room.kept, exchange.id, &exchange.head.account);
     begun.store(matches!(answer, Outlet::Tunnel(_)), Ordering::Relaxed);
     match attempted {

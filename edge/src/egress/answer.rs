@@ -81,6 +81,8 @@ pub async fn pass_on(
         credential,
         exchange.tries,
     ));
+    // Its values are slices of the connection's first read buffer, which a long stream must not keep.
+    drop(head);
     watch.begin(exchange.provider.row.idle, Instant::now());
     let passed = chunks(room, exchange, &mut live, &mut rename, &mut answer, watch).await;
     let Ok(broken) = passed else {

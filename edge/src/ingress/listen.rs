@@ -272,13 +272,14 @@ impl Connection {
         let service = service_fn(|request| {
             let mark = Mark::new(&busy);
             let ingress = &ingress;
-            async move {
+            // hyper keeps room for this as long as the connection lives; boxed, it is gone once the answer begins.
+            Box::pin(async move {
                 let answer = ingress.serve(request, peer.ip()).await;
                 Ok::<_, Infallible>(answer.map(|answer| Marked {
                     answer,
                     _mark: mark,
                 }))
-            }
+            })
         });
         let connection = server
             .serve_connection(TokioIo::new(wire), service)

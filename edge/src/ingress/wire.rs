@@ -142,6 +142,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Wire<S> {
             let take = (to - from).min(buffer.remaining());
             buffer.put_slice(&this.first[from..from + take]);
             this.first_range.0 += take;
+            // The rest of the head is mostly there already. In a second read, hyper would want a buffer twice as large.
+            if let Poll::Ready(read) = Pin::new(&mut this.stream).poll_read(cx, buffer) {
+                read?;
+            }
         } else {
             match Pin::new(&mut this.stream).poll_read(cx, buffer) {
                 Poll::Ready(read) => read?,

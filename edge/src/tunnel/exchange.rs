@@ -27,8 +27,10 @@ pub const INITIAL_CREDIT_BYTES: u64 = 256 << 10;
 /// Stays below what one QUIC stream carries (2.5 MiB, see `transport::quic`).
 pub const WINDOW_BYTES_MAX: u64 = 2 << 20;
 
-/// A receiver acknowledges at least every so many bytes.
-pub const ACK_EVERY_BYTES: u64 = 32 << 10;
+/// A receiver acknowledges at least so many times per window: every 8 KiB at first, every 64 KiB once the window is largest.
+///
+/// The sender of a slow stream holds no more than these for a replay, and a bulk transfer is not all acknowledgements.
+const ACKS_PER_WINDOW: u64 = 32;
 
 /// Slices that may wait ahead of a gap. Two attachments in order leave few; more is a hostile peer.
 pub const AHEAD_SLICES_MAX: usize = 1024;
@@ -358,7 +360,7 @@ impl Incoming {
         let due = if all {
             self.next > self.acked
         } else {
-            self.next - self.acked >= ACK_EVERY_BYTES
+            self.next - self.acked >= self.window / ACKS_PER_WINDOW
         };
         due.then(|| {
             self.acked = self.next;
