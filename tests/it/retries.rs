@@ -45,7 +45,8 @@ fn a_stream_cut_in_the_middle_is_whole_at_another_ingress_and_was_made_once() {
     let rest = format!("/v1/exchanges/{exchange}/stream?from={}", seen.len());
     let rest = there.get(&rest).expect(200);
     is_again(&rest, &exchange);
-    assert_eq!(rest.header("content-type"), Some("text/event-stream"));
+    let kind = rest.header("content-type").unwrap_or_default();
+    assert!(kind.starts_with("text/event-stream"), "{kind}");
     let whole = keyed(&there, "key-1", &body).send().expect(200);
     is_again(&whole, &exchange);
     assert!(

@@ -387,7 +387,7 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
         }
     }
 
-    /// Whether any path leads to an egress, in whatever condition.
+    /// Whether any path leads to an egress that is not dead.
     fn reaches(&self, egress: &Arc<str>) -> bool {
         let mut paths = self.routes.paths(egress).iter();
         paths.any(|row| {
@@ -395,7 +395,7 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
                 egress: Arc::clone(egress),
                 relay: row.relay.clone(),
             };
-            (self.up)(&path).is_some()
+            (self.up)(&path).is_some_and(|state| state.condition < Condition::Down)
         })
     }
 
