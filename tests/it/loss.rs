@@ -65,10 +65,11 @@ fn requests_go_on_without_control_and_new_words_come_with_it() {
     network.up();
     network.apply("[[model]]\nname = \"after\"\nupstreams = [{ provider = \"static\" }]\n");
     for ingress in INGRESS {
-        tenant
-            .client(ingress)
-            .post("/v1/chat/completions", &chat("after", &json!({})))
-            .expect(200);
+        let client = tenant.client(ingress);
+        wait::wait_for("the new model is known", || {
+            let answer = client.post("/v1/chat/completions", &chat("after", &json!({})));
+            answer.status == 200
+        });
     }
     wait::wait_for("the fresh node knows the key and the model", || {
         fresh

@@ -58,6 +58,8 @@ pub(super) struct Loads {
 #[derive(Debug)]
 pub(super) struct Load {
     first_byte_us: AtomicU64,
+    /// Plain average of the answers' times alone: what others are told. A failure may be of this node's own path.
+    answered_us: AtomicU64,
     sampled_us: AtomicU64,
     /// Links of the way that was sampled; 0 for none.
     links: AtomicU32,
@@ -81,6 +83,7 @@ impl Default for Load {
     fn default() -> Self {
         Self {
             first_byte_us: AtomicU64::new(0),
+            answered_us: AtomicU64::new(0),
             sampled_us: AtomicU64::new(0),
             links: AtomicU32::new(0),
             outstanding: AtomicU32::new(0),
@@ -222,7 +225,7 @@ impl Loads {
                     provider: provider.to_string(),
                     egress: egress.to_string(),
                     success_permille: load.success(now_us),
-                    first_byte_us: load.first_byte_us.load(Ordering::Relaxed),
+                    first_byte_us: load.answered_us.load(Ordering::Relaxed),
                     tokens_per_s: load.tokens_per_s.load(Ordering::Relaxed),
                     in_flight: load.outstanding.load(Ordering::Relaxed),
                     ejected_ms: ejected_us.div_ceil(1_000),
@@ -321,6 +324,16 @@ impl Load {
     /// Takes in an answer that began. True if the pair was ejected and no longer is.
     pub(super) fn answered(&self, first_byte: Duration, now_us: u64) -> bool {
         self.sample(first_byte, now_us);
+        let (known, one) = (
+            self.answered_us.load(Ordering::Relaxed),
+            first_byte.as_micros() as u64,
+        );
+        let next = if known == 0 {
+            one
+        } else {
+            (known * 7 + one) / 8
+        };
+        self.answered_us.store(next, Ordering::Relaxed);
         self.outcome(true, now_us);
         self.verdict.succeeded(now_us)
     }
