@@ -204,8 +204,13 @@ fn an_sdk_that_lost_its_patience_finds_its_answer_at_another_ingress() {
             tenant.sample.calls() == calls + 1
         });
         drop(impatient);
-        // What an SDK waits for at least before it tries again.
-        std::thread::sleep(std::time::Duration::from_millis(375));
+        // An SDK waits 375 ms at least before it tries again; by then the exchange has been handed over.
+        wait::wait_for("the exchange goes on without its client", || {
+            let handed_over =
+                |line: &Value| line["key"] == tenant.key.id.as_str() && line["adopted"] == true;
+            let lines = tenant.network.lines(INGRESS[at]);
+            lines.iter().filter(|line| handed_over(line)).count() == 1
+        });
         let answer = sdk(&tenant.client(INGRESS[other]), 1, &body)
             .send()
             .expect(200);

@@ -109,6 +109,8 @@ impl Drop for Waiting<'_> {
             },
         };
         let lingering = Lingering {
+            exchange: sending.exchange,
+            key: sending.policy.key.clone(),
             tunnel: sending.ingress.tunnel.clone(),
             path: self.path.clone(),
             adopt: sending.lingers.then(|| v1::Adopt {
@@ -133,6 +135,9 @@ enum Left {
 
 /// An exchange whose client has left.
 struct Lingering {
+    exchange: ExchangeId,
+    /// Id of the client's key.
+    key: String,
     tunnel: Tunnel,
     path: Path,
     /// Set for one that is to be adopted.
@@ -157,7 +162,7 @@ impl Lingering {
             // If it comes to nothing, the exchange is cancelled as that of any client that leaves.
             let asked = ask_to_adopt(&self.tunnel, &self.path, adopt);
             let adopted = tokio::time::timeout(ADOPTION, asked).await == Ok(Some(()));
-            tracing::debug!(adopted, "a client left before its answer began");
+            tracing::info!(exchange = %self.exchange, key = self.key, adopted, "a client left before its answer began");
         }
         drop(self.response);
     }
