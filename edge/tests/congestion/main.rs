@@ -198,7 +198,7 @@ fn a_leased_line_is_full_from_the_first_second() {
 
 /// The figures of the whole table. `tests/bench congestion` prints them.
 #[test]
-#[ignore = "prints the whole table: minutes"]
+#[ignore = "the whole table for people, minutes of computing; its promises are asserted by the tests above on single cells"]
 fn table() {
     table::print(&make);
 }
