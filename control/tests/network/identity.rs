@@ -1,0 +1,160 @@
+//! Who is let in, and who may call what.
+
+use super::*;
+
+#[tokio::test]
+async fn an_invite_makes_one_node_and_no_second() {
+    let control = Control::start().await;
+    let invite = control.invite("egress", "").await;
+    let (key, csr) = request();
+    let mut stranger = control.stranger().await;
+    let bad_csr = stranger
+        .enroll(enrolment(&invite, b"nonsense", "e-1"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        bad_csr.code(),
+        Code::InvalidArgument,
+        "and the invite is still good"
+    );
+    let enrolled = stranger
+        .enroll(enrolment(&invite, &csr, "e-1"))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(enrolled.roles, ["egress"]);
+    let reused = stranger
+        .enroll(enrolment(&invite, &csr, "e-2"))
+        .await
+        .unwrap_err();
+    assert_eq!(reused.code(), Code::PermissionDenied);
+    let made_up = stranger
+        .enroll(enrolment("vinv_nonsense", &csr, ""))
+        .await
+        .unwrap_err();
+    assert_eq!(made_up.code(), Code::PermissionDenied);
+
+    let other = control.invite("egress", "").await;
+    let taken = stranger
+        .enroll(enrolment(&other, &csr, "e-1"))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        taken.code(),
+        Code::FailedPrecondition,
+        "a name is not taken over: {taken}"
+    );
+    let bound = control.invite("egress", "e-1").await;
+    let elsewhere = stranger
+        .enroll(enrolment(&bound, &csr, "e-9"))
+        .await
+        .unwrap_err();
+    assert_eq!(elsewhere.code(), Code::PermissionDenied);
+
+    let mut node = control.node(&Identity::new(&enrolled, &key)).await;
+    let (_, csr) = request();
+    let renewed = node
+        .renew(pb::RenewRequest { csr: csr.into() })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(renewed.node, "e-1");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn roles_say_who_may_call_what() {
+    let control = Control::start().await;
+    control.admin().await.apply(plan(), false).await.unwrap();
+    let mut stranger = control.stranger().await;
+    let (_, csr) = request();
+    let nobody = stranger
+        .renew(pb::RenewRequest { csr: csr.into() })
+        .await
+        .unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated);
+    let nobody = stranger
+        .admit(pb::AdmitRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(nobody.code(), Code::Unauthenticated);
+
+    let mut ingress = control.node(&control.enroll("ingress", "i-1").await).await;
+    let mut egress = control.node(&control.enroll("egress", "e-1").await).await;
+    let refused = egress.admit(pb::AdmitRequest::default()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let refused = egress
+        .locate(pb::LocateRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+    let refused = ingress
+        .record(pb::RecordRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::PermissionDenied);
+
+    let by_node = AdminClient::new(dial::dial(&control.url, &control.pin, None).await.unwrap());
+    let refused = by_node
+        .clone()
+        .status(pb::StatusRequest {})
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let wrong = control.admin_with("vadm_0000").await;
+    let refused = wrong
+        .call(
+            pb::StatusRequest {},
+            |mut c, r| async move { c.status(r).await },
+        )
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+
+    let gone = pb::NameRequest {
+        name: "i-1".to_owned(),
+    };
+    let admin = control.admin().await;
+    let stream = Stream::open(&mut ingress, 0).await;
+    admin
+        .call(gone, |mut c, r| async move { c.remove_node(r).await })
+        .await
+        .unwrap();
+    stream.ended().await;
+    let refused = ingress
+        .admit(pb::AdmitRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(
+        refused.code(),
+        Code::Unauthenticated,
+        "its certificate is worth nothing any more"
+    );
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_network_is_refused() {
+    let (control, other) = (Control::start().await, Control::start().await);
+    let foreign = other.enroll("ingress", "i-1").await;
+    control.enroll("ingress", "i-1").await;
+    let certificate = (foreign.chain.clone(), foreign.key.clone_key());
+    let refused = match dial::dial(&control.url, &control.pin, Some(certificate)).await {
+        Err(_) => true,
+        // In TLS 1.3 a client learns that its certificate is refused only afterwards.
+        Ok(channel) => NodeClient::new(channel)
+            .admit(pb::AdmitRequest::default())
+            .await
+            .is_err(),
+    };
+    assert!(refused);
+    let wrong_pin = dial::dial(&control.url, &other.pin, None)
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(wrong_pin, dial::Error::WrongPin { .. }),
+        "{wrong_pin}"
+    );
+    control.stop().await;
+    other.stop().await;
+}

@@ -1,0 +1,215 @@
+//! What operators say, and what nodes hear of it.
+
+use super::*;
+
+#[tokio::test]
+async fn applying_twice_changes_once_and_faults_change_nothing() {
+    let control = Control::start().await;
+    let admin = control.admin().await;
+    let first = admin.apply(plan(), false).await.unwrap();
+    assert_eq!(first.changes.len(), 4);
+    let second = admin.apply(plan(), true).await.unwrap();
+    assert_eq!(second.changes, [], "the second time there is nothing to do");
+    assert_eq!(second.revision, first.revision);
+
+    let mut bad = plan();
+    bad.providers[0].base_url = "http://example.com/?key=1".to_owned();
+    bad.models[0].upstreams[0].provider = "nobody".to_owned();
+    bad.accounts[0].time_zone = "Mars/Olympus".to_owned();
+    let refused = admin.apply(bad, false).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    for field in [
+        "providers[openai].base_url",
+        "models[*].upstreams[0].provider",
+        "accounts[acme].time_zone",
+    ] {
+        assert!(
+            refused.message().contains(field),
+            "{field} is missing in: {refused}"
+        );
+    }
+
+    let mut less = plan();
+    less.models.clear();
+    let pruned = admin.apply(less.clone(), true).await.unwrap();
+    assert_eq!(
+        (pruned.changes.len(), pruned.changes[0].action.as_str()),
+        (1, "remove")
+    );
+    let stale = pb::ApplyRequest {
+        plan: Some(plan()),
+        base_revision: first.revision,
+        ..pb::ApplyRequest::default()
+    };
+    let conflict = admin
+        .call(stale, |mut c, r| async move { c.apply(r).await })
+        .await
+        .unwrap_err();
+    assert_eq!(
+        conflict.code(),
+        Code::Aborted,
+        "two operators at once are told"
+    );
+
+    less.credentials[0].secret = "sk-another-secret".to_owned();
+    let changed = admin.apply(less, false).await.unwrap();
+    assert_eq!(changed.changes[0].details, ["secret: changed"]);
+    let in_use = pb::NameRequest {
+        name: "openai".to_owned(),
+    };
+    let refused = admin
+        .call(in_use, |mut c, r| async move { c.remove_provider(r).await })
+        .await
+        .unwrap_err();
+    assert!(
+        refused.message().contains("credentials[openai-1].provider"),
+        "{refused}"
+    );
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn nodes_hear_of_everything_and_credentials_go_to_egress_only() {
+    let control = Control::start().await;
+    control.admin().await.apply(plan(), false).await.unwrap();
+    let mut ingress = control.node(&control.enroll("ingress", "i-1").await).await;
+    let mut egress = control.node(&control.enroll("egress", "e-1").await).await;
+    let mut at_ingress = Stream::open(&mut ingress, 0).await;
+    let mut at_egress = Stream::open(&mut egress, 0).await;
+    let credentials = at_egress
+        .until(|event| match event {
+            Event::Credentials(credentials) if !credentials.credentials.is_empty() => {
+                Some(credentials)
+            }
+            _ => None,
+        })
+        .await;
+    assert_eq!(
+        credentials.credentials[0].secret,
+        "sk-proj-very-secret-canary"
+    );
+    let snapshot = at_ingress
+        .until(|event| match event {
+            Event::Credentials(_) => panic!("an ingress never gets credentials"),
+            Event::Snapshot(snapshot) if serves(&snapshot, "e-1") && !snapshot.paths.is_empty() => {
+                Some(snapshot)
+            }
+            _ => None,
+        })
+        .await;
+    let bare = pb::Snapshot {
+        digest: Default::default(),
+        ..snapshot.clone()
+    };
+    assert_eq!(
+        &snapshot.digest[..],
+        digest(&SHA256, &bare.encode_to_vec()).as_ref()
+    );
+    assert_eq!(snapshot.providers[0].base_url, "https://api.openai.com/v1");
+
+    let rejected = pb::Rejected {
+        revision: snapshot.revision,
+        reason: "because".to_owned(),
+        kept: 0,
+    };
+    Stream::send(&at_ingress.up, node_event::Event::Rejected(rejected)).await;
+    let drain = pb::DrainNodeRequest {
+        node: "e-1".to_owned(),
+        on: true,
+    };
+    let admin = control.admin().await;
+    admin
+        .call(drain, |mut c, r| async move { c.drain_node(r).await })
+        .await
+        .unwrap();
+    at_egress
+        .until(|event| matches!(event, Event::Drain(pb::Drain { on: true })).then_some(()))
+        .await;
+    let draining = at_ingress
+        .snapshot(|snapshot| snapshot.nodes.iter().any(|node| node.draining))
+        .await;
+    assert!(serves(&draining, "e-1"), "a draining node stays listed");
+    assert!(draining.revision > snapshot.revision);
+
+    let stored = std::fs::read(control.dir.path().join("control.sqlite")).unwrap();
+    let log = std::fs::read(control.dir.path().join("control.sqlite-wal")).unwrap_or_default();
+    let canary = b"very-secret-canary";
+    let clear = [stored, log]
+        .iter()
+        .any(|bytes| bytes.windows(canary.len()).any(|part| part == canary));
+    assert!(!clear, "no credential lies on disk in clear");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_switched_off_is_told_before_the_command_returns() {
+    let control = Control::start().await;
+    let admin = control.admin().await;
+    admin.apply(plan(), false).await.unwrap();
+    let created = admin.create_key().await;
+    let id = created.key.unwrap().id;
+    let mut ingress = control.node(&control.enroll("ingress", "i-1").await).await;
+    let mut stream = Stream::open(&mut ingress, 0).await;
+    stream
+        .until(|event| matches!(event, Event::KeysChanged(_)).then_some(()))
+        .await;
+
+    let asked = admit_request(&created.secret);
+    let granted = ingress.admit(asked.clone()).await.unwrap().into_inner();
+    assert_eq!(granted.policy.unwrap().account, "acme");
+    let mut wrong = asked.clone();
+    wrong.digest = vec![0; 32].into();
+    assert_eq!(
+        ingress.admit(wrong).await.unwrap().into_inner().refusal,
+        "invalid_api_key"
+    );
+    let unknown = admit_request(&ApiKey::assemble(
+        "0123456789",
+        &"x".repeat(ApiKey::SECRET_CHARS),
+    ));
+    assert_eq!(
+        ingress.admit(unknown).await.unwrap().into_inner().refusal,
+        "invalid_api_key"
+    );
+
+    admin.set_key(&id, true).await;
+    let changed = stream.until(|event| match event {
+        Event::KeysChanged(changed) => Some(changed),
+        _ => None,
+    });
+    assert_eq!(changed.await.keys, std::slice::from_ref(&id));
+    assert_eq!(
+        ingress
+            .admit(asked.clone())
+            .await
+            .unwrap()
+            .into_inner()
+            .refusal,
+        "api_key_disabled"
+    );
+    admin.set_key(&id, false).await;
+    assert!(
+        ingress
+            .admit(asked.clone())
+            .await
+            .unwrap()
+            .into_inner()
+            .policy
+            .is_some()
+    );
+
+    let off = pb::AccountSpec {
+        name: "acme".to_owned(),
+        disabled: true,
+        ..pb::AccountSpec::default()
+    };
+    admin
+        .call(off, |mut c, r| async move { c.put_account(r).await })
+        .await
+        .unwrap();
+    assert_eq!(
+        ingress.admit(asked).await.unwrap().into_inner().refusal,
+        "api_key_disabled"
+    );
+    control.stop().await;
+}
