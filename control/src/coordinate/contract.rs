@@ -78,7 +78,10 @@ async fn lists_one_moment(store: &dyn Store) {
         ["/c/a", "/c/b"],
         "sorted, and nothing beside the prefix"
     );
-    assert_eq!(listing.revision, last);
+    assert!(
+        listing.revision >= last,
+        "a cluster's revision also grows by what others write"
+    );
 }
 
 async fn watches_in_order(store: &dyn Store) {

@@ -22,10 +22,10 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time for a call with all its tries. A cluster elects a leader in less than two seconds.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// First pause between two tries. Doubles, with jitter, up to [`PAUSE_MAX`].
+/// First pause after every member has failed in turn. Doubles, with jitter, up to [`PAUSE_MAX`].
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 
-/// Longest pause between two tries.
+/// Longest pause between two rounds.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// The members, one of which is asked at a time.
@@ -58,6 +58,7 @@ impl Members {
     {
         let deadline = Instant::now() + CALL_TIMEOUT;
         let mut pause = PAUSE_MIN;
+        let mut failed = 0;
         loop {
             let turn = self.turn.load(Ordering::Relaxed);
             let tried =
@@ -78,8 +79,11 @@ impl Members {
                     "etcd: {why} (last asked: {at})"
                 )));
             }
-            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+            failed += 1;
+            if failed % self.endpoints.len() == 0 {
+                tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+                pause = (pause * 2).min(PAUSE_MAX);
+            }
         }
     }
 

@@ -1,10 +1,13 @@
 //! The contract against real clusters, also while their members are killed.
 
 use std::{
-    net::TcpListener,
+    net::Ipv4Addr,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU16, Ordering},
+    },
 };
 
 use super::*;
@@ -12,6 +15,15 @@ use crate::coordinate::contract::keeps_the_contract;
 
 /// Times that the contract is kept while members are killed.
 const RUNS: usize = 3;
+
+/// Ports of the next cluster of this process: below those that outgoing connections get, since a member comes back to its own.
+static PORTS: AtomicU16 = AtomicU16::new(20_000);
+
+/// An address of this process alone.
+fn host() -> Ipv4Addr {
+    let [_, a, b, c] = std::process::id().to_be_bytes();
+    Ipv4Addr::new(127, 64 | a, b, c)
+}
 
 /// A cluster of its own, in a folder of its own, ended with the value.
 struct Cluster {
@@ -29,18 +41,14 @@ impl Cluster {
     }
 
     fn start_with(members: usize, tls: Option<(&PathBuf, &(PathBuf, PathBuf))>) -> Self {
-        let held: Vec<_> = (0..members * 2)
-            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
-            .collect();
-        let port = |held: &TcpListener| held.local_addr().unwrap().port();
-        let ports = held.chunks(2).map(|pair| (port(&pair[0]), port(&pair[1])));
+        let first = PORTS.fetch_add(2 * members as u16, Ordering::Relaxed);
+        let ports = (0..members as u16).map(|at| (first + 2 * at, first + 2 * at + 1));
         let mut cluster = Self {
             dir: tempfile::tempdir().unwrap(),
             ports: ports.collect(),
             members: Vec::new(),
             tls: tls.map(|(ca, (pem, key))| [ca.clone(), pem.clone(), key.clone()]),
         };
-        drop(held);
         for at in 0..members {
             let member = cluster.launch(at);
             cluster.members.push(Some(member));
@@ -49,7 +57,7 @@ impl Cluster {
     }
 
     fn launch(&self, at: usize) -> Child {
-        let url = |port: u16| format!("http://127.0.0.1:{port}");
+        let url = |port: u16| format!("http://{}:{port}", host());
         let name = |at: usize| format!("m{at}");
         let all: Vec<_> = self
             .ports
@@ -108,7 +116,7 @@ impl Cluster {
 
     fn client_url(&self, port: u16) -> String {
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        format!("{scheme}://127.0.0.1:{port}")
+        format!("{scheme}://{}:{port}", host())
     }
 
     fn settings(&self, root: &str) -> Settings {
@@ -140,12 +148,16 @@ impl Cluster {
         }
     }
 
-    /// Kills every member in turn, so the leader at least once, and brings each back before the next.
-    async fn rampage(&mut self) {
+    /// Kills every member in turn, so the leader at least once, and brings each back before the next. `probe` makes a
+    /// commit each time: no call is asked to live through more leaders than its deadline has room for.
+    async fn rampage(&mut self, probe: &Etcd) {
         for at in 0..self.members.len() {
             self.kill(at);
             // A majority elects and serves without it: that is what is tested.
-            while Etcd::open(self.settings("/probe")).await.is_err() {}
+            probe
+                .commit(Transaction::new().put("/alive", &b"x"[..]))
+                .await
+                .unwrap();
             self.members[at] = Some(self.launch(at));
             let alone = Settings {
                 endpoints: vec![self.settings("").endpoints[at].clone()],
@@ -174,7 +186,7 @@ async fn one_etcd_keeps_the_contract() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_members_keep_the_contract_while_they_are_killed() {
     let mut cluster = Cluster::start(3);
-    drop(cluster.open("/ready").await);
+    let probe = cluster.open("/probe").await;
     let settings = cluster.settings("");
     let (done, mut runs) = tokio::sync::watch::channel(0);
     let mut work = tokio::task::JoinSet::new();
@@ -190,7 +202,7 @@ async fn three_members_keep_the_contract_while_they_are_killed() {
         }
     });
     while *runs.borrow_and_update() < RUNS {
-        cluster.rampage().await;
+        cluster.rampage(&probe).await;
         if let Some(finished) = work.try_join_next() {
             finished.unwrap();
         }
@@ -208,7 +220,7 @@ fn certificates(dir: &std::path::Path) -> (PathBuf, [(PathBuf, PathBuf); 2]) {
     let issuer = rcgen::Issuer::new(params, key);
     let pairs = ["server", "client"].map(|name| {
         let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let params = rcgen::CertificateParams::new([host().to_string()]).unwrap();
         let certificate = params.signed_by(&key, &issuer).unwrap();
         let (pem, key_file) = (
             dir.join(format!("{name}.pem")),
