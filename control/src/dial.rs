@@ -41,6 +41,9 @@ const CONNECT_WAIT: Duration = Duration::from_secs(5);
 /// Time for a call.
 const CALL_WAIT: Duration = Duration::from_secs(10);
 
+/// A silent connection is asked this often whether it lives, and has this long to say so.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
 /// Why control cannot be dialled.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -114,6 +117,8 @@ pub async fn dial(
         .map_err(|_| Error::Url(url.to_owned()))?
         .connect_timeout(CONNECT_WAIT)
         .timeout(CALL_WAIT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
         .connect_with_connector(connector)
         .await
         .map_err(|error| explain(url, &error))

@@ -56,6 +56,8 @@ pub struct Presence {
     pub status: Option<Status>,
     /// Why it refused the last snapshot; empty when it did not.
     pub rejection: String,
+    /// Its clock minus ours when it last said how it is.
+    pub clock_skew_ms: Option<i64>,
 }
 
 #[derive(Debug)]
@@ -159,6 +161,7 @@ impl Fleet {
         version.clone_into(&mut member.presence.version);
         // What it said before its restart is not so any more.
         member.presence.status = None;
+        member.presence.clock_skew_ms = None;
         member.said = None;
         drop(members);
         self.tell();
@@ -323,6 +326,7 @@ impl Attached {
             let draining =
                 |status: &Option<Status>| status.as_ref().is_some_and(|status| status.draining);
             let before = draining(&presence.status);
+            presence.clock_skew_ms = skew(status.unix_ms, now_unix_ms);
             presence.status = Some(status);
             before != draining(&presence.status)
         });
@@ -362,6 +366,12 @@ impl Attached {
             self.fleet.tell();
         }
     }
+}
+
+/// How far a clock is ahead of ours; older nodes do not tell theirs.
+fn skew(said_unix_ms: u64, now_unix_ms: u64) -> Option<i64> {
+    let apart = i128::from(said_unix_ms) - i128::from(now_unix_ms);
+    (said_unix_ms > 0).then(|| i64::try_from(apart).unwrap_or(i64::MAX))
 }
 
 impl Drop for Attached {
@@ -414,6 +424,14 @@ mod tests {
         };
         second.status(draining, 1);
         assert!(fleet.usable(later).draining.contains("a"));
+        assert_eq!(fleet.presence("a").clock_skew_ms, None, "it tells no time");
+        let slow = Status {
+            draining: true,
+            unix_ms: 7_000,
+            ..Status::default()
+        };
+        second.status(slow, 10_000);
+        assert_eq!(fleet.presence("a").clock_skew_ms, Some(-3_000));
 
         drop(second);
         let gone = Instant::now();

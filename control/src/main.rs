@@ -6,7 +6,11 @@ use anyhow::Context as _;
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use vector_control::{config::Config, server::Server, telemetry};
+use vector_control::{
+    config::Config,
+    server::{self, Server},
+    telemetry,
+};
 
 /// The control plane of Vector Engine.
 #[derive(Debug, Parser)]
@@ -15,6 +19,12 @@ struct Arguments {
     /// Settings in TOML. Without it, defaults and VECTOR_<SECTION>_<KEY> of the environment.
     #[arg(long)]
     config: Option<PathBuf>,
+    /// Only say whether the settings are good.
+    #[arg(long)]
+    check: bool,
+    /// Only ask the control that runs with these settings whether it is ready: 0 if it is.
+    #[arg(long, conflicts_with = "check")]
+    ready: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -26,6 +36,12 @@ fn main() -> anyhow::Result<()> {
     };
     let config = Config::read(&text, &|key| std::env::var(key).ok())
         .context("the settings cannot be used")?;
+    if arguments.check {
+        return Ok(());
+    }
+    if arguments.ready {
+        return Ok(server::ask_ready(config.admin_listen)?);
+    }
     telemetry::log(&config.log, config.log_format)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

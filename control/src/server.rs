@@ -32,6 +32,8 @@ use crate::{
 
 mod listen;
 mod probe;
+pub use probe::ask_ready;
+
 mod tls;
 
 /// How long calls may still run after the word to drain.
@@ -39,6 +41,9 @@ const DRAIN_WAIT: Duration = Duration::from_secs(10);
 
 /// Keep-alives go this often to a silent peer, and wait this long: a dead node is known in four seconds.
 const KEEPALIVE: Duration = Duration::from_secs(2);
+
+/// A call has its answer, or the beginning of its stream, within this; `grpc-timeout` of a client may say less.
+const CALL_WAIT: Duration = Duration::from_secs(30);
 
 /// Calls one connection may have open.
 const CALLS_MAX: u32 = 256;
@@ -306,6 +311,7 @@ async fn grpc_over(
     let router = tonic::transport::Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
+        .timeout(CALL_WAIT)
         .max_concurrent_streams(CALLS_MAX)
         .http2_max_header_list_size(HEAD_BYTES_MAX)
         .add_service(health_service)

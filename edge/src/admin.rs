@@ -2,7 +2,14 @@
 //!
 //! Nothing can be changed here, and nothing secret is shown.
 
-use std::{convert::Infallible, fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    fmt,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header};
@@ -22,6 +29,10 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Pause after a failed accept, which is mostly a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Time for each step of [`ask_ready`], and the largest answer that is read.
+const ASK_WAIT: Duration = Duration::from_secs(2);
+const ANSWER_BYTES_MAX: u64 = 4 << 10;
 
 /// Says why the node is not ready, if it is not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
@@ -123,4 +134,60 @@ fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let kind = http::HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response
+}
+
+/// Asks a process that runs whether it is ready, as a container's health check does: plain HTTP, and no more than
+/// [`ASK_WAIT`] for each step.
+///
+/// # Errors
+/// When nobody answers, or what it answers instead of "ready".
+pub fn ask_ready(mut address: SocketAddr) -> io::Result<()> {
+    if address.ip().is_unspecified() {
+        // Whoever listens everywhere listens here.
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let mut socket = TcpStream::connect_timeout(&address, ASK_WAIT)?;
+    socket.set_read_timeout(Some(ASK_WAIT))?;
+    socket.set_write_timeout(Some(ASK_WAIT))?;
+    socket.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    socket.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(());
+    }
+    let said = answer.lines().last().unwrap_or("nothing");
+    Err(io::Error::other(format!("{address} says: {said}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn asking_tells_ready_from_not_ready_and_from_nobody() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let ask = |answer: &'static str| {
+            std::thread::scope(|scope| {
+                let asked = scope.spawn(|| ask_ready(address));
+                let (mut socket, _) = listener.accept().unwrap();
+                let mut request = [0; 512];
+                let count = socket.read(&mut request).unwrap();
+                assert!(request[..count].starts_with(b"GET /readyz HTTP/1.1\r\n"));
+                socket.write_all(answer.as_bytes()).unwrap();
+                drop(socket);
+                asked.join().unwrap()
+            })
+        };
+        ask("HTTP/1.1 200 OK\r\n\r\nready\n").unwrap();
+        let error = ask("HTTP/1.1 503 Service Unavailable\r\n\r\nnot ready: no routes\n");
+        assert!(error.unwrap_err().to_string().contains("no routes"));
+        drop(listener);
+        ask_ready(address).unwrap_err();
+    }
 }

@@ -4,7 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser;
-use vector_edge::{config::Config, node, telemetry::Telemetry};
+use vector_edge::{admin, config::Config, node, telemetry::Telemetry};
 
 // Allocates and frees across threads all the time, which the system's allocator is slow at.
 #[global_allocator]
@@ -20,6 +20,9 @@ struct Arguments {
     /// Only says whether the settings are good.
     #[arg(long)]
     check: bool,
+    /// Only asks the node that runs with these settings whether it is ready: 0 if it is.
+    #[arg(long, conflicts_with = "check")]
+    ready: bool,
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,9 @@ fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Config::load(&arguments.config).with_context(|| arguments.config.display().to_string())?;
     if arguments.check {
         return Ok(());
+    }
+    if arguments.ready {
+        return Ok(admin::ask_ready(config.admin.listen)?);
     }
     // Fails only when it was done before.
     let _ = rustls::crypto::ring::default_provider().install_default();

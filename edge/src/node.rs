@@ -112,7 +112,12 @@ impl Node {
         let tunnel = Tunnel::default();
         links::show(&telemetry, tunnel.tally());
         let egress = EgressSide::new(&config, &identity, &control, &telemetry)?;
-        let status = Arc::new(Status::new(tunnel.clone(), egress.clone()));
+        let place = status::Place {
+            identity: identity.clone(),
+            state_dir: config.node.state_dir.clone(),
+            telemetry: telemetry.clone(),
+        };
+        let status = Arc::new(Status::new(place, tunnel.clone(), egress.clone()));
         control.set_status_source(status.source());
         let me = hello(&config, &identity);
         let relay = config.has(Role::Relay).then(|| Relay::new(tunnel.clone()));

@@ -216,6 +216,12 @@ impl Telemetry {
         self.0.metrics.in_flight(role)
     }
 
+    /// How many exchanges run now as this role.
+    #[must_use]
+    pub fn running(&self, role: Role) -> u64 {
+        self.0.metrics.running(role)
+    }
+
     /// The one line of an exchange's end, and everything that is counted of it.
     pub fn exchange_ended(&self, ended: &Exchange<'_>) {
         self.0.metrics.exchange(ended);

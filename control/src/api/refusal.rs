@@ -1,6 +1,7 @@
 //! The one table from a room's error to a gRPC status. A new error does not compile without a row.
 
-use tonic::Status;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 
 use crate::{coordinate, identity, ledger, registry};
 
@@ -8,7 +9,7 @@ impl From<registry::Error> for Status {
     fn from(error: registry::Error) -> Self {
         let text = error.to_string();
         match error {
-            registry::Error::Invalid(_) => Self::invalid_argument(text),
+            registry::Error::Invalid(faults) => by_field(text, &faults),
             registry::Error::Unknown { .. } => Self::not_found(text),
             registry::Error::Refused(_) => Self::failed_precondition(text),
             registry::Error::BadInvite(_) => Self::permission_denied(text),
@@ -20,6 +21,26 @@ impl From<registry::Error> for Status {
             registry::Error::Store(error) => of_store(&error),
         }
     }
+}
+
+/// Bytes of fields in a refusal's details: they travel in a header, and clients take 16 KiB of those.
+const DETAILS_BYTES_MAX: usize = 4 << 10;
+
+/// Every fault with its field, as `google.rpc.BadRequest` for programs and as text for people. What does not fit in
+/// the details stands in the text.
+fn by_field(text: String, faults: &[registry::Fault]) -> Status {
+    let mut room = DETAILS_BYTES_MAX;
+    let fitting = faults.iter().take_while(|fault| {
+        let bytes = fault.field.len() + fault.why.len();
+        let fits = bytes <= room;
+        room = room.saturating_sub(bytes);
+        fits
+    });
+    let fields: Vec<FieldViolation> = fitting
+        .map(|fault| FieldViolation::new(&fault.field, &fault.why))
+        .collect();
+    let details = ErrorDetails::with_bad_request(fields);
+    Status::with_error_details(Code::InvalidArgument, text, details)
 }
 
 fn of_store(error: &coordinate::Error) -> Status {

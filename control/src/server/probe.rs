@@ -1,6 +1,12 @@
 //! `GET /livez`, `/readyz` and `/metrics`, for those who watch the process. Plain HTTP, nothing secret.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io::{self, Read as _, Write as _},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
@@ -17,6 +23,10 @@ const CONNECTIONS_MAX: usize = 64;
 
 /// A request's head comes this soon.
 const HEAD_WAIT: Duration = Duration::from_secs(5);
+
+/// Time for each step of [`ask_ready`], and the largest answer that is read.
+const ASK_WAIT: Duration = Duration::from_secs(2);
+const ANSWER_BYTES_MAX: u64 = 4 << 10;
 
 /// What the answers follow from.
 struct Probes {
@@ -105,4 +115,30 @@ impl Probes {
             .insert(CONTENT_TYPE, http::HeaderValue::from_static(kind));
         response
     }
+}
+
+/// Asks a process that runs whether it is ready, as a container's health check does: plain HTTP, and no more than
+/// [`ASK_WAIT`] for each step.
+///
+/// # Errors
+/// When nobody answers, or what it answers instead of "ready".
+pub fn ask_ready(mut address: SocketAddr) -> io::Result<()> {
+    if address.ip().is_unspecified() {
+        // Whoever listens everywhere listens here.
+        address.set_ip(match address {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let mut socket = TcpStream::connect_timeout(&address, ASK_WAIT)?;
+    socket.set_read_timeout(Some(ASK_WAIT))?;
+    socket.set_write_timeout(Some(ASK_WAIT))?;
+    socket.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    socket.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
+    if answer.starts_with("HTTP/1.1 200 ") {
+        return Ok(());
+    }
+    let said = answer.lines().last().unwrap_or("nothing");
+    Err(io::Error::other(format!("{address} says: {said}")))
 }

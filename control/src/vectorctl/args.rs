@@ -40,8 +40,10 @@ pub(crate) struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// The network at a glance.
+    /// The network at a glance: nodes, paths, models, rates, and what is wrong.
     Status,
+    /// Find the usual mistakes and say the cure. Ends with code 1 when something is broken.
+    Doctor,
     /// Invite, list, drain and remove nodes.
     #[command(subcommand)]
     Node(Node),

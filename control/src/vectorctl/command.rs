@@ -16,7 +16,7 @@ use crate::{
     Failure,
     args::{self, Arguments, Command},
     connect::{Client, connect},
-    json, plan, table,
+    doctor, json, plan, sight, table,
 };
 
 mod account;
@@ -55,6 +55,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
         json,
         command,
     } = arguments;
+    if matches!(command, Command::Doctor) {
+        return examined(&control, &token, json).await;
+    }
     // What can be wrong with a file is told before anything is dialled.
     let command = Ready::from(command)?;
     let client = connect(&control, &token).await?;
@@ -65,6 +68,21 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
     } else {
         Ok(shown.text)
     }
+}
+
+/// The doctor's report. It stands on standard output whatever was found, and code 1 says that something is broken.
+async fn examined(control: &str, token: &str, as_json: bool) -> Result<String, Failure> {
+    let (value, text, bad) = doctor::run(control, token).await;
+    let report = if as_json {
+        serde_json::to_string_pretty(&value).map_err(|error| Failure::Refused(error.to_string()))?
+    } else {
+        text
+    };
+    if bad {
+        let _ = writeln!(io::stdout().lock(), "{report}");
+        return Err(Failure::Refused(String::new()));
+    }
+    Ok(report)
 }
 
 /// A command whose files are read.
@@ -130,11 +148,15 @@ impl Ready {
     }
 }
 
-async fn plain(mut client: Client, command: Command) -> Done {
+async fn plain(client: Client, command: Command) -> Done {
     match command {
         Command::Status => {
-            let status = client.status(pb::StatusRequest {}).await?.into_inner();
-            Ok(Shown::new(json::status(&status), table::status(&status)))
+            let sight = sight::gather(&client).await?;
+            let findings = doctor::examine(&sight);
+            Ok(Shown::new(
+                json::glance(&sight, &findings),
+                table::glance(&sight, &findings),
+            ))
         }
         Command::Node(it) => node::node(client, it).await,
         Command::Provider(it) => provider::provider(client, it).await,
@@ -148,8 +170,8 @@ async fn plain(mut client: Client, command: Command) -> Done {
         Command::Upstreams => scores::upstreams(client).await,
         Command::Paths => scores::paths(client).await,
         Command::Watch(asked) => scores::watch(client, asked).await,
-        Command::Apply(_) | Command::Diff(_) | Command::Completion { .. } => {
-            Err(Failure::Usage("this command needs no control".to_owned()))
+        Command::Apply(_) | Command::Diff(_) | Command::Doctor | Command::Completion { .. } => {
+            Err(Failure::Usage("this command is done elsewhere".to_owned()))
         }
     }
 }
@@ -217,7 +239,9 @@ async fn usage(mut client: Client, asked: args::Usage) -> Done {
 }
 
 /// Asks until there are no more pages.
-async fn pages<T, F>(mut ask: impl FnMut(pb::ListRequest) -> F) -> Result<Vec<T>, Failure>
+pub(crate) async fn pages<T, F>(
+    mut ask: impl FnMut(pb::ListRequest) -> F,
+) -> Result<Vec<T>, Failure>
 where
     F: Future<Output = Result<(Vec<T>, String), Status>>,
 {
@@ -237,7 +261,7 @@ where
     }
 }
 
-fn rows<P, T>(
+pub(crate) fn rows<P, T>(
     answer: Result<Response<P>, Status>,
     parts: impl FnOnce(P) -> (Vec<T>, String),
 ) -> Result<(Vec<T>, String), Status> {
@@ -290,7 +314,7 @@ fn read_file(file: &Path) -> Result<String, Failure> {
     Ok(text)
 }
 
-fn unix_ms() -> u64 {
+pub(crate) fn unix_ms() -> u64 {
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default();

@@ -3,6 +3,11 @@
 use serde_json::{Value, json};
 use vector_proto::{control::v1 as pb, tunnel::v1::Usage};
 
+use crate::{
+    doctor::{self, Finding},
+    sight::{RATE_S, Sight},
+};
+
 pub(crate) fn list<T>(name: &str, rows: &[T], row: impl Fn(&T) -> Value) -> Value {
     json!({ name: rows.iter().map(row).collect::<Vec<_>>() })
 }
@@ -16,6 +21,20 @@ pub(crate) fn status(status: &pb::StatusResponse) -> Value {
     })
 }
 
+/// `status` with what follows from all the rest.
+pub(crate) fn glance(sight: &Sight, findings: &[Finding]) -> Value {
+    let mut value = status(&sight.status);
+    let [up, suspect, down] = sight.paths();
+    let usage = sight.lately.total.unwrap_or_default();
+    value["paths"] = json!({ "up": up, "suspect": suspect, "down": down });
+    value["lately"] = json!({
+        "seconds": RATE_S, "exchanges": sight.lately.exchanges,
+        "input_tokens": usage.input_tokens, "output_tokens": usage.output_tokens,
+    });
+    value["findings"] = doctor::value(findings)["findings"].take();
+    value
+}
+
 pub(crate) fn node(view: &pb::NodeView) -> Value {
     let record = view.record.clone().unwrap_or_default();
     let status = view.status.clone().unwrap_or_default();
@@ -24,7 +43,9 @@ pub(crate) fn node(view: &pb::NodeView) -> Value {
         "tunnel_addresses": record.tunnel_addresses, "client_urls": record.client_urls,
         "draining": record.draining || status.draining, "connected": view.connected, "revision": view.revision,
         "version": view.version, "last_seen_unix_ms": view.last_seen_unix_ms, "rejection": view.rejection,
-        "exchanges": status.exchanges,
+        "exchanges": status.exchanges, "client_exchanges": status.client_exchanges,
+        "clock_skew_ms": view.clock_skew_ms, "certificate_until_unix_ms": status.certificate_until_unix_ms,
+        "disk_free_bytes": status.disk_free_bytes, "disk_bytes": status.disk_bytes,
         "links": status.links.iter().map(link).collect::<Vec<_>>(),
         "credentials": status.credentials.iter().map(credential_status).collect::<Vec<_>>(),
     })

@@ -7,6 +7,9 @@ use vector_proto::control::v1 as pb;
 
 use crate::json::word;
 
+mod glance;
+pub(crate) use glance::glance;
+
 mod scores;
 pub(crate) use scores::{paths, upstreams_seen};
 
@@ -143,7 +146,7 @@ pub(crate) fn nodes(nodes: &[pb::NodeView]) -> String {
             state.to_owned(),
             view.revision.to_string(),
             format!("{up}/{}", status.links.len()),
-            status.exchanges.to_string(),
+            (status.exchanges + status.client_exchanges).to_string(),
             dash(record.client_urls.join(" ")),
             dash(view.version.clone()),
             ago(view.last_seen_unix_ms),

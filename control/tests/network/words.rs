@@ -1,5 +1,7 @@
 //! What operators say, and what nodes hear of it.
 
+use tonic_types::{FieldViolation, StatusExt as _};
+
 use super::*;
 
 #[tokio::test]
@@ -18,6 +20,7 @@ async fn applying_twice_changes_once_and_faults_change_nothing() {
     bad.accounts[0].time_zone = "Mars/Olympus".to_owned();
     let refused = admin.apply(bad, false).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
+    let details = refused.get_details_bad_request().unwrap();
     for field in [
         "providers[openai].base_url",
         "models[*].upstreams[0].provider",
@@ -26,6 +29,11 @@ async fn applying_twice_changes_once_and_faults_change_nothing() {
         assert!(
             refused.message().contains(field),
             "{field} is missing in: {refused}"
+        );
+        let named = |fault: &FieldViolation| fault.field == field && !fault.description.is_empty();
+        assert!(
+            details.field_violations.iter().any(named),
+            "{field} is missing in: {details:?}"
         );
     }
 

@@ -3,11 +3,12 @@
 use std::{
     collections::HashMap,
     fmt,
+    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,9 @@ use vector_proto::control::v1 as control;
 use super::egress_side::EgressSide;
 use crate::{
     admin::Readiness,
+    config::Role,
     control_plane::{ControlPlane, StatusSource},
+    identity::Identity,
     ingress::Upstreams,
     telemetry::{LinkSeries, Telemetry},
     tunnel::Tunnel,
@@ -28,8 +31,31 @@ const LINKS_EVERY: Duration = Duration::from_secs(1);
 /// How often a node that is not ready looks again.
 const READY_EVERY: Duration = Duration::from_millis(10);
 
+/// What is told of the node's machine and of itself.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) identity: Identity,
+    pub(super) state_dir: PathBuf,
+    pub(super) telemetry: Telemetry,
+}
+
+impl Place {
+    /// Left and whole size of the file system that the state lies on; 0 where nobody knows.
+    fn disk(&self) -> (u64, u64) {
+        rustix::fs::statvfs(&self.state_dir).map_or((0, 0), |disk| {
+            let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+            (bytes(disk.f_bavail), bytes(disk.f_blocks))
+        })
+    }
+}
+
+fn ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// The node's state, for reports.
 pub(super) struct Status {
+    place: Place,
     tunnel: Tunnel,
     egress: Option<EgressSide>,
     /// Set once the ingress role runs.
@@ -47,8 +73,9 @@ impl fmt::Debug for Status {
 }
 
 impl Status {
-    pub(super) const fn new(tunnel: Tunnel, egress: Option<EgressSide>) -> Self {
+    pub(super) const fn new(place: Place, tunnel: Tunnel, egress: Option<EgressSide>) -> Self {
         Self {
+            place,
             tunnel,
             egress,
             ingress: OnceLock::new(),
@@ -71,7 +98,17 @@ impl Status {
     }
 
     fn read(&self) -> control::Status {
+        let place = &self.place;
+        let (disk_free_bytes, disk_bytes) = place.disk();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         control::Status {
+            unix_ms: ms(now),
+            certificate_until_unix_ms: ms(place.identity.validity().1),
+            disk_free_bytes,
+            disk_bytes,
+            client_exchanges: place.telemetry.running(Role::Ingress),
             draining: self.draining.load(Ordering::Relaxed),
             exchanges: self.egress.as_ref().map_or(0, EgressSide::exchanges) as u64,
             links: self.tunnel.status(),

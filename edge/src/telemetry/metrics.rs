@@ -295,6 +295,10 @@ impl Metrics {
         InFlight(gauge)
     }
 
+    pub(super) fn running(&self, role: Role) -> u64 {
+        u64::try_from(self.running_as[place(role)].get()).unwrap_or_default()
+    }
+
     pub(super) fn exchange(&self, ended: &Exchange<'_>) {
         let series = self.series(ended.role, ended.operation, ended.model);
         series.outcomes[outcome_place(ended.outcome)].inc();

@@ -81,7 +81,7 @@ const ARROWS: &[Row] = &[
     ("proto", "tunnel", &["id", "refusal"]),
     ("proto", "control", &["id", "tunnel"]),
     // A node: `node` puts it together; a role never uses a role.
-    ("edge", "main", &["node", "config", "telemetry"]),
+    ("edge", "main", &["node", "admin", "config", "telemetry"]),
     (
         "edge",
         "node",

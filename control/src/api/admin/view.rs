@@ -36,6 +36,7 @@ pub(super) fn node(
         last_seen_unix_ms: presence.last_seen_unix_ms,
         status: presence.status,
         rejection: presence.rejection,
+        clock_skew_ms: presence.clock_skew_ms,
     }
 }
 
