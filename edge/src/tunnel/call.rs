@@ -44,7 +44,8 @@ impl Call {
         exchange: ExchangeId,
         open: &v1::Open,
     ) -> Result<Self, OpenError> {
-        if !link.usable() {
+        // A silent path is worth a try: it was chosen since no other is left.
+        if link.draining() || link.is_down() {
             return Err(OpenError::NoLink);
         }
         let (stream, receive) = link.open_stream().await.map_err(|_| OpenError::NoLink)?;

@@ -4,6 +4,7 @@ use super::{
     world::{World, refused},
     *,
 };
+use crate::tunnel::Condition;
 
 #[tokio::test]
 async fn chunked_and_sized_bodies_of_all_sizes_arrive_whole() {
@@ -89,4 +90,15 @@ async fn no_link_is_no_path() {
         world.tunnel.remove(&link);
     }
     refused(&world.chat("echo").await, 503, "no_path");
+}
+
+#[tokio::test]
+async fn silent_paths_are_tried_when_there_are_no_others() {
+    let world = World::start().await;
+    for egress in ["egress-a", "egress-b"] {
+        let link = world.tunnel.link(egress).unwrap();
+        link.vitals().set(Condition::Down);
+    }
+    let answer = world.chat("echo").await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
 }
