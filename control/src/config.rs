@@ -7,6 +7,9 @@ use std::{net::SocketAddr, path::PathBuf};
 
 use self::source::Source;
 
+mod ledger;
+pub use ledger::{Password, Postgres};
+
 mod source;
 
 /// Everything `vector-control` can be told.
@@ -26,6 +29,8 @@ pub struct Config {
     pub admin_token_file: PathBuf,
     /// The cluster that holds the registry. Without it, `control.sqlite` does.
     pub etcd: Option<Etcd>,
+    /// The database that holds usage, objects and claims. Without it, `ledger.sqlite` does.
+    pub ledger: Option<Postgres>,
     /// Filter of the log, such as `info` or `info,vector_control=debug`.
     pub log: String,
     /// How log lines look.
@@ -81,6 +86,7 @@ impl Config {
         let admin_listen = source.address("admin", "listen", "127.0.0.1:9099");
         let token_file = source.text("control", "admin_token_file", "");
         let etcd = etcd(&mut source);
+        let ledger = ledger::read(&mut source);
         let log = source.text("telemetry", "log", "info");
         let format = source.text("telemetry", "format", "json");
         // Known to every process of ours, so that one environment serves them all; control makes no traces yet.
@@ -117,6 +123,7 @@ impl Config {
             admin_listen,
             admin_token_file,
             etcd,
+            ledger,
             log,
             log_format,
         })

@@ -1,11 +1,14 @@
 //! What exchanges consumed, who made which object at which provider, and who has which idempotency key.
 //!
-//! One file, two threads: one writes in groups, one reads, so that a long look at usage never keeps
-//! an egress waiting. A record is answered for once it is on disk; the same record again changes nothing.
+//! Two kinds of books behind one door, held to one contract: a SQLite file of this process alone, or a PostgreSQL
+//! database that any number of replicas share. A record is answered for once it is durable; the same record again
+//! changes nothing, so that a call whose answer was lost may be made again, also at another replica.
 
 use std::path::Path;
 
-use crate::sqlite::{self, Sqlite};
+use vector_proto::{control::v1::Object, control::v1::UsageRecord};
+
+use crate::{config, sqlite};
 
 mod record;
 pub use record::{UsagePage, UsageQuery};
@@ -16,6 +19,13 @@ pub use objects::Located;
 mod claims;
 pub use claims::{Claim, Claimed};
 
+mod embedded;
+
+mod postgres;
+
+#[cfg(test)]
+mod contract;
+
 /// Records or objects that one call may bring.
 pub const BATCH_MAX: usize = 2_000;
 
@@ -25,35 +35,120 @@ pub enum Error {
     /// Something in the records that cannot be so.
     #[error("{0}")]
     Invalid(&'static str),
-    /// The database.
+    /// The SQLite file.
     #[error(transparent)]
     Database(#[from] sqlite::Error),
+    /// PostgreSQL cannot be reached or did not answer in time. What was asked may be done or not: ask again.
+    #[error("the ledger's database is away: {0}")]
+    Unavailable(String),
+    /// PostgreSQL says no, and will say it again.
+    #[error("the ledger's database refuses: {0}")]
+    Refused(String),
+    /// The settings do not lead to a database that can be used.
+    #[error("[ledger] {0}")]
+    Settings(String),
 }
 
-/// See the module. Cheap to share.
+/// See the module.
 #[derive(Debug)]
 pub struct Ledger {
-    writes: Sqlite,
-    reads: Sqlite,
+    books: Books,
     objects_made: tokio::sync::Notify,
 }
 
+/// Where the rows are.
+#[derive(Debug)]
+enum Books {
+    Embedded(embedded::Embedded),
+    Postgres(Box<postgres::Postgres>),
+}
+
 impl Ledger {
-    /// Opens or makes the file.
+    /// Opens or makes a file of this process alone.
     ///
     /// # Errors
     /// When it cannot be opened or is something else.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let schema = format!("{}{}{}", record::SCHEMA, objects::SCHEMA, claims::SCHEMA);
-        Ok(Self {
-            writes: Sqlite::open(path, &schema)?,
-            reads: Sqlite::open(path, "")?,
+        let books = embedded::Embedded::open(path, claims::Bounds::default())?;
+        Ok(Self::with(Books::Embedded(books)))
+    }
+
+    /// Uses a PostgreSQL database, which need not be up: calls fail until it is.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] when it answers that it will never do, or a file of the settings cannot be used.
+    pub async fn connect(settings: &config::Postgres) -> Result<Self, Error> {
+        let books = postgres::Postgres::open(settings, claims::Bounds::default()).await?;
+        Ok(Self::with(Books::Postgres(Box::new(books))))
+    }
+
+    fn with(books: Books) -> Self {
+        Self {
+            books,
             objects_made: tokio::sync::Notify::new(),
-        })
+        }
     }
 }
 
-/// SQLite counts in signed numbers; what does not fit is absurd and kept as the largest there is.
+impl Books {
+    async fn record(&self, records: Vec<UsageRecord>) -> Result<(), Error> {
+        match self {
+            Self::Embedded(books) => books.record(records).await,
+            Self::Postgres(books) => books.record(&records).await,
+        }
+    }
+
+    async fn usage(&self, query: UsageQuery) -> Result<UsagePage, Error> {
+        match self {
+            Self::Embedded(books) => books.usage(query).await,
+            Self::Postgres(books) => books.usage(&query).await,
+        }
+    }
+
+    async fn keep_objects(&self, objects: Vec<Object>) -> Result<(), Error> {
+        match self {
+            Self::Embedded(books) => books.keep_objects(objects).await,
+            Self::Postgres(books) => books.keep_objects(&objects).await,
+        }
+    }
+
+    async fn find(&self, account: &str, id: &str) -> Result<Option<Object>, Error> {
+        match self {
+            Self::Embedded(books) => books.find(account, id).await,
+            Self::Postgres(books) => books.find(account, id).await,
+        }
+    }
+
+    async fn made_by_anyone(&self, id: &str) -> Result<bool, Error> {
+        match self {
+            Self::Embedded(books) => books.made_by_anyone(id).await,
+            Self::Postgres(books) => books.made_by_anyone(id).await,
+        }
+    }
+
+    async fn claim(&self, claim: Claim) -> Result<Claimed, Error> {
+        match self {
+            Self::Embedded(books) => books.claim(claim).await,
+            Self::Postgres(books) => books.claim(&claim).await,
+        }
+    }
+
+    async fn settle(&self, settlement: claims::Settlement) -> Result<(), Error> {
+        match self {
+            Self::Embedded(books) => books.settle(settlement).await,
+            Self::Postgres(books) => books.settle(&settlement).await,
+        }
+    }
+
+    async fn recall(&self, account: String, exchange: [u8; 16]) -> Result<Option<String>, Error> {
+        match self {
+            Self::Embedded(books) => books.recall(account, exchange).await,
+            Self::Postgres(books) => books.recall(&account, exchange).await,
+        }
+    }
+}
+
+/// Databases count in signed numbers; what does not fit is absurd and kept as the largest there is.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

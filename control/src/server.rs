@@ -187,7 +187,10 @@ impl Server {
             Arc::clone(&metrics),
         );
         let rooms = Rooms {
-            ledger: Arc::new(Ledger::open(&data.join("ledger.sqlite"))?),
+            ledger: Arc::new(match &config.ledger {
+                Some(postgres) => Ledger::connect(postgres).await?,
+                None => Ledger::open(&data.join("ledger.sqlite"))?,
+            }),
             publisher: Arc::new(publisher),
             steering: Arc::new(Steering::new(Arc::clone(&fleet))),
             authority,

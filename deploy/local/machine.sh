@@ -23,6 +23,34 @@ need_command() {
   }
 }
 
+# postgres_bin: the folder of the newest PostgreSQL server's programs; nothing where there is none.
+postgres_bin() {
+  local folder
+  for folder in $(printf '%s\n' /usr/lib/postgresql/*/bin | sort -t/ -k5 -rn); do
+    if [ -x "$folder/initdb" ]; then
+      echo "$folder"
+      return
+    fi
+  done
+  ! folder=$(command -v initdb) || dirname "$folder"
+}
+
+need_postgres() {
+  [ -n "$(postgres_bin)" ] || need_command initdb postgresql
+}
+
+# Sets `guise` to what stands before a PostgreSQL program. It refuses to run as root: for root it runs in a user
+# namespace, where root's files are those of the user postgres, or else as that user.
+postgres_guise() {
+  guise=()
+  [ "$(id -u)" = 0 ] || return 0
+  guise=(unshare --user "--map-user=$(id -u postgres)" "--map-group=$(id -g postgres)")
+  if "${guise[@]}" true 2>/dev/null; then return; fi
+  guise=(setpriv --reuid postgres --regid postgres --init-groups)
+  chown -R postgres: "$1"
+  "${guise[@]}" test -x "$1" || fail "the user postgres cannot enter $1: set VECTOR_LOCAL_DIR to a folder that it can reach"
+}
+
 # Builds the four programs. Silent when nothing has changed; one moving line on a terminal; on failure, all of it.
 build_binaries() {
   need_command cc gcc libc6-dev

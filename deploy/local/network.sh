@@ -34,6 +34,9 @@ etcd_members=(
   "etcd-3 $(port 23793 32) $(port 23803 35)"
 )
 
+# The database of `up --postgres`.
+postgres_port=$(port 54329 36)
+
 # name, roles, region, client port (or -), tunnel port, admin port
 nodes=(
   "ingress-eu-1 ingress eu      $(port 8080 0) $(port 7440 10) $(port 9100 21)"

@@ -62,7 +62,9 @@ impl From<ledger::Error> for Status {
         let text = error.to_string();
         match error {
             ledger::Error::Invalid(_) => Self::invalid_argument(text),
-            ledger::Error::Database(_) => {
+            // Said by the ledger itself, once for as long as it lasts.
+            ledger::Error::Unavailable(_) => Self::unavailable(text),
+            ledger::Error::Database(_) | ledger::Error::Refused(_) | ledger::Error::Settings(_) => {
                 tracing::error!(error = %text, "the ledger failed");
                 Self::unavailable(text)
             }

@@ -42,6 +42,11 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// What may stand in the environment only; empty is none.
+    pub(super) fn secret(&self, variable: &str) -> Option<String> {
+        (self.env)(variable).filter(|text| !text.is_empty())
+    }
+
     pub(super) fn address(&mut self, section: &str, key: &str, default: &str) -> SocketAddr {
         let text = self.text(section, key, default);
         text.parse().unwrap_or_else(|_| {

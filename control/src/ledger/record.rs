@@ -1,26 +1,15 @@
 //! Usage: one row per exchange, for ever, whoever says it how often.
 
 use prost::Message as _;
-use rusqlite::{Connection, params};
 use vector_proto::{control::v1::UsageRecord, tunnel::v1::Usage};
 
-use super::{BATCH_MAX, Error, Ledger, signed, unsigned};
-
-/// The columns are what is asked by; `record` is the whole.
-pub(super) const SCHEMA: &str = "
-CREATE TABLE IF NOT EXISTS usage (
-    exchange BLOB PRIMARY KEY, ended_unix_ms INTEGER NOT NULL, account TEXT NOT NULL, key TEXT NOT NULL,
-    input_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL, cache_write_tokens INTEGER NOT NULL,
-    output_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL, input_audio_tokens INTEGER NOT NULL,
-    output_audio_tokens INTEGER NOT NULL, input_image_tokens INTEGER NOT NULL, output_image_tokens INTEGER NOT NULL,
-    seconds_milli INTEGER NOT NULL, record BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS usage_by_account ON usage (account, ended_unix_ms);
-CREATE INDEX IF NOT EXISTS usage_by_time ON usage (ended_unix_ms);
-";
+use super::{BATCH_MAX, Error, Ledger, signed};
 
 /// Largest record kept.
 const RECORD_BYTES_MAX: usize = 8 << 10;
+
+/// Numbers of a row, beside its time: those of [`tokens`].
+pub(super) const TOKENS: usize = 10;
 
 /// Which usage is wanted. Empty texts and zeros: whichever.
 #[derive(Clone, Debug, Default)]
@@ -70,12 +59,7 @@ impl Ledger {
         {
             return Err(Error::Invalid("a record is too large"));
         }
-        let write = move |connection: &Connection| {
-            records
-                .iter()
-                .try_for_each(|record| insert(connection, record))
-        };
-        Ok(self.writes.run(write, |()| ()).await?)
+        self.books.record(records).await
     }
 
     /// Looks usage up.
@@ -83,115 +67,97 @@ impl Ledger {
     /// # Errors
     /// When the database fails.
     pub async fn usage(&self, query: UsageQuery) -> Result<UsagePage, Error> {
-        Ok(self
-            .reads
-            .run(move |connection| page(connection, &query), |_| ())
-            .await?)
+        self.books.usage(query).await
     }
 }
 
-fn insert(connection: &Connection, record: &UsageRecord) -> rusqlite::Result<()> {
-    let usage = record.usage.unwrap_or_default();
-    connection
-        .prepare_cached(
-            "INSERT OR IGNORE INTO usage VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15)",
-        )?
-        .execute(params![
-            &record.exchange[..],
-            signed(record.ended_unix_ms),
-            record.account,
-            record.key,
-            signed(usage.input_tokens),
-            signed(usage.cached_input_tokens),
-            signed(usage.cache_write_tokens),
-            signed(usage.output_tokens),
-            signed(usage.reasoning_tokens),
-            signed(usage.input_audio_tokens),
-            signed(usage.output_audio_tokens),
-            signed(usage.input_image_tokens),
-            signed(usage.output_image_tokens),
-            signed(usage.seconds_milli),
-            record.encode_to_vec(),
-        ])?;
-    Ok(())
+impl UsageQuery {
+    /// From, until (exclusive), and the row that the page begins behind, as databases compare them.
+    pub(super) fn bounds(&self) -> (i64, i64, (i64, Vec<u8>)) {
+        let until = match self.until_unix_ms {
+            0 => i64::MAX,
+            until => signed(until),
+        };
+        let behind = match &self.behind {
+            Some((ended, exchange)) => (signed(*ended), exchange.clone()),
+            None => (i64::MAX, vec![u8::MAX; 17]),
+        };
+        (signed(self.from_unix_ms), until, behind)
+    }
+
+    /// Rows to read: one more than wanted tells whether there are more.
+    pub(super) fn limit(&self) -> i64 {
+        i64::try_from(self.rows)
+            .unwrap_or(i64::MAX)
+            .saturating_add(1)
+    }
 }
 
-const WANTED: &str = "(?1 = '' OR account = ?1) AND (?2 = '' OR key = ?2) AND ended_unix_ms >= ?3 AND ended_unix_ms < ?4";
-
-fn page(connection: &Connection, query: &UsageQuery) -> rusqlite::Result<UsagePage> {
-    let until = if query.until_unix_ms == 0 {
-        i64::MAX
-    } else {
-        signed(query.until_unix_ms)
-    };
-    let (from, rows) = (signed(query.from_unix_ms), query.rows);
-    let (behind_ms, behind) = match &query.behind {
-        Some((ended, exchange)) => (signed(*ended), exchange.clone()),
-        None => (i64::MAX, vec![u8::MAX; 17]),
-    };
-    let mut page = totals(connection, query, from, until)?;
-    let mut statement = connection.prepare_cached(&format!(
-        "SELECT record FROM usage WHERE {WANTED} AND (ended_unix_ms, exchange) < (?5, ?6)
-         ORDER BY ended_unix_ms DESC, exchange DESC LIMIT ?7"
-    ))?;
-    let limit = i64::try_from(rows).unwrap_or(i64::MAX).saturating_add(1);
-    let mut found = statement.query(params![
-        query.account,
-        query.key,
-        from,
-        until,
-        behind_ms,
-        behind,
-        limit
-    ])?;
-    while let Some(row) = found.next()? {
-        if page.records.len() == rows {
-            page.more = true;
-            break;
-        }
-        let bytes: Vec<u8> = row.get(0)?;
+impl UsagePage {
+    /// A page of rows as they were read, up to [`UsageQuery::limit`] of them.
+    pub(super) fn of(
+        query: &UsageQuery,
+        rows: &[Vec<u8>],
+        (exchanges, total): (u64, Usage),
+    ) -> Self {
+        let wanted = &rows[..rows.len().min(query.rows)];
         // Written by ourselves; one that cannot be read is counted in the totals all the same.
-        page.records.extend(UsageRecord::decode(&bytes[..]).ok());
+        let records = wanted
+            .iter()
+            .filter_map(|bytes| UsageRecord::decode(&bytes[..]).ok());
+        Self {
+            records: records.collect(),
+            more: rows.len() > query.rows,
+            total,
+            exchanges,
+        }
     }
-    Ok(page)
 }
 
-fn totals(
-    connection: &Connection,
-    query: &UsageQuery,
-    from: i64,
-    until: i64,
-) -> rusqlite::Result<UsagePage> {
-    connection
-        .prepare_cached(&format!(
-            "SELECT COUNT(*), TOTAL(input_tokens), TOTAL(cached_input_tokens), TOTAL(cache_write_tokens),
-                    TOTAL(output_tokens), TOTAL(reasoning_tokens), TOTAL(input_audio_tokens), TOTAL(output_audio_tokens),
-                    TOTAL(input_image_tokens), TOTAL(output_image_tokens), TOTAL(seconds_milli)
-             FROM usage WHERE {WANTED}"
-        ))?
-        .query_row(params![query.account, query.key, from, until], |row| {
-            let exchanges = unsigned(row.get(0)?);
-            let sum = |place: usize| -> rusqlite::Result<u64> {
-                let sum: f64 = row.get(place)?;
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sums are whole, not negative, and for people")]
-                Ok(sum as u64)
-            };
-            Ok(UsagePage {
-                exchanges,
-                total: Usage {
-                    input_tokens: sum(1)?,
-                    cached_input_tokens: sum(2)?,
-                    cache_write_tokens: sum(3)?,
-                    output_tokens: sum(4)?,
-                    reasoning_tokens: sum(5)?,
-                    input_audio_tokens: sum(6)?,
-                    output_audio_tokens: sum(7)?,
-                    input_image_tokens: sum(8)?,
-                    output_image_tokens: sum(9)?,
-                    seconds_milli: sum(10)?,
-                    reported: exchanges > 0,
-                },
-                ..UsagePage::default()
-            })
-        })
+/// What a row counts, in the order of its columns.
+pub(super) fn tokens(record: &UsageRecord) -> [i64; TOKENS] {
+    let usage = record.usage.unwrap_or_default();
+    [
+        usage.input_tokens,
+        usage.cached_input_tokens,
+        usage.cache_write_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        usage.input_audio_tokens,
+        usage.output_audio_tokens,
+        usage.input_image_tokens,
+        usage.output_image_tokens,
+        usage.seconds_milli,
+    ]
+    .map(signed)
+}
+
+/// Sums of those columns as one usage.
+pub(super) fn total(exchanges: u64, sums: [u64; TOKENS]) -> (u64, Usage) {
+    let [
+        input,
+        cached,
+        written,
+        output,
+        reasoning,
+        audio_in,
+        audio_out,
+        image_in,
+        image_out,
+        seconds,
+    ] = sums;
+    let total = Usage {
+        input_tokens: input,
+        cached_input_tokens: cached,
+        cache_write_tokens: written,
+        output_tokens: output,
+        reasoning_tokens: reasoning,
+        input_audio_tokens: audio_in,
+        output_audio_tokens: audio_out,
+        input_image_tokens: image_in,
+        output_image_tokens: image_out,
+        seconds_milli: seconds,
+        reported: exchanges > 0,
+    };
+    (exchanges, total)
 }
