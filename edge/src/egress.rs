@@ -40,7 +40,6 @@ mod balances;
 mod watch;
 
 use std::{
-    collections::HashMap,
     fmt,
     future::pending,
     path::PathBuf,
@@ -70,6 +69,7 @@ use self::{
 };
 use crate::{
     config::Role,
+    lookup::HashMap,
     telemetry::{self, Telemetry},
     tunnel::{Arrival, ArrivalHandler, Cancelled, RequestBody},
 };

@@ -21,6 +21,8 @@ pub mod limit;
 
 pub mod telemetry;
 
+mod lookup;
+
 // The operator's door, and the settings.
 pub mod admin;
 

@@ -5,7 +5,7 @@
 //! nothing and is not remembered; a remembered key is forgotten once it is idle.
 
 use std::{
-    collections::{HashMap, hash_map::RandomState},
+    collections::hash_map::RandomState,
     hash::BuildHasher as _,
     sync::Arc,
     time::{Duration, Instant},
@@ -16,6 +16,7 @@ use vector_proto::control::v1::KeyPolicy;
 
 mod gcra;
 
+use crate::lookup::HashMap;
 use gcra::Gcra;
 
 /// Parts of the map, so that keys seldom wait for each other.

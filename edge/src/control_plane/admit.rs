@@ -5,7 +5,6 @@
 //! answer that was on its way while a key changed is used once and not kept.
 
 use std::{
-    collections::HashMap,
     fmt,
     future::Future,
     sync::{
@@ -23,6 +22,7 @@ use vector_proto::{
 };
 
 use super::Inner;
+use crate::lookup::HashMap;
 
 /// Keys known at once. A policy is about 300 bytes: 30 MB at the worst. Beyond, an arbitrary one makes room.
 const KEYS_MAX: usize = 100_000;

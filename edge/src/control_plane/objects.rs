@@ -1,7 +1,8 @@
 //! Who made which object, as far as this node has heard lately. Control knows the rest.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
+use crate::lookup::HashMap;
 use parking_lot::Mutex;
 use vector_proto::control::v1;
 

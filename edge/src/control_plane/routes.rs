@@ -1,7 +1,8 @@
 //! A snapshot compiled for this node: maps, so that a request does no work over all of it.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
+use crate::lookup::HashMap;
 use http::Uri;
 use vector_proto::control::v1;
 

@@ -25,7 +25,6 @@ mod balance;
 mod gauges;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -45,6 +44,7 @@ pub use self::{
     permit::Permit,
     secret::Secret,
 };
+use crate::lookup::HashMap;
 
 /// First rest after a 429 that names no time; doubles with each further one.
 const REST_FIRST: Duration = Duration::from_secs(1);
@@ -107,7 +107,7 @@ impl Pool {
     /// Replaces what the pool holds by what control sent. A key whose secret is the same keeps its state.
     pub fn replace(&self, sent: &v1::Credentials) {
         let before = self.keys.load();
-        let mut keys = Keys::new();
+        let mut keys = Keys::default();
         for credential in &sent.credentials {
             let known = before.get(credential.provider.as_str());
             let known = known.and_then(|known| {

@@ -6,11 +6,12 @@
 //! with resume. Time is an argument.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use crate::lookup::HashMap;
 use parking_lot::Mutex;
 use vector_proto::id::ExchangeId;
 
@@ -72,7 +73,7 @@ impl Table {
     fn turn(&mut self, now: Instant) {
         let begun = self.ended.front().map(|(begun, _)| *begun);
         if begun.is_none_or(|begun| now.saturating_duration_since(begun) >= BUCKET) {
-            self.ended.push_front((now, HashMap::new()));
+            self.ended.push_front((now, HashMap::default()));
         }
         while self.ended.len() > 1
             && let Some((_, oldest)) = self.ended.pop_back_if(|(begun, _)| {
@@ -121,7 +122,7 @@ impl Default for Dedupe {
     fn default() -> Self {
         Self {
             table: Mutex::new(Table {
-                running: HashMap::new(),
+                running: HashMap::default(),
                 ended: VecDeque::with_capacity(BUCKETS + 1),
                 remembered: 0,
             }),

@@ -15,7 +15,6 @@ mod shelf;
 mod tape;
 
 use std::{
-    collections::HashMap,
     path::PathBuf,
     sync::{
         Arc,
@@ -30,6 +29,7 @@ use vector_proto::{id::ExchangeId, tunnel::v1};
 
 pub use self::recording::{End, Error, Next, Reading, Recording};
 use self::shelf::{Shelf, unix_ms};
+use crate::lookup::HashMap;
 
 /// Recordings in memory at once. 4,096 x 128 KiB = 512 MiB at the worst.
 pub const RUNNING_MAX: usize = 4_096;

@@ -27,12 +27,12 @@ mod live;
 mod metrics;
 
 use std::{
-    collections::HashMap,
     path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use crate::lookup::HashMap;
 use arc_swap::ArcSwap;
 use futures_util::future::join_all;
 use http::Uri;
@@ -146,7 +146,7 @@ impl Providers {
     /// Replaces the list of providers. Connections to those whose address stays are kept.
     pub fn replace(&self, rows: &[Row]) {
         let before = self.rows.load();
-        let mut now = HashMap::with_capacity(rows.len());
+        let mut now = HashMap::default();
         for row in rows {
             let known = before.get(&row.name).filter(|known| {
                 *known.origin.base() == row.base_url

@@ -9,7 +9,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use http::{HeaderMap, header, request::Parts};
+use http::{HeaderMap, HeaderName, header, request::Parts};
 use ring::digest;
 use vector_proto::{
     control::v1::KeyPolicy,
@@ -22,6 +22,9 @@ use crate::control_plane::ControlPlane;
 
 /// How browsers carry a key on a WebSocket, which cannot have headers of theirs.
 pub(super) const SUBPROTOCOL_KEY: &str = "openai-insecure-api-key.";
+
+const ANTHROPIC_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const GOOGLE_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 /// Which place a key was found in; `models` answers in the dialect that goes with it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -95,16 +98,16 @@ fn unix_ms() -> u64 {
 /// The key's text and where it stood.
 fn presented(parts: &Parts) -> Option<(&str, Carrier)> {
     let headers = &parts.headers;
-    if let Some(value) = text(headers, header::AUTHORIZATION.as_str())
+    if let Some(value) = text(headers, &header::AUTHORIZATION)
         && let Some((scheme, key)) = value.split_once(' ')
         && scheme.eq_ignore_ascii_case("bearer")
     {
         return Some((key.trim(), Carrier::Bearer));
     }
-    if let Some(key) = text(headers, "x-api-key") {
+    if let Some(key) = text(headers, &ANTHROPIC_KEY) {
         return Some((key.trim(), Carrier::Anthropic));
     }
-    if let Some(key) = text(headers, "x-goog-api-key") {
+    if let Some(key) = text(headers, &GOOGLE_KEY) {
         return Some((key.trim(), Carrier::Google));
     }
     if let Some(key) = subprotocols(headers).find_map(|offer| offer.strip_prefix(SUBPROTOCOL_KEY)) {
@@ -113,7 +116,7 @@ fn presented(parts: &Parts) -> Option<(&str, Carrier)> {
     head::parameter(parts.uri.query(), "key").map(|key| (key, Carrier::Google))
 }
 
-fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
+fn text<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
 }
 

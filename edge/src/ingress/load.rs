@@ -9,7 +9,6 @@
 mod verdict;
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
@@ -22,6 +21,7 @@ use vector_proto::control::v1;
 
 pub(super) use self::verdict::Standing;
 use self::verdict::Verdict;
+use crate::lookup::HashMap;
 
 /// Time in which a sample loses 63 % of its weight.
 const FORGET: Duration = Duration::from_secs(10);
@@ -126,7 +126,7 @@ impl Loads {
         self.pairs.rcu(|pairs| {
             let full = pairs.values().map(HashMap::len).sum::<usize>() >= PAIRS_MAX;
             let mut pairs = if full {
-                Pairs::new()
+                Pairs::default()
             } else {
                 Pairs::clone(pairs)
             };

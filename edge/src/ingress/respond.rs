@@ -110,16 +110,11 @@ pub(super) fn copy(from: &Bytes, to: &mut HeaderMap) {
         if !travels(name) {
             continue;
         }
-        let Ok(name) = HeaderName::from_bytes(name) else {
+        let Some(name) = usual(name).or_else(|| HeaderName::from_bytes(name).ok()) else {
             continue;
         };
         let Ok(value) = HeaderValue::from_maybe_shared(value) else {
             continue;
-        };
-        let name = if name == REQUEST_ID {
-            UPSTREAM_REQUEST_ID
-        } else {
-            name
         };
         if name == header::CONTENT_LENGTH || name == header::CONTENT_TYPE {
             to.insert(name, value);
@@ -127,6 +122,50 @@ pub(super) fn copy(from: &Bytes, to: &mut HeaderMap) {
             to.append(name, value);
         }
     }
+}
+
+/// Names that most answers of the large providers have and HTTP does not define: those are made from the bytes of every answer
+/// otherwise, and kept in memory of their own. The provider's own request id gets another name here.
+fn usual(name: &[u8]) -> Option<HeaderName> {
+    macro_rules! one_of {
+        ($($usual:literal)*) => {
+            $(if name == $usual.as_bytes() {
+                const USUAL: HeaderName = HeaderName::from_static($usual);
+                return Some(USUAL);
+            })*
+        };
+    }
+    if name == REQUEST_ID.as_str().as_bytes() {
+        return Some(UPSTREAM_REQUEST_ID);
+    }
+    one_of! {
+        "openai-model"
+        "openai-organization"
+        "openai-processing-ms"
+        "openai-project"
+        "openai-version"
+        "x-envoy-upstream-service-time"
+        "x-ratelimit-limit-requests"
+        "x-ratelimit-limit-tokens"
+        "x-ratelimit-remaining-requests"
+        "x-ratelimit-remaining-tokens"
+        "x-ratelimit-reset-requests"
+        "x-ratelimit-reset-tokens"
+        "anthropic-organization-id"
+        "anthropic-ratelimit-input-tokens-limit"
+        "anthropic-ratelimit-input-tokens-remaining"
+        "anthropic-ratelimit-input-tokens-reset"
+        "anthropic-ratelimit-output-tokens-limit"
+        "anthropic-ratelimit-output-tokens-remaining"
+        "anthropic-ratelimit-output-tokens-reset"
+        "anthropic-ratelimit-requests-limit"
+        "anthropic-ratelimit-requests-remaining"
+        "anthropic-ratelimit-requests-reset"
+        "anthropic-ratelimit-tokens-limit"
+        "anthropic-ratelimit-tokens-remaining"
+        "anthropic-ratelimit-tokens-reset"
+    }
+    None
 }
 
 /// Whether a provider's header is passed on to the client.

@@ -132,14 +132,18 @@ impl Watch {
         if !self.after_return {
             self.spoil("a line of the request's head ends in a bare line feed");
         }
-        let line = self.line;
-        let line = line[..self.line_bytes]
-            .strip_suffix(b"\r")
-            .unwrap_or(&line[..self.line_bytes]);
-        if line.is_empty() {
-            self.over();
-        } else if !std::mem::take(&mut self.first_line) {
-            self.field(line);
+        let matters = match self.line[..self.line_bytes] {
+            [] | [b'\r'] => {
+                self.over();
+                false
+            }
+            // Content-Length, Transfer-Encoding, Upgrade: no other field is looked at.
+            [first, ..] => matches!(first | 0x20, b'c' | b't' | b'u'),
+        };
+        if !std::mem::take(&mut self.first_line) && matters {
+            let line = self.line;
+            let line = &line[..self.line_bytes];
+            self.field(line.strip_suffix(b"\r").unwrap_or(line));
         }
         self.line_bytes = 0;
         self.after_return = false;

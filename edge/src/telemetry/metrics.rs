@@ -5,7 +5,7 @@
 //! under a read lock; using one is a few atomics.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -19,6 +19,7 @@ use prometheus_client::{
 
 use super::{Exchange, Outcome, process::Process};
 use crate::config::Role;
+use crate::lookup::HashMap;
 
 /// Operation and model pairs that get series of their own; all others share one.
 /// 2,000 pairs x 3 roles x about 4 KiB = 24 MiB at the worst.

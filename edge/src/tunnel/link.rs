@@ -8,7 +8,7 @@
 mod control;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     fmt,
     sync::{
         Arc, Weak,
@@ -39,6 +39,7 @@ use super::{
     transport::{self, Connection, Receiver, Sender},
     vitals::{Condition, Vitals},
 };
+use crate::lookup::HashMap;
 
 /// Cancellations of exchanges whose OPEN is still on its way, by which it is refused when it comes.
 const EARLY_CANCELS_MAX: usize = 256;

@@ -5,7 +5,6 @@
 //! or goes, which is rare.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -28,6 +27,7 @@ use super::{
     resume::Patience,
     tally::Tally,
 };
+use crate::lookup::HashMap;
 
 /// How often a node that stops looks whether its last answers have arrived.
 const SETTLE_EVERY: Duration = Duration::from_millis(5);

@@ -3,12 +3,13 @@
 //! Node-wide, so that an exchange is found whichever link speaks of it. Sharded, since every exchange enters
 //! and leaves once and a single lock would meet all of them.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use vector_proto::id::ExchangeId;
 
 use super::end::End;
+use crate::lookup::HashMap;
 
 /// Locks that share the work. A power of two.
 const SHARDS: usize = 16;

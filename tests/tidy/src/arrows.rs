@@ -39,6 +39,7 @@ const FLOOR: &[&str] = &[
     "limit",
     "telemetry",
     "config",
+    "lookup",
 ];
 
 /// What control's doors open on.
@@ -105,17 +106,18 @@ const ARROWS: &[Row] = &[
     (
         "edge",
         "tunnel",
-        &["identity", "limit", "telemetry", "config"],
+        &["identity", "limit", "telemetry", "config", "lookup"],
     ),
     (
         "edge",
         "control_plane",
-        &["identity", "limit", "telemetry", "config"],
+        &["identity", "limit", "telemetry", "config", "lookup"],
     ),
     ("edge", "identity", &["telemetry", "config"]),
-    ("edge", "limit", &["telemetry", "config"]),
-    ("edge", "telemetry", &["config"]),
+    ("edge", "limit", &["telemetry", "config", "lookup"]),
+    ("edge", "telemetry", &["config", "lookup"]),
     ("edge", "config", &[]),
+    ("edge", "lookup", &[]),
     // Control: `server` puts it together; its doors know the rooms, no room knows a door.
     ("control", "main", &["server", "telemetry", "config"]),
     ("control", "server", SERVER),

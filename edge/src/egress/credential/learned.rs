@@ -4,7 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue};
 
 use super::retry_after::unix_time;
 
@@ -19,57 +19,64 @@ pub(super) struct Level {
     pub(super) reset: Duration,
 }
 
-/// The names of one bucket's headers.
-struct Names {
-    limit: HeaderName,
-    remaining: HeaderName,
-    reset: HeaderName,
+/// What the headers of one answer tell, by unit.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub(super) struct Levels {
+    pub(super) requests: Option<Level>,
+    pub(super) tokens: Option<Level>,
 }
 
-macro_rules! names {
-    ($limit:literal, $remaining:literal, $reset:literal) => {
-        Names {
-            limit: HeaderName::from_static($limit),
-            remaining: HeaderName::from_static($remaining),
-            reset: HeaderName::from_static($reset),
+/// The three headers of one bucket: limit, remaining, reset.
+type Bucket<'h> = [Option<&'h HeaderValue>; 3];
+
+/// Reads an answer's headers, once for all names: most of them are others'.
+pub(super) fn levels(headers: &HeaderMap, now: SystemTime) -> Levels {
+    let mut open = [Bucket::default(); 2];
+    let mut claude = [Bucket::default(); 2];
+    for (name, value) in headers {
+        let name = name.as_str();
+        let place = if let Some(rest) = name.strip_prefix("x-ratelimit-") {
+            let parts = rest.split_once('-');
+            parts.and_then(|(kind, unit)| place(&mut open, unit, kind))
+        } else if let Some(rest) = name.strip_prefix("anthropic-ratelimit-") {
+            let parts = rest.split_once('-');
+            parts.and_then(|(unit, kind)| place(&mut claude, unit, kind))
+        } else {
+            None
+        };
+        if let Some(place) = place {
+            place.get_or_insert(value);
         }
+    }
+    let of = |unit: usize| level(&open[unit], now).or_else(|| level(&claude[unit], now));
+    Levels {
+        requests: of(0),
+        tokens: of(1),
+    }
+}
+
+fn place<'b, 'h>(
+    buckets: &'b mut [Bucket<'h>; 2],
+    unit: &str,
+    kind: &str,
+) -> Option<&'b mut Option<&'h HeaderValue>> {
+    let unit = match unit {
+        "requests" => 0,
+        "tokens" => 1,
+        _ => return None,
     };
+    let kind = match kind {
+        "limit" => 0,
+        "remaining" => 1,
+        "reset" => 2,
+        _ => return None,
+    };
+    Some(&mut buckets[unit][kind])
 }
 
-/// Requests, as the headers of an answer tell them.
-pub(super) fn requests(headers: &HeaderMap, now: SystemTime) -> Option<Level> {
-    let open = names!(
-        "x-ratelimit-limit-requests",
-        "x-ratelimit-remaining-requests",
-        "x-ratelimit-reset-requests"
-    );
-    let claude = names!(
-        "anthropic-ratelimit-requests-limit",
-        "anthropic-ratelimit-requests-remaining",
-        "anthropic-ratelimit-requests-reset"
-    );
-    level(headers, &open, now).or_else(|| level(headers, &claude, now))
-}
-
-/// Tokens, as the headers of an answer tell them.
-pub(super) fn tokens(headers: &HeaderMap, now: SystemTime) -> Option<Level> {
-    let open = names!(
-        "x-ratelimit-limit-tokens",
-        "x-ratelimit-remaining-tokens",
-        "x-ratelimit-reset-tokens"
-    );
-    let claude = names!(
-        "anthropic-ratelimit-tokens-limit",
-        "anthropic-ratelimit-tokens-remaining",
-        "anthropic-ratelimit-tokens-reset"
-    );
-    level(headers, &open, now).or_else(|| level(headers, &claude, now))
-}
-
-fn level(headers: &HeaderMap, names: &Names, now: SystemTime) -> Option<Level> {
-    let remaining = number(headers.get(&names.remaining)?)?;
-    let limit = number(headers.get(&names.limit)?)?;
-    let reset = span(headers.get(&names.reset)?.to_str().ok()?, now)?;
+fn level([limit, remaining, reset]: &Bucket<'_>, now: SystemTime) -> Option<Level> {
+    let (limit, remaining) = (number((*limit)?)?, number((*remaining)?)?);
+    let reset = span((*reset)?.to_str().ok()?, now)?;
     (remaining <= limit).then_some(Level {
         limit,
         remaining,
@@ -136,6 +143,8 @@ fn moment(text: &str) -> Option<SystemTime> {
 
 #[cfg(test)]
 mod tests {
+    use http::HeaderName;
+
     use super::*;
 
     #[test]
@@ -185,8 +194,9 @@ mod tests {
             remaining: 499,
             reset: Duration::from_millis(120),
         };
-        assert_eq!(requests(&open, now), Some(level));
-        assert_eq!(tokens(&open, now), None, "more left than there can be");
+        let told = levels(&open, now);
+        assert_eq!(told.requests, Some(level));
+        assert_eq!(told.tokens, None, "more left than there can be");
         let claude = map(&[
             ("anthropic-ratelimit-tokens-limit", "80000"),
             ("anthropic-ratelimit-tokens-remaining", "0"),
@@ -197,7 +207,7 @@ mod tests {
             remaining: 0,
             reset: Duration::from_secs(60),
         };
-        assert_eq!(tokens(&claude, now), Some(level));
-        assert_eq!(requests(&HeaderMap::new(), now), None);
+        assert_eq!(levels(&claude, now).tokens, Some(level));
+        assert_eq!(levels(&HeaderMap::new(), now), Levels::default());
     }
 }

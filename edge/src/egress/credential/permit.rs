@@ -137,12 +137,13 @@ impl Permit {
         let standing = &self.key.standing;
         let now_us = self.micros(now);
         let others = u64::from(standing.in_flight.load(Ordering::Relaxed)).saturating_sub(1);
-        if let Some(level) = learned::requests(headers, SystemTime::now()) {
+        let told = learned::levels(headers, SystemTime::now());
+        if let Some(level) = told.requests {
             // Other egress nodes have calls on their way as well: as many as this one, for all that is known.
             let unseen = others * self.key.limits.holders;
             standing.requests.hear(level, unseen, now_us);
         }
-        if let Some(level) = learned::tokens(headers, SystemTime::now()) {
+        if let Some(level) = told.tokens {
             let unseen = others * self.key.limits.holders;
             let unseen = unseen.saturating_mul(self.estimate);
             standing.tokens.hear(level, unseen, now_us);

@@ -288,7 +288,7 @@ fn money_decides_before_it_is_gone() {
 fn a_prompt_stays_with_its_key_unless_that_is_much_busier_or_rests() {
     let now = Instant::now();
     let pool = pool(&[("a", "1", 1), ("b", "2", 1), ("c", "3", 1)], now);
-    let mut served = HashMap::<Arc<str>, u32>::new();
+    let mut served = HashMap::<Arc<str>, u32>::default();
     for affinity in 1..=300 {
         let wish = Wish { affinity, ..ANY };
         let first = pool.take("acme", wish, now).unwrap();

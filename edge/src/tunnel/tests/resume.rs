@@ -56,7 +56,7 @@ impl World {
         let next = link(&tunnel, "relay", "egress", &self.acceptor, &self.tasks).await;
         let first = link(&self.ingress, "ingress", "relay", &acceptor, &self.tasks).await;
         let relays = [("egress".into(), vec!["relay".into()])];
-        self.ingress.know_relays(relays.into());
+        self.ingress.know_relays(relays.into_iter().collect());
         self.relay = Some((tunnel, acceptor));
         (first, next)
     }
