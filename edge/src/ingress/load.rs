@@ -363,15 +363,15 @@ fn left(age_us: u64, forget: Duration) -> f64 {
 }
 
 impl InFlight {
-    /// An answer has ended: so many tokens came in so long a time.
+    /// An event stream has ended: so many tokens came in so long a time behind its first byte.
     pub(super) fn streamed(&self, tokens: u64, took: Duration) {
-        // Shorter answers say more of the network than of the model.
+        // Shorter ones say more of the network, or of a provider that sends all at once, than of the model.
         const TOKENS_MIN: u64 = 16;
-        let seconds = took.as_secs_f64();
-        if tokens < TOKENS_MIN || seconds <= 0.0 {
+        const TOOK_MIN: Duration = Duration::from_millis(100);
+        if tokens < TOKENS_MIN || took < TOOK_MIN {
             return;
         }
-        let sample = (tokens as f64 / seconds).min(1e6);
+        let sample = (tokens as f64 / took.as_secs_f64()).min(1e6);
         let known = &self.load.tokens_per_s;
         let next = match known.load(Ordering::Relaxed) {
             0 => sample,
@@ -534,8 +534,12 @@ mod tests {
     fn speed_is_learned_from_long_answers() {
         let load = Arc::new(Load::default());
         let mark = load.enter(0);
-        mark.streamed(3, MS);
-        mark.streamed(100, Duration::from_secs(2));
-        assert_eq!(load.tokens_per_s.load(Ordering::Relaxed), 50);
+        let known = || load.tokens_per_s.load(Ordering::Relaxed);
+        mark.streamed(3, 1000 * MS);
+        assert_eq!(known(), 0, "three tokens");
+        mark.streamed(10_000, MS);
+        assert_eq!(known(), 0, "all at once");
+        mark.streamed(100, 2000 * MS);
+        assert_eq!(known(), 50);
     }
 }

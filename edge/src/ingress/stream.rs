@@ -221,7 +221,8 @@ impl Stream {
             self.around.permit.used_tokens(tokens, Instant::now());
             let first_byte = self.record.first_byte.unwrap_or_default();
             let took = self.record.start.elapsed().saturating_sub(first_byte);
-            if let Some(in_flight) = &mut self.held.1 {
+            // What comes in one piece was made before its first byte.
+            if let (Some(in_flight), true) = (&self.held.1, self.events.is_some()) {
                 in_flight.streamed(usage.output_tokens, took);
             }
         }
