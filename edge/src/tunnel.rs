@@ -34,6 +34,8 @@ mod double;
 
 mod resume;
 
+mod overdue;
+
 pub mod inbound;
 
 pub mod tally;

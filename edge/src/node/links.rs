@@ -84,6 +84,11 @@ pub(super) fn show(telemetry: &Telemetry, tally: &Tally) {
             &tally.orphaned,
         ),
         (
+            "exchange_unacknowledged",
+            "Answers let go at the egress, as their ingress never acknowledged them",
+            &tally.unacknowledged,
+        ),
+        (
             "exchange_hedges",
             "OPENs sent over a second path as the first was late",
             &tally.hedges,

@@ -152,6 +152,12 @@ impl Outgoing {
         self.known == self.end
     }
 
+    /// How far the receiver is known to have it.
+    #[must_use]
+    pub const fn known(&self) -> u64 {
+        self.known
+    }
+
     /// Whether the receiver was never heard of.
     #[must_use]
     pub const fn is_unheard(&self) -> bool {

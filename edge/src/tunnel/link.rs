@@ -7,6 +7,8 @@
 
 mod control;
 
+mod outbox;
+
 use std::{
     collections::VecDeque,
     fmt,
@@ -19,7 +21,6 @@ use std::{
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use vector_proto::{
     id::ExchangeId,
@@ -30,8 +31,8 @@ use vector_proto::{
     },
 };
 
-use self::control::Control;
 pub use self::control::Ready;
+use self::{control::Control, outbox::Outbox};
 use super::{
     Peer, Tunnel,
     end::Side,
@@ -70,6 +71,9 @@ pub enum Error {
     /// No HELLO in time.
     #[error("no HELLO within {HELLO_TIMEOUT:?}")]
     Silent,
+    /// The peer does not read its control stream.
+    #[error("peer does not read what it is told")]
+    Stuck,
 }
 
 /// One warm connection to a peer.
@@ -102,13 +106,6 @@ pub struct Link {
     /// The connection is gone. Asked with every request, so the answer is one load; `down` is to wait for.
     is_down: AtomicBool,
     down: CancellationToken,
-}
-
-#[derive(Debug, Default)]
-struct Outbox {
-    entries: Mutex<Vec<Entry>>,
-    some: Notify,
-    urgent: Notify,
 }
 
 impl Link {
@@ -380,7 +377,11 @@ impl Link {
     /// Says something about an exchange: acknowledgements soon, everything else at once.
     pub(crate) fn say(&self, entry: Entry) {
         let urgent = !matches!(entry, Entry::Ack { .. });
-        self.outbox.entries.lock().push(entry);
+        if self.outbox.push(entry).is_err() {
+            // What it carries goes on elsewhere, where somebody listens.
+            tracing::warn!(peer = %self.peer, address = %self.address, "link closed: peer does not read what it is told");
+            self.connection.close("control stream is not read");
+        }
         if urgent {
             self.outbox.urgent.notify_one()
         } else {

@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use tokio_util::task::TaskTracker;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 use vector_proto::tunnel::v1;
 
 use super::{
@@ -95,6 +98,8 @@ pub struct Network {
     dialer: Dialer,
     endpoints: Vec<Endpoint>,
     tasks: TaskTracker,
+    /// Ends what looks after the exchanges.
+    _looking: DropGuard,
 }
 
 impl Network {
@@ -129,6 +134,8 @@ impl Network {
         for endpoint in &endpoints {
             tasks.spawn(Arc::clone(&acceptor).run(endpoint.clone()));
         }
+        let looking = CancellationToken::new();
+        tasks.spawn(tunnel.clone().look_after(looking.clone()));
         let dialer = Dialer::new(
             tunnel.clone(),
             first,
@@ -143,6 +150,7 @@ impl Network {
             dialer,
             endpoints,
             tasks,
+            _looking: looking.drop_guard(),
         })
     }
 

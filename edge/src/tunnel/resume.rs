@@ -30,7 +30,7 @@ use super::{
     link::Link,
 };
 
-/// How long an exchange without any attachment is kept.
+/// How long an exchange without any attachment is kept, and a link that does not listen.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Patience {
     /// At the egress, before the provider's call is cancelled.
@@ -39,6 +39,8 @@ pub struct Patience {
     pub all_dead: Duration,
     /// At an ingress that knows only one way, after its connection is gone.
     pub only_dead: Duration,
+    /// A path on which one batch of words takes longer is dead; a peer that does not read them is broken, though it beats.
+    pub unread_words: Duration,
 }
 
 impl Default for Patience {
@@ -47,6 +49,7 @@ impl Default for Patience {
             grace: Duration::from_secs(30),
             all_dead: Duration::from_millis(200),
             only_dead: Duration::from_millis(500),
+            unread_words: Duration::from_secs(10),
         }
     }
 }
@@ -191,26 +194,16 @@ impl Tunnel {
                 drop(sending);
                 return self.promoted(end);
             }
-            sending.attachments.make(Instant::now()).map(|number| {
-                sending.unasked = true;
-                (number, sending.detach())
-            })
+            let next = Move::next(&mut sending, &to, Ask::Bytes);
+            sending.unasked |= next.is_some();
+            next
         };
-        let Some((number, turn)) = planned else {
+        let Some(next) = planned else {
             return self.strand(end, failed);
         };
         self.tally().moved.inc();
         end.set_home(&to);
-        let ask = Ask::Bytes;
-        self.carry(
-            end,
-            Move {
-                to,
-                ask,
-                number,
-                turn,
-            },
-        );
+        self.carry(end, next);
     }
 
     /// The twin is the attachment now, and has everything that the lost one had.
@@ -246,24 +239,12 @@ impl Tunnel {
                     epoch: opening.epoch,
                 }
             });
-            ask.and_then(|ask| {
-                let number = sending.attachments.make(Instant::now())?;
-                Some((ask, number, sending.detach()))
-            })
+            ask.and_then(|ask| Move::next(&mut sending, &to, ask))
         };
-        let Some((ask, number, turn)) = planned else {
-            return;
-        };
-        self.tally().hedges.inc();
-        self.carry(
-            end,
-            Move {
-                to,
-                ask,
-                number,
-                turn,
-            },
-        );
+        if let Some(next) = planned {
+            self.tally().hedges.inc();
+            self.carry(end, next);
+        }
     }
 
     /// No way is left. Whoever waits goes on waiting for a while.

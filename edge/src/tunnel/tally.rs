@@ -9,6 +9,8 @@ pub struct Tally {
     pub moved: Counter,
     /// Exchanges cancelled at the egress as no way to their ingress was left for too long.
     pub orphaned: Counter,
+    /// Answers let go at the egress as a living ingress did not acknowledge them.
+    pub unacknowledged: Counter,
     /// The same OPEN sent over a second path, since its acceptance was late.
     pub hedges: Counter,
     /// Hedges that were accepted first.

@@ -12,6 +12,7 @@ use crate::tunnel::{
     double::{SMALL_BYTES_MAX, Twin},
     exchange::{Attachments, Outgoing},
     link::Link,
+    overdue::Progress,
     transport::{self, Sender},
 };
 
@@ -37,6 +38,8 @@ pub(in crate::tunnel) struct Sending {
     pub(in crate::tunnel) ended: bool,
     /// The other end reads no further.
     pub(in crate::tunnel) unread: bool,
+    /// What was acknowledged of it since, for `overdue`.
+    pub(in crate::tunnel) progress: Progress,
     /// As long as nobody took it.
     pub(in crate::tunnel) opening: Option<Opening>,
 }

@@ -57,6 +57,9 @@ impl Ready {
             () = obey(&link) => Error::Silent,
             () = inbound::attachments(&link), if !link.is_accepted() => Error::Silent,
         };
+        if let Error::Stuck = &reason {
+            tracing::warn!(peer = %link.peer, "link closed: its control stream does not move");
+        }
         if let Error::Codec(error) = &reason {
             tracing::warn!(peer = %link.peer, %error, "link closed: peer breaks the tunnel's rules");
             link.connection.close("protocol error");
@@ -132,6 +135,7 @@ async fn obey(link: &Arc<Link>) {
 
 async fn speak(link: &Link, send: &mut Sender) -> Error {
     let mut said_leaving = false;
+    let patience = link.tunnel.patience().unread_words;
     loop {
         tokio::select! {
             biased;
@@ -140,7 +144,7 @@ async fn speak(link: &Link, send: &mut Sender) -> Error {
                 let _ = tokio::time::timeout(ACK_DELAY, link.outbox.urgent.notified()).await;
             }
         }
-        let entries = std::mem::take(&mut *link.outbox.entries.lock());
+        let entries = link.outbox.take();
         let mut out = BytesMut::new();
         let leaving = link.leaving.load(Ordering::Relaxed);
         if leaving != said_leaving {
@@ -149,8 +153,10 @@ async fn speak(link: &Link, send: &mut Sender) -> Error {
             out.extend_from_slice(&[u8::from(leaving)]);
         }
         codec::put_entries(&mut out, &entries);
-        if let Err(error) = send.write(&mut [out.freeze()]).await {
-            return error.into();
+        match tokio::time::timeout(patience, send.write(&mut [out.freeze()])).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error.into(),
+            Err(_) => return Error::Stuck,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The stream that carries an exchange from now on: opened, introduced, and driven until nothing is left to hand over.
 
-use std::{sync::Arc, sync::atomic::Ordering, task::Poll};
+use std::{sync::Arc, sync::atomic::Ordering, task::Poll, time::Instant};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
@@ -10,7 +10,7 @@ use vector_proto::tunnel::{
 };
 
 use crate::tunnel::{
-    end::{Attachment, End, Side},
+    end::{Attachment, End, Sending, Side},
     half::ReadStream,
     link::Link,
 };
@@ -22,6 +22,19 @@ pub(super) struct Move {
     pub(super) number: u32,
     /// Proves that no later move has replaced this one.
     pub(super) turn: u32,
+}
+
+impl Move {
+    /// Plans the next attachment of an end, which lets go of the one it has. None when too many were made lately.
+    pub(super) fn next(sending: &mut Sending, to: &Arc<Link>, ask: Ask) -> Option<Self> {
+        let number = sending.attachments.make(Instant::now())?;
+        Some(Self {
+            to: Arc::clone(to),
+            ask,
+            number,
+            turn: sending.detach(),
+        })
+    }
 }
 
 /// What a new stream says.

@@ -41,25 +41,11 @@ impl Tunnel {
         if !self.asked(end, link, number, response_next) {
             return;
         }
-        let planned = {
-            let mut sending = end.sending.lock();
-            let number = sending.attachments.make(Instant::now());
-            number.map(|number| (number, sending.detach()))
-        };
+        let next = Move::next(&mut end.sending.lock(), link, Ask::Bytes);
         end.set_home(link);
-        let Some((number, turn)) = planned else {
-            return;
-        };
-        let (to, ask) = (Arc::clone(link), Ask::Bytes);
-        self.carry(
-            end,
-            Move {
-                to,
-                ask,
-                number,
-                turn,
-            },
-        );
+        if let Some(next) = next {
+            self.carry(end, next);
+        }
     }
 
     /// Whether an ask to go on over `link` still counts, and is not obeyed already.

@@ -6,6 +6,8 @@ use super::*;
 use crate::tunnel::link::Link;
 use vector_proto::tunnel::codec::Entry;
 
+mod silent;
+
 /// One ingress and one egress; tests link them as they like.
 struct World {
     ingress: Tunnel,
