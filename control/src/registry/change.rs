@@ -58,6 +58,7 @@ impl Described for ModelSpec {
     fn lines(&self) -> Lines {
         vec![
             ("owned_by", self.owned_by.clone()),
+            ("redundant", self.redundant.to_string()),
             ("upstreams", upstreams(&self.upstreams)),
         ]
     }
@@ -65,7 +66,10 @@ impl Described for ModelSpec {
 
 impl Described for DefaultRouteSpec {
     fn lines(&self) -> Lines {
-        vec![("upstreams", upstreams(&self.upstreams))]
+        vec![
+            ("redundant", self.redundant.to_string()),
+            ("upstreams", upstreams(&self.upstreams)),
+        ]
     }
 }
 

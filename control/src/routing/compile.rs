@@ -65,6 +65,7 @@ pub fn compile(inputs: Inputs<'_>) -> Snapshot {
         upstreams: upstreams(&spec.upstreams),
         owned_by: spec.owned_by.clone(),
         created_unix_s: spec.created_unix_s,
+        redundant: spec.redundant,
     });
     let default_routes = inputs
         .catalog
@@ -73,6 +74,7 @@ pub fn compile(inputs: Inputs<'_>) -> Snapshot {
         .map(|spec| DefaultRoute {
             operation: spec.operation.clone(),
             upstreams: upstreams(&spec.upstreams),
+            redundant: spec.redundant,
         });
     Snapshot {
         revision: 0,
@@ -272,6 +274,7 @@ mod tests {
         let route = DefaultRouteSpec {
             operation: "files.*".to_owned(),
             upstreams: vec![up("openai", 0)],
+            redundant: true,
         };
         catalog.default_routes.insert("files.*".to_owned(), route);
         let nodes = vec![
@@ -331,6 +334,7 @@ mod tests {
             snapshot.models[0].upstreams[0].provider, "openai",
             "lower priority first"
         );
+        assert!(snapshot.default_routes[0].redundant && !snapshot.models[0].redundant);
         let sealed = seal(snapshot, 7);
         assert_eq!(sealed.revision, 7);
         assert_eq!(seal(sealed.clone(), 7), sealed, "the digest is of the rest");

@@ -193,6 +193,9 @@ pub(crate) enum Model {
         upstream: Vec<String>,
         #[arg(long, default_value = "")]
         owned_by: String,
+        /// Send small pieces of its answers over two paths at once: a cut is not even a pause, for their bytes twice.
+        #[arg(long)]
+        redundant: bool,
     },
     /// All models.
     List,
@@ -208,6 +211,9 @@ pub(crate) enum DefaultRoute {
         operation: String,
         #[arg(long, required = true, value_name = "PROVIDER[/MODEL][@PRIORITY]")]
         upstream: Vec<String>,
+        /// As for a model.
+        #[arg(long)]
+        redundant: bool,
     },
     /// All routes.
     List,

@@ -139,12 +139,14 @@ fn upstreams(upstreams: &[pb::Upstream]) -> Vec<Value> {
 pub(crate) fn model(spec: &pb::ModelSpec) -> Value {
     json!({
         "name": spec.name, "owned_by": spec.owned_by, "created_unix_s": spec.created_unix_s,
-        "upstreams": upstreams(&spec.upstreams),
+        "redundant": spec.redundant, "upstreams": upstreams(&spec.upstreams),
     })
 }
 
 pub(crate) fn route(spec: &pb::DefaultRouteSpec) -> Value {
-    json!({ "operation": spec.operation, "upstreams": upstreams(&spec.upstreams) })
+    json!({
+        "operation": spec.operation, "redundant": spec.redundant, "upstreams": upstreams(&spec.upstreams),
+    })
 }
 
 pub(crate) fn account(spec: &pb::AccountSpec) -> Value {

@@ -70,6 +70,8 @@ struct RawModel {
     upstreams: Vec<RawUpstream>,
     #[serde(default)]
     owned_by: String,
+    #[serde(default)]
+    redundant: bool,
 }
 
 #[derive(Deserialize)]
@@ -77,6 +79,8 @@ struct RawModel {
 struct RawRoute {
     operation: String,
     upstreams: Vec<RawUpstream>,
+    #[serde(default)]
+    redundant: bool,
 }
 
 #[derive(Deserialize)]
@@ -248,6 +252,7 @@ fn model(raw: RawModel) -> Result<ModelSpec, String> {
         upstreams: raw.upstreams.into_iter().map(upstream).collect(),
         owned_by: raw.owned_by,
         created_unix_s: 0,
+        redundant: raw.redundant,
     })
 }
 
@@ -255,6 +260,7 @@ fn route(raw: RawRoute) -> Result<DefaultRouteSpec, String> {
     Ok(DefaultRouteSpec {
         operation: raw.operation,
         upstreams: raw.upstreams.into_iter().map(upstream).collect(),
+        redundant: raw.redundant,
     })
 }
 

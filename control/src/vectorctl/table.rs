@@ -266,17 +266,22 @@ pub(crate) fn models(specs: &[pb::ModelSpec]) -> String {
         vec![
             spec.name.clone(),
             dash(spec.owned_by.clone()),
+            yes(spec.redundant),
             upstreams(&spec.upstreams),
         ]
     });
-    table(&["model", "owned by", "upstreams"], rows)
+    table(&["model", "owned by", "redundant", "upstreams"], rows)
 }
 
 pub(crate) fn routes(specs: &[pb::DefaultRouteSpec]) -> String {
-    let rows = specs
-        .iter()
-        .map(|spec| vec![spec.operation.clone(), upstreams(&spec.upstreams)]);
-    table(&["operation", "upstreams"], rows)
+    let rows = specs.iter().map(|spec| {
+        vec![
+            spec.operation.clone(),
+            yes(spec.redundant),
+            upstreams(&spec.upstreams),
+        ]
+    });
+    table(&["operation", "redundant", "upstreams"], rows)
 }
 
 pub(crate) fn accounts(specs: &[pb::AccountSpec]) -> String {

@@ -84,6 +84,8 @@ pub struct ModelRow {
     pub owned_by: Box<str>,
     /// When it was made.
     pub created_unix_s: u64,
+    /// Small pieces go over two paths at once.
+    pub redundant: bool,
     /// Where it is served, by priority.
     pub upstreams: Vec<UpstreamRow>,
 }
@@ -264,6 +266,7 @@ impl Routes {
             name: model.name.as_str().into(),
             owned_by: model.owned_by.as_str().into(),
             created_unix_s: model.created_unix_s,
+            redundant: model.redundant,
             upstreams: self
                 .upstream_rows(&model.upstreams, || format!("model `{}`", model.name))?,
         })
@@ -299,6 +302,7 @@ impl Routes {
                 name: "".into(),
                 owned_by: "".into(),
                 created_unix_s: 0,
+                redundant: route.redundant,
                 upstreams: self.upstream_rows(&route.upstreams, || {
                     format!("default route `{}`", route.operation)
                 })?,
@@ -399,6 +403,7 @@ mod tests {
         let route = |operation: &str, to: &str| v1::DefaultRoute {
             operation: operation.into(),
             upstreams: vec![upstream(to, 0)],
+            redundant: false,
         };
         v1::Snapshot {
             revision: 3,

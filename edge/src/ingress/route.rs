@@ -117,8 +117,8 @@ fn pinned(routes: &Routes, provider: &str, credential: &str, ask: &Ask) -> Resul
             "the provider that made this object is no longer configured",
         ));
     };
-    let known = ask.model.as_deref().and_then(|model| routes.model(model));
-    let known = known.and_then(|row| {
+    let named = ask.model.as_deref().and_then(|model| routes.model(model));
+    let known = named.and_then(|row| {
         row.upstreams
             .iter()
             .find(|upstream| upstream.provider.name == provider.name)
@@ -126,18 +126,19 @@ fn pinned(routes: &Routes, provider: &str, credential: &str, ask: &Ask) -> Resul
     let model = known
         .map(|upstream| Arc::clone(&upstream.model))
         .unwrap_or_default();
-    let row = one_provider(provider, model);
+    let row = one_provider(provider, model, named.is_some_and(|row| row.redundant));
     Ok(Target {
         row: Arc::new(row),
         credential: credential.into(),
     })
 }
 
-fn one_provider(provider: &Arc<ProviderRow>, model: Arc<str>) -> ModelRow {
+fn one_provider(provider: &Arc<ProviderRow>, model: Arc<str>, redundant: bool) -> ModelRow {
     ModelRow {
         name: Box::default(),
         owned_by: Box::default(),
         created_unix_s: 0,
+        redundant,
         upstreams: vec![UpstreamRow {
             provider: Arc::clone(provider),
             model,
@@ -164,7 +165,8 @@ fn unknown_object(
     });
     match open {
         Some(upstream) => {
-            let row = one_provider(&upstream.provider, Arc::clone(&upstream.model));
+            let redundant = row.is_some_and(|row| row.redundant);
+            let row = one_provider(&upstream.provider, Arc::clone(&upstream.model), redundant);
             Ok(Target {
                 row: Arc::new(row),
                 credential: Box::default(),

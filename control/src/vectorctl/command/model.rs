@@ -11,12 +11,14 @@ pub(super) async fn model(mut client: Client, model: args::Model) -> Done {
             name,
             upstream,
             owned_by,
+            redundant,
         } => {
             let spec = pb::ModelSpec {
                 name,
                 upstreams: upstreams(&upstream),
                 owned_by,
                 created_unix_s: 0,
+                redundant,
             };
             let spec = client.put_model(spec).await?.into_inner();
             Ok(Shown::new(
@@ -51,10 +53,12 @@ pub(super) async fn default_route(mut client: Client, route: args::DefaultRoute)
         args::DefaultRoute::Put {
             operation,
             upstream,
+            redundant,
         } => {
             let spec = pb::DefaultRouteSpec {
                 operation,
                 upstreams: upstreams(&upstream),
+                redundant,
             };
             let spec = client.put_default_route(spec).await?.into_inner();
             Ok(Shown::new(

@@ -40,7 +40,7 @@ async fn a_public_name_reaches_the_egress_as_the_upstreams() {
             .recv()
             .await
             .unwrap()
-            .ends_with("/chat/completions inner")
+            .ends_with("/chat/completions inner redundant")
     );
 }
 

@@ -48,10 +48,12 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
         owned_by: "us".into(),
         upstreams: upstreams(upstream),
         created_unix_s: 1,
+        redundant: name == "public",
     };
     let route = |operation: &str| v1c::DefaultRoute {
         operation: operation.into(),
         upstreams: upstreams(""),
+        redundant: false,
     };
     let mut snapshot = v1c::Snapshot {
         revision: 1,

@@ -36,7 +36,13 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, events: mpsc::Sender<Str
     }
     let request = arrival.open.request.clone().unwrap();
     let name = request.upstream_model.as_str();
-    let event = format!("{me} {} {} {name}", request.operation, request.path);
+    let redundant = if arrival.open.redundant {
+        " redundant"
+    } else {
+        ""
+    };
+    let (operation, path) = (&request.operation, &request.path);
+    let event = format!("{me} {operation} {path} {name}{redundant}");
     events.send(event).await.unwrap();
     match name {
         "refuse-first" if arrival.open.attempt == 1 => {
