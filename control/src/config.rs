@@ -21,6 +21,8 @@ pub struct Config {
     pub names: Vec<String>,
     /// Holds `control.sqlite`, `ledger.sqlite`, `ca/` and `master.key`. Must be kept and backed up.
     pub data_dir: PathBuf,
+    /// What secrets are sealed with: the same on every replica. Default `master.key` in the data directory.
+    pub master_key_file: PathBuf,
     /// Ends every name that this network's certificates carry. Default `vector.local`.
     pub trust_domain: String,
     /// Where `/livez`, `/readyz` and `/metrics` are. Default `127.0.0.1:9099`.
@@ -85,6 +87,7 @@ impl Config {
         let trust_domain = source.text("control", "trust_domain", "vector.local");
         let admin_listen = source.address("admin", "listen", "127.0.0.1:9099");
         let token_file = source.text("control", "admin_token_file", "");
+        let master_key_file = source.text("control", "master_key_file", "");
         let etcd = etcd(&mut source);
         let ledger = ledger::read(&mut source);
         let log = source.text("telemetry", "log", "info");
@@ -109,16 +112,21 @@ impl Config {
                 LogFormat::Json
             }
         };
-        let admin_token_file = if token_file.is_empty() {
-            data_dir.join("admin.token")
-        } else {
-            PathBuf::from(token_file)
+        let or_here = |file: String, name: &str| {
+            if file.is_empty() {
+                data_dir.join(name)
+            } else {
+                PathBuf::from(file)
+            }
         };
+        let admin_token_file = or_here(token_file, "admin.token");
+        let master_key_file = or_here(master_key_file, "master.key");
         source.finish().map_err(Error::Faults)?;
         Ok(Self {
             listen,
             names,
             data_dir,
+            master_key_file,
             trust_domain,
             admin_listen,
             admin_token_file,

@@ -1,8 +1,10 @@
-//! Who is connected, and what each node says of itself. Kept in memory only.
+//! Who is connected, and what each node says of itself.
 //!
-//! A node whose stream broke stays usable for [`GRACE`]: a reconnect must not move traffic, and nodes
-//! notice a dead neighbour by their links long before. After control itself started, every known
-//! node counts as there for [`START_GRACE`], so that a restart of control moves nothing either.
+//! [`Fleet`] is this replica's memory of its own streams. Which nodes may be used is agreed on by all replicas over the
+//! store ([`agreed`]), each saying whom it hears ([`Rolls`]). A node whose stream broke stays on its replica's roll for
+//! [`GRACE`]: a reconnect must not move traffic, and nodes notice a dead neighbour by their links long before. Until a
+//! replica has been there for [`START_GRACE`] every known node counts as there, so that a restart of control moves
+//! nothing either. What one replica changes, the nodes of the others are told by [`Heed`].
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -19,10 +21,16 @@ use vector_proto::control::v1::{
 
 use crate::telemetry::Metrics;
 
+mod heed;
+pub use heed::Heed;
+
+mod roll;
+pub use roll::{Error, Heard, Roll, Rolls, agreed, rolls, together};
+
 /// A node stays usable this long after its stream broke.
 pub const GRACE: Duration = Duration::from_secs(3);
 
-/// Every known node counts as there this long after control started.
+/// Every known node counts as there until some replica is this old.
 pub const START_GRACE: Duration = Duration::from_secs(10);
 
 /// A push waits this long for a stream that does not read; then the stream is closed, and the node
@@ -73,6 +81,8 @@ struct Member {
 struct Stream {
     number: u64,
     ingress: bool,
+    /// When the node that opened it was enrolled: another enrolment is another node.
+    enrolled_unix_ms: u64,
     events: mpsc::Sender<ControlEvent>,
     end: CancellationToken,
 }
@@ -81,7 +91,6 @@ struct Stream {
 #[derive(Debug)]
 pub struct Fleet {
     members: Mutex<HashMap<String, Member>>,
-    started: Instant,
     changed: watch::Sender<u64>,
     signals: watch::Sender<u64>,
     metrics: Arc<Metrics>,
@@ -90,14 +99,12 @@ pub struct Fleet {
 /// Which nodes may be used now.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Usable {
-    /// Not only those named here, but every known node: control has just started.
+    /// Not only those named here, but every known node: all of control has just started.
     pub all: bool,
     /// Ids of nodes that are connected or were until a moment ago.
     pub ids: BTreeSet<String>,
     /// Ids of nodes that say they are going down.
     pub draining: BTreeSet<String>,
-    /// When this may be different without anybody saying so.
-    pub until: Option<Instant>,
 }
 
 /// An open stream of a node. Dropped, the node is gone.
@@ -112,17 +119,16 @@ pub struct Attached {
 impl Fleet {
     /// Nobody is there yet.
     #[must_use]
-    pub fn new(started: Instant, metrics: Arc<Metrics>) -> Self {
+    pub fn new(metrics: Arc<Metrics>) -> Self {
         Self {
             members: Mutex::default(),
-            started,
             changed: watch::Sender::new(0),
             signals: watch::Sender::new(0),
             metrics,
         }
     }
 
-    /// Told whenever [`Fleet::usable`] may be different.
+    /// Told whenever [`Fleet::heard`] may be different.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -134,6 +140,7 @@ impl Fleet {
         id: &str,
         ingress: bool,
         version: &str,
+        enrolled_unix_ms: u64,
         events: mpsc::Sender<ControlEvent>,
     ) -> Attached {
         let end = CancellationToken::new();
@@ -153,6 +160,7 @@ impl Fleet {
         member.stream = Some(Stream {
             number,
             ingress,
+            enrolled_unix_ms,
             events,
             end: end.clone(),
         });
@@ -194,30 +202,25 @@ impl Fleet {
             .collect()
     }
 
-    /// Which nodes may be used at `now`.
+    /// Whom this replica hears or heard until a moment ago, by id, and when that ends for one of them by itself.
     #[must_use]
-    pub fn usable(&self, now: Instant) -> Usable {
-        let mut usable = Usable::default();
-        let started = self.started + START_GRACE;
-        if now < started {
-            usable.all = true;
-            usable.until = Some(started);
-        }
+    pub fn heard(&self, now: Instant) -> (Vec<Heard>, Option<Instant>) {
+        let mut nodes = Vec::new();
+        let mut next: Option<Instant> = None;
         for (id, member) in self.members.lock().iter() {
-            let status = member.presence.status.as_ref();
-            if status.is_some_and(|status| status.draining) {
-                usable.draining.insert(id.clone());
-            }
             let until = member.gone_at.map(|gone| gone + GRACE);
             if member.stream.is_none() && until.is_none_or(|until| until <= now) {
                 continue;
             }
-            usable.ids.insert(id.clone());
-            if let Some(until) = until {
-                usable.until = Some(usable.until.map_or(until, |other| other.min(until)));
-            }
+            let status = member.presence.status.as_ref();
+            nodes.push(Heard {
+                id: id.clone(),
+                draining: status.is_some_and(|status| status.draining),
+            });
+            next = [next, until].into_iter().flatten().min();
         }
-        usable
+        nodes.sort_by(|one, other| one.id.cmp(&other.id));
+        (nodes, next)
     }
 
     /// What is known of a node.
@@ -240,6 +243,23 @@ impl Fleet {
         {
             stream.end.cancel();
         }
+    }
+
+    /// Ends the stream of a node that was enrolled at another time: whoever holds the old key is not it any more.
+    pub fn dismiss_other_than(&self, id: &str, enrolled_unix_ms: u64) {
+        let members = self.members.lock();
+        let stream = members.get(id).and_then(|member| member.stream.as_ref());
+        if let Some(stream) = stream.filter(|stream| stream.enrolled_unix_ms != enrolled_unix_ms) {
+            stream.end.cancel();
+        }
+    }
+
+    /// Ids of the nodes whose streams are open here.
+    #[must_use]
+    pub fn attached(&self) -> Vec<String> {
+        let members = self.members.lock();
+        let open = members.iter().filter(|(_, member)| member.stream.is_some());
+        open.map(|(id, _)| id.clone()).collect()
     }
 
     /// Tells one node something. Returns once its stream has it; false when it has no stream.
@@ -402,16 +422,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_stays_usable_for_a_while_and_comes_back() {
-        let started = Instant::now();
-        let fleet = Arc::new(Fleet::new(started, Arc::default()));
+    fn a_node_is_heard_of_for_a_while_and_comes_back() {
+        let fleet = Arc::new(Fleet::new(Arc::default()));
         let (events, _queue) = mpsc::channel(1);
-        let later = started + START_GRACE;
-        assert!(fleet.usable(started).all, "control has just started");
-        assert_eq!(fleet.usable(later), Usable::default());
+        let names = |now| -> Vec<String> {
+            let (nodes, _) = fleet.heard(now);
+            nodes.into_iter().map(|node| node.id).collect()
+        };
+        assert_eq!(fleet.heard(Instant::now()), (Vec::new(), None));
 
-        let first = fleet.attach("a", true, "1", events.clone());
-        let second = fleet.attach("a", true, "1", events);
+        let first = fleet.attach("a", true, "1", 7, events.clone());
+        let second = fleet.attach("a", true, "1", 8, events);
         assert!(first.end().is_cancelled(), "a newer stream ends the older");
         drop(first);
         assert!(
@@ -423,7 +444,7 @@ mod tests {
             ..Status::default()
         };
         second.status(draining, 1);
-        assert!(fleet.usable(later).draining.contains("a"));
+        assert!(fleet.heard(Instant::now()).0[0].draining);
         assert_eq!(fleet.presence("a").clock_skew_ms, None, "it tells no time");
         let slow = Status {
             draining: true,
@@ -433,12 +454,22 @@ mod tests {
         second.status(slow, 10_000);
         assert_eq!(fleet.presence("a").clock_skew_ms, Some(-3_000));
 
+        fleet.dismiss_other_than("a", 8);
+        assert!(!second.end().is_cancelled(), "the same enrolment");
+        fleet.dismiss_other_than("a", 9);
+        assert!(
+            second.end().is_cancelled(),
+            "its key is not the node's any more"
+        );
         drop(second);
         let gone = Instant::now();
-        let soon = fleet.usable(gone + START_GRACE);
-        assert!(!soon.ids.contains("a"), "long gone");
-        let now = fleet.usable(gone);
-        assert!(now.ids.contains("a"), "gone a moment ago");
-        assert!(now.until.is_some_and(|until| until <= gone + GRACE));
+        assert_eq!(names(gone), ["a"], "gone a moment ago");
+        assert!(
+            fleet
+                .heard(gone)
+                .1
+                .is_some_and(|until| until <= gone + GRACE)
+        );
+        assert!(names(gone + GRACE).is_empty(), "gone");
     }
 }

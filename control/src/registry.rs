@@ -6,7 +6,7 @@
 //! /cfg-generation      counts changes of /cfg; every change compares it, so that two operators never mix
 //! /keys/ID             an API key: its MAC, never its text
 //! /nodes/ID            who may have a certificate          /seen/nodes/ID   what the node said of itself last
-//! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper; hashed: operator's token
+//! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA; hashed: operator's token
 //! ```
 //! A change is checked against all that would then be there; all faults are told, each with its field.
 

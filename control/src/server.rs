@@ -21,14 +21,16 @@ use crate::{
     api::{self, Rooms},
     config::Config,
     coordinate::{self, Embedded, Etcd, EtcdSettings, Store},
-    health::Fleet,
-    identity::{self, Authority},
+    health::{self, Fleet, Heed, Rolls},
+    identity,
     ledger::{self, Ledger},
     registry::{self, Registry},
     routing::{Publisher, Steering},
     telemetry::Metrics,
-    vault::{self, Vault},
+    vault,
 };
+
+mod founding;
 
 mod listen;
 mod probe;
@@ -68,6 +70,34 @@ pub enum Error {
     /// Another process works on the same data.
     #[error("{0}: another vector-control works on this data")]
     Locked(PathBuf),
+    /// A replica of a network that has a master key, without it.
+    #[error(
+        "{0} is not there, but this network has a master key already: copy it there from another replica (data_dir/master.key), \
+         or say where it is as control.master_key_file"
+    )]
+    NoMasterKey(PathBuf),
+    /// A replica with the master key of another network.
+    #[error(
+        "{0} is not the master key of the network that this etcd holds: every replica needs the same; copy it from another \
+         replica, or give this one another etcd.root"
+    )]
+    OtherMasterKey(PathBuf),
+    /// A folder that belongs to another network.
+    #[error(
+        "{0} holds the CA of another network than this etcd: give this replica an empty control.data_dir, or another etcd.root"
+    )]
+    OtherAuthority(PathBuf),
+    /// Names end differently.
+    #[error("control.trust_domain is `{ours}` here, but this network's is `{theirs}`")]
+    OtherDomain {
+        /// The network's.
+        theirs: String,
+        /// This replica's.
+        ours: String,
+    },
+    /// It may not join the other replicas.
+    #[error(transparent)]
+    Health(#[from] health::Error),
     /// An address cannot be listened on.
     #[error("cannot listen on {address}: {source}")]
     Listen {
@@ -137,6 +167,48 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
     Ok(Arc::new(Etcd::open(settings).await?))
 }
 
+/// What a replica has once it is one of them.
+struct Joined {
+    authority: Arc<identity::Authority>,
+    tls: tls::Tls,
+    registry: Arc<Registry>,
+    fleet: Arc<Fleet>,
+    metrics: Arc<Metrics>,
+    rolls: Rolls,
+}
+
+impl Joined {
+    /// Takes up what the replicas share, or makes it if this is the first.
+    async fn to(
+        config: &Config,
+        store: Arc<dyn Store>,
+        who: (String, String),
+        started: Instant,
+    ) -> Result<Self, Error> {
+        let (vault, authority) = founding::open(config, store.as_ref(), api::unix_now()).await?;
+        let authority = Arc::new(authority);
+        let tls = tls::Tls::new(Arc::clone(&authority), &config.names)?;
+        let registry = Arc::new(Registry::open(Arc::clone(&store), vault).await?);
+        if registry
+            .open_operator(&config.admin_token_file, authority.pin())
+            .await?
+        {
+            tracing::info!(file = %config.admin_token_file.display(), "operator's token made");
+        }
+        let metrics = Arc::new(Metrics::default());
+        let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
+        let rolls = Rolls::join(store, Arc::clone(&fleet), who, started).await?;
+        Ok(Self {
+            authority,
+            tls,
+            registry,
+            fleet,
+            metrics,
+            rolls,
+        })
+    }
+}
+
 /// Control with its sockets open, not serving yet.
 #[derive(Debug)]
 pub struct Server {
@@ -145,6 +217,7 @@ pub struct Server {
     names: Vec<String>,
     grpc: TcpListener,
     probes: TcpListener,
+    rolls: Rolls,
     // Held open: the lock goes with it.
     _lock: fs::File,
 }
@@ -166,31 +239,28 @@ impl Server {
         let lock = fs::File::create(&lock_path).map_err(file(lock_path))?;
         lock.try_lock().map_err(|_| Error::Locked(data.clone()))?;
 
-        let authority = Authority::open(&data.join("ca"), &config.trust_domain, api::unix_now())?;
-        let authority = Arc::new(authority);
-        let tls = tls::Tls::new(Arc::clone(&authority), &config.names)?;
         let store = open_store(config).await?;
-        let vault = Vault::open(&data.join("master.key"))?;
-        let registry = Arc::new(Registry::open(store, vault).await?);
-        if registry
-            .open_operator(&config.admin_token_file, authority.pin())
-            .await?
-        {
-            tracing::info!(file = %config.admin_token_file.display(), "operator's token made");
-        }
-        let metrics = Arc::new(Metrics::default());
+        let ledger = Arc::new(match &config.ledger {
+            Some(postgres) => Ledger::connect(postgres).await?,
+            None => Ledger::open(&data.join("ledger.sqlite"))?,
+        });
+        let grpc = listen_on(config.listen).await?;
         let started = Instant::now();
-        let fleet = Arc::new(Fleet::new(started, Arc::clone(&metrics)));
-        let publisher = Publisher::new(
-            Arc::clone(&registry),
-            Arc::clone(&fleet),
-            Arc::clone(&metrics),
-        );
+        let who = (replica_name(config, &grpc), ledger_name(config)?);
+        let turn = founding::Turn::wait(&store, &who.0).await?;
+        let joined = Joined::to(config, store, who, started).await;
+        turn.over().await;
+        let Joined {
+            authority,
+            tls,
+            registry,
+            fleet,
+            metrics,
+            rolls,
+        } = joined?;
+        let publisher = Publisher::new(Arc::clone(&registry), Arc::clone(&metrics));
         let rooms = Rooms {
-            ledger: Arc::new(match &config.ledger {
-                Some(postgres) => Ledger::connect(postgres).await?,
-                None => Ledger::open(&data.join("ledger.sqlite"))?,
-            }),
+            ledger,
             publisher: Arc::new(publisher),
             steering: Arc::new(Steering::new(Arc::clone(&fleet))),
             authority,
@@ -205,8 +275,9 @@ impl Server {
             rooms,
             tls,
             names: config.names.clone(),
-            grpc: listen_on(config.listen).await?,
+            grpc,
             probes: listen_on(config.admin_listen).await?,
+            rolls,
             _lock: lock,
         })
     }
@@ -244,6 +315,7 @@ impl Server {
             names,
             grpc,
             probes,
+            rolls,
             _lock,
         } = self;
         let (tasks, drain) = (rooms.tasks.clone(), rooms.drain.clone());
@@ -252,6 +324,9 @@ impl Server {
         tasks.spawn(async move { publisher.run(publishing).await });
         let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());
         tasks.spawn(async move { steering.run(steered).await });
+        tasks.spawn(rolls.run(drain.clone()));
+        let heed = Heed::new(Arc::clone(&rooms.registry), Arc::clone(&rooms.fleet));
+        tasks.spawn(heed.run(drain.clone()));
         tasks.spawn(tls.clone().renew(names, CERTIFICATE_TURN, drain.clone()));
         let ready = CancellationToken::new();
         let probing = probe::serve(
@@ -299,6 +374,33 @@ impl Server {
         tracing::info!("stopped");
         served.map_err(|error| Error::Grpc(error.to_string()))
     }
+}
+
+/// What people and other replicas know this one by.
+fn replica_name(config: &Config, grpc: &TcpListener) -> String {
+    let name = config.names.first().map_or("control", String::as_str);
+    let port = grpc.local_addr().map_or(0, |address| address.port());
+    format!("{name}:{port}")
+}
+
+/// Which ledger this replica writes to. A database is known by its name and schema, since the way there may be another
+/// for each replica; a file is nobody else's, and known by an id that lies beside it.
+fn ledger_name(config: &Config) -> Result<String, Error> {
+    if let Some(postgres) = &config.ledger {
+        let path = postgres.url.split(['?', '#']).next().unwrap_or_default();
+        let database = path.rsplit('/').next().unwrap_or_default();
+        return Ok(format!("PostgreSQL, {database}.{}", postgres.schema));
+    }
+    let path = config.data_dir.join("ledger.id");
+    let file = |source| Error::File {
+        path: path.clone(),
+        source,
+    };
+    if !path.exists() {
+        fs::write(&path, uuid::Uuid::now_v7().to_string()).map_err(file)?;
+    }
+    let id = fs::read_to_string(&path).map_err(file)?;
+    Ok(format!("ledger.sqlite of {}", id.trim()))
 }
 
 /// Every service over these connections, until `stop`; then what is open may end.

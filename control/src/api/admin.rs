@@ -1,14 +1,15 @@
 //! What operators ask. Every call needs the operator's token.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 use vector_proto::control::v1 as pb;
 
 use super::{Rooms, unix_ms};
 use crate::{
+    health,
     ledger::UsageQuery,
-    registry::{Draft, Invite, Outcome},
+    registry::{self, Draft, Invite, Outcome},
     routing::{self, Inputs},
 };
 
@@ -66,11 +67,11 @@ impl Operators {
         if keys.is_empty() {
             return Ok(());
         }
-        let revision = self.rooms.registry.revision().await?;
         let event = pb::KeysChanged {
             keys,
             all: false,
-            revision: u64::try_from(revision).unwrap_or_default(),
+            // Out of turn: what came before it may not have been told yet.
+            revision: 0,
         };
         self.rooms.fleet.push_keys(event).await;
         Ok(())
@@ -423,7 +424,10 @@ impl pb::admin_server::Admin for Operators {
         self.rooms.operator(&request)?;
         let catalog = self.rooms.registry.catalog().await?;
         let nodes = self.rooms.registry.nodes().await?;
-        let usable = self.rooms.fleet.usable(Instant::now());
+        let store = self.rooms.registry.store();
+        let usable = health::agreed(store.as_ref())
+            .await
+            .map_err(registry::Error::from)?;
         let inputs = Inputs {
             catalog: &catalog,
             nodes: &nodes,

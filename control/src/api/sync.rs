@@ -76,15 +76,24 @@ pub(super) async fn open(
             "the first message must be `register`",
         ));
     };
+    let enrolled = rooms
+        .registry
+        .node(peer.id.as_str())
+        .await?
+        .enrolled_unix_ms;
     rooms
         .registry
         .keep_seen(peer.id.as_str(), register.clone())
         .await?;
     let (events, queue) = mpsc::channel(EVENTS_MAX);
     let ingress = peer.roles.contains(&Role::Ingress);
-    let attached = rooms
-        .fleet
-        .attach(peer.id.as_str(), ingress, &register.version, events.clone());
+    let attached = rooms.fleet.attach(
+        peer.id.as_str(),
+        ingress,
+        &register.version,
+        enrolled,
+        events.clone(),
+    );
     let session = Session {
         newest: rooms.publisher.subscribe(),
         steering: rooms.steering.subscribe(),
@@ -173,7 +182,7 @@ impl Session {
     async fn send_newest(&mut self) -> Result<(), End> {
         let newest = self.newest.borrow_and_update().clone();
         let revision = newest.snapshot.revision;
-        if revision == 0 {
+        if revision == 0 || !self.may_tell(revision).await? {
             return Ok(());
         }
         if self.peer.roles.contains(&Role::Egress) {
@@ -195,6 +204,7 @@ impl Session {
                 self.send(Event::Credentials(Credentials {
                     revision,
                     credentials,
+                    generation: newest.generation,
                 }))
                 .await?;
                 self.held = Some(wanted);
@@ -205,6 +215,22 @@ impl Session {
             self.sent = revision;
         }
         Ok(())
+    }
+
+    /// Whether a node that has a newer revision may be given this one: it is in force, as after a restore, and not what a
+    /// replica without its store still remembers.
+    async fn may_tell(&self, revision: u64) -> Result<bool, End> {
+        if self.sent <= revision {
+            return Ok(true);
+        }
+        match self.rooms.publisher.is_in_force(revision).await {
+            Ok(is) => Ok(is),
+            Err(crate::registry::Error::Store(error)) => {
+                tracing::warn!(node.id = %self.peer.id, %error, "the node knows a newer revision; it keeps that");
+                Ok(false)
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What is different in the scores since the node heard of them; `whole`: it begins anew.

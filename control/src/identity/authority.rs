@@ -1,7 +1,7 @@
 //! Makes and keeps the root, and signs leaves with it.
 //!
-//! The root's key lies in `ca/root.key` with mode 0600 and is never sent anywhere. Leaves begin five
-//! minutes in the past, so that a node whose clock is slow can use one at once.
+//! The root's key lies in `ca/root.key` with mode 0600, and sealed in the store where several replicas share one; it is
+//! never sent to anybody else. Leaves begin five minutes in the past, so that a node whose clock is slow can use one at once.
 
 use std::{fs, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
@@ -20,6 +20,7 @@ use rustls::{
     sign::CertifiedKey,
 };
 use x509_parser::prelude::FromDer as _;
+use zeroize::Zeroizing;
 
 use super::peer::Peer;
 use crate::vault;
@@ -100,6 +101,20 @@ impl Authority {
             .map_err(|error| Error::Stored(format!("root.key: {error}")))?;
         let root = CertificateDer::from_pem_file(&root_path)
             .map_err(|error| Error::Stored(format!("root.pem: {error}")))?;
+        Self::of(key, root, trust_domain)
+    }
+
+    /// The authority that another replica has made ([`Authority::export`]).
+    ///
+    /// # Errors
+    /// When key and root are none, or do not belong together.
+    pub fn import(key: &[u8], root: &[u8], trust_domain: &str) -> Result<Self, Error> {
+        let key = KeyPair::try_from(key)
+            .map_err(|error| Error::Stored(format!("the root's key: {error}")))?;
+        Self::of(key, root.to_vec().into(), trust_domain)
+    }
+
+    fn of(key: KeyPair, root: CertificateDer<'static>, trust_domain: &str) -> Result<Self, Error> {
         let pin = pin_of(&root).ok_or_else(|| Error::Stored("root.pem: no certificate".into()))?;
         let issuer = Issuer::from_ca_cert_der(&root, key)
             .map_err(|error| Error::Stored(format!("root.pem: {error}")))?;
@@ -109,6 +124,15 @@ impl Authority {
             pin,
             trust_domain: trust_domain.to_owned(),
         })
+    }
+
+    /// The root's key and the root in DER, to be sealed for the other replicas of control and for nobody else.
+    #[must_use]
+    pub fn export(&self) -> (Zeroizing<Vec<u8>>, Vec<u8>) {
+        (
+            Zeroizing::new(self.issuer.key().serialize_der()),
+            self.root.to_vec(),
+        )
     }
 
     /// The root, for those who verify.

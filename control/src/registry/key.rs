@@ -202,14 +202,6 @@ impl Registry {
         Ok(key.view(id))
     }
 
-    /// How far the store has come: what is told of keys now covers everything up to here.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn revision(&self) -> Result<Revision, Error> {
-        Ok(self.store.list("/secrets/").await?.revision)
-    }
-
     /// Says what a presented key is worth. `letters_sha256` is the SHA-256 of its 48 letters.
     ///
     /// # Errors

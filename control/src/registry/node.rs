@@ -3,6 +3,7 @@
 //! An invite is 256 random bits, stored as SHA-256, bound to roles and region (and to an id where it names
 //! one), good once and for a short while. The transaction that makes the node takes the invite away.
 
+use bytes::Bytes;
 use prost::Message;
 use ring::digest::{SHA256, digest};
 use vector_proto::{control::v1::Register, id::NodeId};
@@ -52,6 +53,16 @@ pub struct NodeSpec {
     /// When it was enrolled.
     #[prost(uint64, tag = "5")]
     pub enrolled_unix_ms: u64,
+}
+
+impl NodeSpec {
+    /// As it stands in the store.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] for anything else.
+    pub fn read(stored: &Bytes) -> Result<Self, Error> {
+        decode(stored)
+    }
 }
 
 /// What a node said of itself when it connected last.

@@ -1,7 +1,9 @@
 //! Keeps the snapshot current, and hands the newest to everybody who wants it.
 //!
 //! A change of configuration is published at once; nodes that come and go, after a moment in which more may
-//! come and go. The revision is kept in the store, so it grows over restarts, and stays when nothing changed.
+//! come and go. Every replica does so, from what is in the store and from nothing else. What is in force is read before
+//! what it follows from, and written only if nobody has written since: so a newer revision never stands for older inputs,
+//! revisions never fork, and whoever loses the race reads again. The revision stays when nothing changed.
 
 use std::{
     collections::BTreeMap,
@@ -9,6 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +20,7 @@ use vector_proto::control::v1::{Credential, Snapshot};
 use super::{Inputs, compile, seal};
 use crate::{
     coordinate::{self, Batch, Revision, Transaction, Watch},
-    health::Fleet,
+    health,
     registry::{self, Catalog, Registry, StoredCredential},
     telemetry::Metrics,
 };
@@ -26,7 +29,7 @@ use crate::{
 const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// After a failure of the store.
-const RETRY: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(250);
 
 /// Holds revision and digest of the snapshot in force.
 const PUBLISHED: &str = "/routing/published";
@@ -36,6 +39,8 @@ const PUBLISHED: &str = "/routing/published";
 pub struct Published {
     /// The snapshot.
     pub snapshot: Snapshot,
+    /// Generation of the configuration that the credentials are of.
+    pub generation: u64,
     /// Credentials of each provider, sealed.
     credentials: BTreeMap<String, Vec<StoredCredential>>,
 }
@@ -76,17 +81,42 @@ pub struct Share {
 #[derive(Debug)]
 pub struct Publisher {
     registry: Arc<Registry>,
-    fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
     current: watch::Sender<Arc<Published>>,
     generation: watch::Sender<u64>,
 }
 
 /// What the next snapshot must differ from.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct InForce {
     revision: u64,
     content: Vec<u8>,
     changed: Revision,
+}
+
+impl InForce {
+    fn read(value: &Bytes, changed: Revision) -> Self {
+        match value.split_at_checked(8) {
+            Some((revision, content)) => Self {
+                revision: revision
+                    .try_into()
+                    .map(u64::from_be_bytes)
+                    .unwrap_or_default(),
+                content: content.to_vec(),
+                changed,
+            },
+            None => Self {
+                changed,
+                ..Self::default()
+            },
+        }
+    }
+
+    fn value(&self) -> Vec<u8> {
+        let mut value = self.revision.to_be_bytes().to_vec();
+        value.extend_from_slice(&self.content);
+        value
+    }
 }
 
 /// Why the loop woke up.
@@ -100,10 +130,9 @@ enum Wake {
 impl Publisher {
     /// Nothing is published before [`Publisher::run`].
     #[must_use]
-    pub fn new(registry: Arc<Registry>, fleet: Arc<Fleet>, metrics: Arc<Metrics>) -> Self {
+    pub fn new(registry: Arc<Registry>, metrics: Arc<Metrics>) -> Self {
         Self {
             registry,
-            fleet,
             metrics,
             current: watch::Sender::default(),
             generation: watch::Sender::default(),
@@ -145,22 +174,27 @@ impl Publisher {
         }
     }
 
+    /// Whether this is the revision that all replicas have in force. A node that knows a newer one is told otherwise only by
+    /// a replica that can be sure: one that is cut off from the store is not.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn is_in_force(&self, revision: u64) -> Result<bool, registry::Error> {
+        Ok(self.in_force().await?.revision == revision)
+    }
+
     /// Publishes once, then on every change, until the store fails or history has to be skipped.
     async fn follow(&self) -> Result<(), registry::Error> {
         let store = self.registry.store();
         // Whatever happens after this revision is heard of; whatever happened before is read below.
         let from = store.list(PUBLISHED).await?.revision;
         let mut watch = store.watch("/", from).await?;
-        let mut fleet = self.fleet.changes();
-        let mut in_force = self.in_force().await?;
-        let mut until = self.publish(&mut in_force).await?;
+        let mut in_force = self.publish().await?;
         let mut soon: Option<Instant> = None;
         loop {
-            let wait = [soon, until].into_iter().flatten().min();
             let wake = tokio::select! {
-                batch = next(&mut watch) => batch?,
-                _ = fleet.changed() => Wake::Soon,
-                () = at(wait) => Wake::Now,
+                batch = next(&mut watch, &in_force) => batch?,
+                () = at(soon) => Wake::Now,
             };
             match wake {
                 Wake::Nothing => {}
@@ -168,7 +202,7 @@ impl Publisher {
                 Wake::Soon => soon = soon.or_else(|| Some(Instant::now() + DEBOUNCE)),
                 Wake::Now => {
                     soon = None;
-                    until = self.publish(&mut in_force).await?;
+                    in_force = self.publish().await?;
                 }
             }
         }
@@ -176,80 +210,86 @@ impl Publisher {
 
     async fn in_force(&self) -> Result<InForce, registry::Error> {
         let entry = self.registry.store().get(PUBLISHED).await?;
-        Ok(match entry {
-            Some(entry) if entry.value.len() > 8 => {
-                let (revision, content) = entry.value.split_at(8);
-                InForce {
-                    revision: revision
-                        .try_into()
-                        .map(u64::from_be_bytes)
-                        .unwrap_or_default(),
-                    content: content.to_vec(),
-                    changed: entry.changed,
-                }
-            }
-            _ => InForce {
-                revision: 0,
-                content: Vec::new(),
-                changed: 0,
-            },
-        })
+        Ok(entry.map_or_else(InForce::default, |entry| {
+            InForce::read(&entry.value, entry.changed)
+        }))
     }
 
-    /// Compiles, and publishes when anything is different. Answers when to look again unasked.
-    async fn publish(&self, in_force: &mut InForce) -> Result<Option<Instant>, registry::Error> {
+    /// Compiles, and publishes when anything is different from what is in force, or takes up what another replica has
+    /// published. Answers what is in force now.
+    async fn publish(&self) -> Result<InForce, registry::Error> {
         let began = Instant::now();
-        let catalog = self.registry.catalog().await?;
-        let nodes = self.registry.nodes().await?;
-        let usable = self.fleet.usable(began);
-        let bare = compile(Inputs {
-            catalog: &catalog,
-            nodes: &nodes,
-            usable: &usable,
-        });
-        let content = seal(bare.clone(), 0).digest.to_vec();
-        let first = self.current.borrow().snapshot.revision == 0;
-        if content != in_force.content {
-            let revision = in_force.revision + 1;
-            let mut value = revision.to_be_bytes().to_vec();
-            value.extend_from_slice(&content);
-            let put = Transaction::new()
-                .when(PUBLISHED, in_force.changed)
-                .put(PUBLISHED, value);
-            let changed = self.registry.store().commit(put).await?;
-            *in_force = InForce {
-                revision,
-                content,
-                changed,
+        loop {
+            let in_force = self.in_force().await?;
+            let store = self.registry.store();
+            let catalog = self.registry.catalog().await?;
+            let nodes = self.registry.nodes().await?;
+            let usable = health::agreed(store.as_ref()).await?;
+            let bare = compile(Inputs {
+                catalog: &catalog,
+                nodes: &nodes,
+                usable: &usable,
+            });
+            let content = seal(bare.clone(), 0).digest.to_vec();
+            let now = if content == in_force.content {
+                in_force
+            } else {
+                match self.put(&in_force, content).await {
+                    Ok(now) => now,
+                    Err(coordinate::Error::Conflict(_)) => {
+                        tracing::debug!("another replica was faster: reading again");
+                        continue;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             };
-        }
-        let credentials = by_provider(&catalog);
-        let same = !first
-            && self.current.borrow().snapshot.revision == in_force.revision
-            && self.current.borrow().credentials == credentials;
-        if !same {
-            let snapshot = seal(bare, in_force.revision);
-            self.metrics.snapshot_revision.set(in_force.revision);
+            self.hand_out(bare, now.revision, &catalog);
+            self.generation.send_replace(catalog.generation);
             self.metrics
-                .snapshot_bytes
-                .set(i64::try_from(snapshot.encoded_len()).unwrap_or(i64::MAX));
-            tracing::info!(
-                revision = in_force.revision,
-                nodes = snapshot.nodes.len(),
-                models = snapshot.models.len(),
-                paths = snapshot.paths.len(),
-                "snapshot published"
-            );
-            self.current.send_replace(Arc::new(Published {
-                snapshot,
-                credentials,
-            }));
+                .publish_seconds
+                .observe(began.elapsed().as_secs_f64());
+            return Ok(now);
         }
-        self.generation.send_replace(catalog.generation);
+    }
+
+    /// Puts the next revision in force, unless somebody else has.
+    async fn put(&self, before: &InForce, content: Vec<u8>) -> Result<InForce, coordinate::Error> {
+        let next = InForce {
+            revision: before.revision + 1,
+            content,
+            changed: 0,
+        };
+        let put = Transaction::new()
+            .when(PUBLISHED, before.changed)
+            .put(PUBLISHED, next.value());
+        let changed = self.registry.store().commit(put).await?;
+        Ok(InForce { changed, ..next })
+    }
+
+    /// Gives the snapshot to every stream, unless they have it.
+    fn hand_out(&self, bare: Snapshot, revision: u64, catalog: &Catalog) {
+        let (snapshot, credentials) = (seal(bare, revision), by_provider(catalog));
+        let current = self.current();
+        // The digest covers the revision.
+        if current.snapshot.digest == snapshot.digest && current.credentials == credentials {
+            return;
+        }
+        self.metrics.snapshot_revision.set(revision);
         self.metrics
-            .publish_seconds
-            .observe(began.elapsed().as_secs_f64());
-        Ok(usable.until)
+            .snapshot_bytes
+            .set(i64::try_from(snapshot.encoded_len()).unwrap_or(i64::MAX));
+        tracing::info!(
+            revision,
+            nodes = snapshot.nodes.len(),
+            models = snapshot.models.len(),
+            paths = snapshot.paths.len(),
+            "snapshot published"
+        );
+        self.current.send_replace(Arc::new(Published {
+            snapshot,
+            generation: catalog.generation,
+            credentials,
+        }));
     }
 }
 
@@ -262,24 +302,29 @@ fn by_provider(catalog: &Catalog) -> BTreeMap<String, Vec<StoredCredential>> {
     credentials
 }
 
-async fn next(watch: &mut Watch) -> Result<Wake, coordinate::Error> {
+async fn next(watch: &mut Watch, in_force: &InForce) -> Result<Wake, coordinate::Error> {
     match watch.next().await {
-        Ok(batch) => Ok(wake_of(&batch)),
+        Ok(batch) => Ok(wake_of(&batch, in_force)),
         Err(coordinate::Error::Compacted) => Ok(Wake::Relist),
         Err(error) => Err(error),
     }
 }
 
-fn wake_of(batch: &Batch) -> Wake {
+fn wake_of(batch: &Batch, in_force: &InForce) -> Wake {
     let any = |prefix: &str| {
         batch
             .events
             .iter()
             .any(|event| event.key.starts_with(prefix))
     };
-    if any("/cfg") || any("/nodes/") {
+    let published = batch.events.iter().find(|event| event.key == PUBLISHED);
+    let by_another = published.is_some_and(|event| {
+        let told = event.value.as_ref();
+        told.is_none_or(|value| InForce::read(value, in_force.changed) != *in_force)
+    });
+    if any("/cfg") || any("/nodes/") || by_another {
         Wake::Now
-    } else if any("/seen/") {
+    } else if any("/seen/") || any("/roll/") {
         Wake::Soon
     } else {
         Wake::Nothing

@@ -10,6 +10,8 @@ mod identity;
 
 mod ledger;
 
+mod replicas;
+
 mod words;
 
 use std::time::Duration;
@@ -49,32 +51,40 @@ impl Control {
     }
 
     async fn start_in(dir: TempDir) -> Self {
+        let token = dir.path().join("admin.token");
+        Self::try_start_in(dir, "", &token).await.unwrap()
+    }
+
+    /// With more settings, and the operator's token in a file that need not be its own.
+    async fn try_start_in(
+        dir: TempDir,
+        settings: &str,
+        token: &std::path::Path,
+    ) -> Result<Self, (TempDir, vector_control::server::Error)> {
         let text = format!(
-            "[control]\nlisten = \"127.0.0.1:0\"\ndata_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"",
+            "[control]\nlisten = \"127.0.0.1:0\"\ndata_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n{settings}",
             dir.path()
         );
-        let server = Server::bind(&Config::read(&text, &|_| None).unwrap())
-            .await
-            .unwrap();
+        let server = match Server::bind(&Config::read(&text, &|_| None).unwrap()).await {
+            Ok(server) => server,
+            Err(error) => return Err((dir, error)),
+        };
         let url = format!("https://{}", server.address().unwrap());
         let pin = server.pin();
-        let token = std::fs::read_to_string(dir.path().join("admin.token"))
-            .unwrap()
-            .trim()
-            .to_owned();
+        let token = std::fs::read_to_string(token).unwrap().trim().to_owned();
         let stop = CancellationToken::new();
         let served = tokio::spawn({
             let stop = stop.clone();
             async move { server.serve(stop).await.unwrap() }
         });
-        Self {
+        Ok(Self {
             dir,
             url,
             pin,
             token,
             stop,
             served,
-        }
+        })
     }
 
     async fn stop(self) -> TempDir {

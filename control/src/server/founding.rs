@@ -1,0 +1,136 @@
+//! What all replicas of control share: the master key and the CA. Made by the first, found by the others.
+//!
+//! The master key is brought by configuration: the same file on every replica. With it, `/secrets/ca` in etcd opens, which
+//! holds the root and its key; that it opens is the proof of the master key. A replica whose master key or CA is another
+//! one is refused before it has served anything. Replicas start one after the other ([`Turn`]) so that two first ones do
+//! not make two of everything; each write is still a compare-and-put.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use prost::Message;
+use zeroize::{Zeroize as _, Zeroizing};
+
+use super::Error;
+use crate::{
+    config::Config,
+    coordinate::{self, Session, Store, Transaction, elect},
+    identity::Authority,
+    vault::Vault,
+};
+
+/// Where the sealed CA is.
+const CA: &str = "/secrets/ca";
+
+/// Everything sealed, and what is hashed beside it.
+const SECRETS: &str = "/secrets/";
+
+/// Where in etcd the replicas take turns.
+const TURN: &str = "start";
+
+/// A replica that waits for its turn says so after this.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The CA as it is sealed.
+#[derive(Clone, PartialEq, Message)]
+struct Founded {
+    #[prost(bytes = "vec", tag = "1")]
+    key: Vec<u8>,
+    #[prost(bytes = "vec", tag = "2")]
+    root: Vec<u8>,
+    #[prost(string, tag = "3")]
+    trust_domain: String,
+}
+
+/// The right to start; nobody else does meanwhile.
+pub(super) struct Turn {
+    store: Arc<dyn Store>,
+    session: Session,
+}
+
+impl Turn {
+    /// Waits until no other replica is starting.
+    pub(super) async fn wait(store: &Arc<dyn Store>, who: &str) -> Result<Self, coordinate::Error> {
+        let session = store.session().await?;
+        let mut turn = elect(store.as_ref(), TURN, session, who);
+        match tokio::time::timeout(PATIENCE, &mut turn).await {
+            Ok(mine) => drop(mine?),
+            Err(_) => {
+                tracing::info!("another replica is starting, or died on the way: waiting for it");
+                turn.await?;
+            }
+        }
+        Ok(Self {
+            store: Arc::clone(store),
+            session,
+        })
+    }
+
+    /// Lets the next one start. Unsaid, the session says it when its time is over.
+    pub(super) async fn over(self) {
+        if let Err(error) = self.store.end(self.session).await {
+            tracing::warn!(%error, "the next replica has to wait for this session to end");
+        }
+    }
+}
+
+/// The master key and the CA, made at the very first start and never again.
+pub(super) async fn open(
+    config: &Config,
+    store: &dyn Store,
+    now: Duration,
+) -> Result<(Vault, Authority), Error> {
+    let master_key = &config.master_key_file;
+    let sealed = !store.list(SECRETS).await?.entries.is_empty();
+    if sealed && !master_key.exists() {
+        return Err(Error::NoMasterKey(master_key.clone()));
+    }
+    let vault = Vault::open(master_key)?;
+    let folder = config.data_dir.join("ca");
+    if config.etcd.is_none() {
+        let authority = Authority::open(&folder, &config.trust_domain, now)?;
+        return Ok((vault, authority));
+    }
+    let authority = match store.get(CA).await? {
+        Some(entry) => shared(config, &vault, &entry.value)?,
+        None => {
+            let authority = Authority::open(&folder, &config.trust_domain, now)?;
+            let (key, root) = authority.export();
+            let mut founded = Founded {
+                key: key.to_vec(),
+                root,
+                trust_domain: config.trust_domain.clone(),
+            };
+            let clear = Zeroizing::new(founded.encode_to_vec());
+            founded.key.zeroize();
+            let put = Transaction::new()
+                .when(CA, 0)
+                .put(CA, vault.seal(CA, &clear)?);
+            store.commit(put).await?;
+            authority
+        }
+    };
+    Ok((vault, authority))
+}
+
+/// The CA that the first replica has made.
+fn shared(config: &Config, vault: &Vault, sealed: &[u8]) -> Result<Authority, Error> {
+    let other = || Error::OtherMasterKey(config.master_key_file.clone());
+    let clear = vault.open_sealed(CA, sealed).map_err(|_| other())?;
+    let founded = Founded::decode(&clear[..]).map_err(|_| other())?;
+    let key = Zeroizing::new(founded.key);
+    if founded.trust_domain != config.trust_domain {
+        return Err(Error::OtherDomain {
+            theirs: founded.trust_domain,
+            ours: config.trust_domain.clone(),
+        });
+    }
+    let authority = Authority::import(&key, &founded.root, &config.trust_domain)?;
+    let folder: PathBuf = config.data_dir.join("ca");
+    if folder.join("root.pem").exists() {
+        let own = Authority::open(&folder, &config.trust_domain, Duration::ZERO)?;
+        if own.pin() != authority.pin() {
+            return Err(Error::OtherAuthority(folder));
+        }
+    }
+    Ok(authority)
+}
