@@ -136,6 +136,8 @@ pub struct Egress {
     /// Answers to requests with an idempotency key, kept on disk in `node.state_dir` for a day: so many bytes, and the
     /// oldest go first. Default 4 GiB.
     pub kept_bytes_max: u64,
+    /// Credentials are kept, sealed, in `node.state_dir`, so that a start without control has some. Default: yes.
+    pub keep_credentials: bool,
 }
 
 /// `[admin]`: the operator's door.

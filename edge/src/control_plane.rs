@@ -2,8 +2,8 @@
 //!
 //! Two halves: [`ControlPlane`] is what the roles hold, cheap to clone, answering from memory
 //! wherever it can; [`Service`] keeps the long stream to control and runs until the node stops.
-//! A node that has once heard from control serves without it: the last good snapshot is on disk,
-//! admitted keys stay admitted, and what is to be reported waits in bounded queues.
+//! A node that has once heard from control serves without it, also when it starts anew: the last good snapshots, the
+//! keys it has admitted and, sealed, the credentials it may use are on disk, and usage is journalled until control has it.
 
 // How this node gets to be known.
 pub mod enroll;
@@ -15,10 +15,14 @@ pub mod routes;
 
 mod scores;
 
+mod credentials;
+
 mod sync;
 
 // What is asked when a request needs it.
 mod admit;
+
+mod keys;
 
 mod objects;
 
@@ -27,7 +31,12 @@ mod claims;
 // What this node tells.
 mod report;
 
+mod usage;
+
 mod channel;
+
+// What survives a restart stands on this.
+mod disk;
 
 use std::{
     fmt,
@@ -45,6 +54,8 @@ use vector_proto::{
     id::ApiKey,
     refusal::{Code, Refusal},
 };
+
+use crate::{identity::StateKeys, telemetry::Telemetry};
 
 pub use self::{
     channel::connect,
@@ -69,9 +80,13 @@ struct Inner {
     credentials: watch::Sender<Arc<v1::Credentials>>,
     drained: watch::Sender<bool>,
     connected: watch::Sender<bool>,
-    admission: admit::Admission,
+    admission: Arc<admit::Admission>,
+    keys: Arc<keys::Keys>,
+    /// Where credentials are kept between starts, unless they are not.
+    safe: Option<credentials::Safe>,
     objects: objects::Objects,
     reports: report::Reports,
+    usage: Arc<usage::Journal>,
     status: OnceLock<StatusSource>,
     /// Something happened that others should hear of at once.
     urgent: Notify,
@@ -83,8 +98,12 @@ struct Inner {
 pub struct Registration {
     /// Everything but the revisions, which the stream fills in.
     pub register: v1::Register,
-    /// Where the last good snapshot is kept.
+    /// Where everything is kept that a start without control needs.
     pub state_dir: PathBuf,
+    /// What that is sealed with.
+    pub keys: StateKeys,
+    /// Whether credentials are kept there too.
+    pub keep_credentials: bool,
 }
 
 /// Keeps the stream to control. Runs beside everything else.
@@ -93,6 +112,7 @@ pub struct Service {
     control: ControlPlane,
     registration: Registration,
     inbox: report::Inbox,
+    keys_behind: keys::Behind,
 }
 
 impl ControlPlane {
@@ -100,17 +120,34 @@ impl ControlPlane {
     #[must_use]
     pub fn new(channel: Channel, registration: Registration) -> (Self, Service) {
         let (reports, inbox) = report::queues();
-        let routes = snapshot::load(&registration.state_dir, &registration.register.region);
+        let dir = &registration.state_dir;
+        let routes = snapshot::load(dir, &registration.register.region);
+        let admission = Arc::new(admit::Admission::default());
+        let (keys, keys_behind) = keys::Keys::load(dir.clone(), &registration.keys, &admission);
+        let safe = registration
+            .keep_credentials
+            .then(|| credentials::Safe::new(&registration.keys));
+        let safe = safe.flatten();
+        let held = match &safe {
+            Some(safe) => safe.take(dir),
+            None => {
+                credentials::remove(dir);
+                None
+            }
+        };
         let control = Self(Arc::new(Inner {
             client: NodeClient::new(channel),
             revision: watch::Sender::new(routes.revision),
             routes: ArcSwap::from_pointee(routes),
-            credentials: watch::Sender::default(),
+            credentials: watch::Sender::new(Arc::new(held.unwrap_or_default())),
             drained: watch::Sender::new(false),
             connected: watch::Sender::new(false),
-            admission: admit::Admission::default(),
+            admission,
+            keys: Arc::new(keys),
+            safe,
             objects: objects::Objects::default(),
             reports,
+            usage: Arc::new(usage::Journal::open(dir.join("usage"))),
             status: OnceLock::new(),
             urgent: Notify::new(),
             scores: scores::Scores::default(),
@@ -119,6 +156,7 @@ impl ControlPlane {
             control: control.clone(),
             registration,
             inbox,
+            keys_behind,
         };
         (control, service)
     }
@@ -219,9 +257,9 @@ impl ControlPlane {
         self.0.reports.object(object);
     }
 
-    /// Hands over what an exchange consumed. Never waits; reaches control at least once.
+    /// Hands over what an exchange consumed: written before this returns, and brought to control at least once.
     pub fn record(&self, record: v1::UsageRecord) {
-        self.0.reports.usage(record);
+        self.0.usage.append(record, Instant::now());
     }
 
     /// The provider credentials this node may use; egress only.
@@ -251,10 +289,43 @@ impl ControlPlane {
         self.0.scores.pour_into(sink);
     }
 
-    /// Usage records and objects that were dropped, as their queue was full.
-    #[must_use]
-    pub fn dropped_reports(&self) -> u64 {
-        self.0.reports.dropped()
+    /// Counts in metrics what waits for control, and what was lost.
+    pub fn show(&self, telemetry: &Telemetry) {
+        let counts = &self.0.usage.counts;
+        telemetry.register(
+            "vector_usage_journal_bytes",
+            "Usage on disk that control does not have yet",
+            counts.bytes.clone(),
+        );
+        telemetry.register(
+            "vector_usage_in_memory",
+            "Usage records that the disk does not take and control does not have yet",
+            counts.in_memory.clone(),
+        );
+        for (name, help, counter) in [
+            (
+                "vector_usage_dropped",
+                "Usage records lost, as disk and memory were full",
+                &counts.dropped,
+            ),
+            (
+                "vector_usage_refused",
+                "Usage records that control would never take",
+                &counts.refused,
+            ),
+            (
+                "vector_usage_disk_faults",
+                "Writes of usage that the disk refused",
+                &counts.disk_faults,
+            ),
+            (
+                "vector_objects_dropped",
+                "Objects that control was not told of, as too many waited",
+                self.0.reports.dropped(),
+            ),
+        ] {
+            telemetry.register(name, help, counter.clone());
+        }
     }
 }
 
@@ -271,13 +342,26 @@ impl Service {
             control,
             registration,
             inbox,
+            keys_behind,
         } = self;
-        let report::Inbox { objects, usage } = inbox;
+        let report::Inbox { objects } = inbox;
         let epoch = registration.register.epoch;
-        tokio::join!(
-            sync::run(&control, registration, objects, stop.clone()),
-            report::deliver_usage(control.0.client.clone(), epoch, usage, stop),
+        let (client, usage) = (control.0.client.clone(), Arc::clone(&control.0.usage));
+        let (keys, admission) = (
+            Arc::clone(&control.0.keys),
+            Arc::clone(&control.0.admission),
         );
+        let serving = async {
+            tokio::join!(
+                sync::run(&control, registration, objects, stop.clone()),
+                usage::deliver::run(client, epoch, usage, stop),
+            )
+        };
+        tokio::select! {
+            _ = serving => {}
+            // Never ends before: this holds the other end of its queue.
+            () = keys.write_behind(keys_behind, admission) => {}
+        }
     }
 }
 

@@ -19,8 +19,10 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use ring::hkdf;
 use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
 use vector_proto::{control::v1::EnrollResponse, id::NodeId};
+use zeroize::Zeroizing;
 
 pub use self::{
     peer::{NotANode, Peer, peer},
@@ -76,8 +78,41 @@ struct Inner {
     region: String,
     epoch: u64,
     reset_key: [u8; 64],
+    state_keys: StateKeys,
     held: Arc<ArcSwap<Held>>,
     tls: tls::Settings,
+}
+
+/// Keys to seal this node's own state with, derived from its private key (HKDF, RFC 5869): the same at every start, and
+/// no other node's.
+#[derive(Clone)]
+pub struct StateKeys(Arc<hkdf::Prk>);
+
+impl StateKeys {
+    /// From what is secret of the node.
+    #[must_use]
+    pub fn of(secret: &[u8]) -> Self {
+        let salt = hkdf::Salt::new(hkdf::HKDF_SHA256, b"vector-edge state 1");
+        Self(Arc::new(salt.extract(secret)))
+    }
+
+    /// The key for one purpose; nothing can be told of it from those for others.
+    #[must_use]
+    pub fn key(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
+        let mut key = Zeroizing::new([0; 32]);
+        let purpose = [purpose.as_bytes()];
+        let expanded = self.0.expand(&purpose, hkdf::HKDF_SHA256);
+        // Fails for a length other than the hash's only, which this is.
+        let filled = expanded.and_then(|key_material| key_material.fill(&mut *key));
+        debug_assert!(filled.is_ok());
+        key
+    }
+}
+
+impl fmt::Debug for StateKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StateKeys(..)")
+    }
 }
 
 impl fmt::Debug for Identity {
@@ -146,12 +181,14 @@ impl Identity {
         let tls = tls::Settings::new(&kept.roots, &held)?;
         let epoch = state.next_epoch(unix_ms(SystemTime::now()))?;
         let reset_key = state.reset_key()?;
+        let state_keys = StateKeys::of(&kept.key);
         Ok(Some(Self(Arc::new(Inner {
             state,
             peer,
             region: kept.region,
             epoch,
             reset_key,
+            state_keys,
             held,
             tls,
         }))))
@@ -245,6 +282,12 @@ impl Identity {
     #[must_use]
     pub fn reset_key(&self) -> [u8; 64] {
         self.0.reset_key
+    }
+
+    /// What the node's own state is sealed with.
+    #[must_use]
+    pub fn state_keys(&self) -> StateKeys {
+        self.0.state_keys.clone()
     }
 
     /// When the certificate begins and ends, since 1970.

@@ -305,5 +305,10 @@ fn registration(config: &Config, identity: &Identity, sockets: &Sockets) -> Regi
     Registration {
         register,
         state_dir: config.node.state_dir.clone(),
+        keys: identity.state_keys(),
+        keep_credentials: config
+            .egress
+            .as_ref()
+            .is_some_and(|egress| egress.keep_credentials),
     }
 }

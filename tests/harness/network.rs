@@ -81,7 +81,7 @@ pub struct Refused {
 #[derive(Debug)]
 pub struct Extra {
     child: Child,
-    /// Where clients reach it.
+    /// Where clients reach it; for a node that has none, as `admin`.
     pub address: SocketAddr,
     /// Where it says how it is.
     pub admin: SocketAddr,
@@ -355,6 +355,31 @@ impl Network {
     }
 }
 
+impl Network {
+    /// Kills a node and starts it again by itself: what else has ended stays so, as `up` would not have it. Does not
+    /// wait until it is ready. The next `up` starts it anew.
+    pub fn revive(&self, name: &str) -> Extra {
+        if self.runs(name) {
+            self.kill(name);
+        }
+        let config = self.dir.join("config").join(format!("{name}.toml"));
+        let log = self.dir.join("log").join(format!("{name}-revived.log"));
+        let address = if INGRESS.contains(&name) {
+            self.address(name)
+        } else {
+            self.admin(name)
+        };
+        Extra {
+            child: start_node(&self.bin, &config, &log),
+            address,
+            admin: self.admin(name),
+            config,
+            log,
+            bin: self.bin.clone(),
+        }
+    }
+}
+
 fn start_node(bin: &Path, config: &Path, log: &Path) -> Child {
     let log = fs::File::create(log).unwrap();
     // The wrapper becomes the node, which then ends with this thread.
@@ -371,7 +396,8 @@ fn start_node(bin: &Path, config: &Path, log: &Path) -> Child {
 }
 
 impl Extra {
-    fn ready(&mut self) {
+    /// Waits until it serves.
+    pub fn ready(&mut self) {
         wait::wait_for("an extra node is ready", || {
             let ended = self.child.try_wait().unwrap();
             assert!(ended.is_none(), "{ended:?}: {}", self.log());

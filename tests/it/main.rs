@@ -31,6 +31,8 @@ mod retries;
 
 mod drain;
 
+mod dark;
+
 mod loss;
 
 mod bulk;

@@ -342,6 +342,7 @@ fn egress(raw: RawEgress, faults: &mut Vec<String>) -> Egress {
             4 << 30,
             0..=1 << 50,
         ),
+        keep_credentials: raw.keep_credentials.unwrap_or(true),
     }
 }
 

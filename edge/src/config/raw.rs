@@ -54,6 +54,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("egress", "idle_ms", Number),
     ("egress", "tls_roots", Text),
     ("egress", "kept_bytes_max", Number),
+    ("egress", "keep_credentials", Flag),
     ("admin", "listen", Text),
     ("telemetry", "log", Text),
     ("telemetry", "format", Text),
@@ -135,6 +136,7 @@ pub(super) struct RawEgress {
     pub(super) idle_ms: Option<u64>,
     pub(super) tls_roots: Option<String>,
     pub(super) kept_bytes_max: Option<u64>,
+    pub(super) keep_credentials: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,6 +1,7 @@
 //! Keys that control has admitted, and those it has not.
 //!
-//! An admitted key stays admitted until control says that it changed, also while control is away.
+//! An admitted key stays admitted until control says that it changed, also while control is away and after a restart
+//! (`keys` has them on disk).
 //! Control tells of every change on the stream, and after a reconnect of all that were missed. An
 //! answer that was on its way while a key changed is used once and not kept.
 
@@ -33,19 +34,21 @@ const REFUSED_FOR: Duration = Duration::from_secs(2);
 
 const SHARDS: usize = 16;
 
-type Digest = [u8; 32];
+/// SHA-256 of a key.
+pub(super) type Digest = [u8; 32];
+type Shard = HashMap<Digest, Arc<v1::KeyPolicy>>;
 type Answer = Result<Arc<v1::KeyPolicy>, Refusal>;
 type Question = Shared<BoxFuture<'static, Answer>>;
 
 #[derive(Default)]
 pub(super) struct Admission {
-    admitted: [RwLock<HashMap<Digest, Arc<v1::KeyPolicy>>>; SHARDS],
+    admitted: [RwLock<Shard>; SHARDS],
     refused: Mutex<HashMap<Digest, (Instant, Refusal)>>,
     asking: Mutex<HashMap<Digest, Question>>,
     /// Grows with every change of keys.
     generation: AtomicU64,
     /// `KeysChanged.revision` last heard.
-    pub(super) keys_revision: AtomicU64,
+    keys_revision: AtomicU64,
 }
 
 impl fmt::Debug for Admission {
@@ -82,7 +85,11 @@ impl Admission {
                 let whole = async move {
                     let answer = ask.await;
                     here.admission.asking.lock().remove(&digest);
-                    here.admission.learn(digest, generation, answer)
+                    let answer = here.admission.learn(digest, generation, answer);
+                    if answer.is_ok() {
+                        here.keys.admitted(digest);
+                    }
+                    answer
                 };
                 whole.boxed().shared()
             });
@@ -108,14 +115,41 @@ impl Admission {
         let mut shard = self.shard(&digest).write();
         // Checked under the shard's lock, which a change of keys takes after it counted itself.
         if self.generation.load(Ordering::Acquire) == generation {
-            if shard.len() >= KEYS_MAX / SHARDS
-                && let Some(any) = shard.keys().next().copied()
-            {
-                shard.remove(&any);
-            }
-            shard.insert(digest, Arc::clone(&policy));
+            insert(&mut shard, digest, Arc::clone(&policy));
         }
         Ok(policy)
+    }
+
+    /// Takes a key as admitted that was so before.
+    pub(super) fn remember(&self, digest: Digest, policy: Arc<v1::KeyPolicy>) {
+        insert(&mut self.shard(&digest).write(), digest, policy);
+    }
+
+    /// Forgets every key, and how far changes were heard.
+    pub(super) fn forget(&self) {
+        self.changed(&v1::KeysChanged {
+            all: true,
+            ..v1::KeysChanged::default()
+        });
+        self.keys_revision.store(0, Ordering::Release);
+    }
+
+    /// How far changes were heard.
+    pub(super) fn revision(&self) -> u64 {
+        self.keys_revision.load(Ordering::Acquire)
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.admitted.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    /// Every key that is known, shard by shard.
+    pub(super) fn each(&self, mut take: impl FnMut(&Digest, &v1::KeyPolicy)) {
+        for shard in &self.admitted {
+            for (digest, policy) in &*shard.read() {
+                take(digest, policy);
+            }
+        }
     }
 
     fn remember_refusal(&self, digest: Digest, refusal: &Refusal) {
@@ -143,9 +177,19 @@ impl Admission {
             .fetch_max(changed.revision, Ordering::AcqRel);
     }
 
-    fn shard(&self, digest: &Digest) -> &RwLock<HashMap<Digest, Arc<v1::KeyPolicy>>> {
+    fn shard(&self, digest: &Digest) -> &RwLock<Shard> {
         &self.admitted[usize::from(digest[0]) % SHARDS]
     }
+}
+
+/// A full shard makes room.
+fn insert(shard: &mut Shard, digest: Digest, policy: Arc<v1::KeyPolicy>) {
+    if shard.len() >= KEYS_MAX / SHARDS
+        && let Some(any) = shard.keys().next().copied()
+    {
+        shard.remove(&any);
+    }
+    shard.insert(digest, policy);
 }
 
 fn text_of(code: Code) -> &'static str {

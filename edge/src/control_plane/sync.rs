@@ -3,7 +3,7 @@
 use std::{
     collections::VecDeque,
     future::pending,
-    sync::atomic::Ordering,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -108,7 +108,7 @@ impl Session<'_> {
         let inner = &self.control.0;
         let register = v1::Register {
             revision: inner.routes.load().revision,
-            keys_revision: inner.admission.keys_revision.load(Ordering::Acquire),
+            keys_revision: inner.admission.revision(),
             ..self.registration.register.clone()
         };
         // Cannot fail: the channel is new and its receiver is here.
@@ -196,12 +196,18 @@ impl Session<'_> {
                     credentials = credentials.credentials.len(),
                     "credentials received"
                 );
-                inner.credentials.send_replace(credentials.into());
+                let credentials = Arc::new(credentials);
+                inner.credentials.send_replace(Arc::clone(&credentials));
+                self.put_away(credentials).await;
                 None
             }
             control_event::Event::KeysChanged(changed) => {
                 inner.admission.changed(&changed);
                 tracing::info!(keys = changed.keys.len(), all = changed.all, "keys changed");
+                let (keys, admission) = (Arc::clone(&inner.keys), Arc::clone(&inner.admission));
+                // It tells the log itself what went wrong.
+                let _ =
+                    tokio::task::spawn_blocking(move || keys.changed(&changed, &admission)).await;
                 None
             }
             control_event::Event::Scores(scores) => {
@@ -213,6 +219,18 @@ impl Session<'_> {
                 tracing::info!(on = drain.on, "drain");
                 None
             }
+        }
+    }
+
+    /// For a start without control.
+    async fn put_away(&self, credentials: Arc<v1::Credentials>) {
+        let (control, dir) = (self.control.clone(), self.registration.state_dir.clone());
+        let kept = tokio::task::spawn_blocking(move || {
+            let safe = control.0.safe.as_ref();
+            safe.map_or(Ok(()), |safe| safe.put(&dir, &credentials))
+        });
+        if let Ok(Err(error)) = kept.await {
+            tracing::error!(%error, "credentials could not be kept on disk; a restart without control would use older ones");
         }
     }
 

@@ -50,6 +50,7 @@ impl EgressSide {
             answers: state_dir.join(ANSWERS),
             answers_bytes_max: config.kept_bytes_max,
         };
+        control.show(telemetry);
         let reports = Arc::new(ToControl(control.clone()));
         let times = Times {
             connect: config.connect,

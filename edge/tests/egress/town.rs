@@ -141,6 +141,7 @@ impl Town {
         egress.take_credentials(&control::Credentials {
             revision: 1,
             credentials: keys.iter().map(credential).collect(),
+            ..control::Credentials::default()
         });
         let tasks = TaskTracker::new();
         let tunnel = link(&egress, &tasks).await;

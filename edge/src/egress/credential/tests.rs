@@ -40,6 +40,7 @@ fn sent(credentials: &[(&str, &str, u32)]) -> v1::Credentials {
     v1::Credentials {
         revision: 1,
         credentials,
+        ..v1::Credentials::default()
     }
 }
 
@@ -147,6 +148,7 @@ fn with_limits(limits: v1::Credential, now: Instant) -> Pool {
     pool.replace(&v1::Credentials {
         revision: 1,
         credentials: vec![credential],
+        ..v1::Credentials::default()
     });
     pool
 }

@@ -12,7 +12,10 @@ use vector_proto::control::v1::{
 };
 
 use super::*;
-use crate::control_plane::{ControlPlane, Registration, Service, snapshot};
+use crate::{
+    control_plane::{ControlPlane, Registration, Service, snapshot},
+    identity::StateKeys,
+};
 
 pub(super) struct Control {
     pub(super) plane: ControlPlane,
@@ -95,6 +98,8 @@ pub(super) async fn start(egress: &[&str], keys: HashMap<[u8; 32], KeyPolicy>) -
         Registration {
             register,
             state_dir: state.path().into(),
+            keys: StateKeys::of(b"test"),
+            keep_credentials: false,
         },
     );
     Control {
