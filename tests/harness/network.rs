@@ -3,18 +3,21 @@
 //! [`Network::shared`] is one for all tests of a process that break nothing; [`Network::own`] is one for a test that kills
 //! or restarts, and only one of those lives at a time.
 
+mod extra;
+
 use std::{
     fs,
-    io::{Read as _, Write as _},
+    io::Write as _,
     net::SocketAddr,
     ops::Deref,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
 use serde_json::Value;
 
+pub use self::extra::Extra;
 use crate::{Client, http, keeper::Keeper, place, wait};
 
 /// The nodes that take clients.
@@ -75,19 +78,6 @@ pub struct Refused {
     pub code: Option<i32>,
     /// What it wrote.
     pub text: String,
-}
-
-/// A node beside those that `up` starts. It ends with the thread that started it, and when dropped.
-#[derive(Debug)]
-pub struct Extra {
-    child: Child,
-    /// Where clients reach it; for a node that has none, as `admin`.
-    pub address: SocketAddr,
-    /// Where it says how it is.
-    pub admin: SocketAddr,
-    config: PathBuf,
-    log: PathBuf,
-    bin: PathBuf,
 }
 
 /// Where the script finds its network, and nothing of ours that it could take for another's.
@@ -159,6 +149,16 @@ impl Network {
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
+    }
+
+    /// A counter of a process, over all its labels; 0 where it has none of that name.
+    pub fn counted(&self, admin: SocketAddr, metric: &str) -> f64 {
+        let page = http::Request::new(admin, "GET", "/metrics").send().text();
+        let lines = page.lines().filter_map(|line| line.rsplit_once(' '));
+        lines
+            .filter(|(sample, _)| sample.split('{').next() == Some(metric))
+            .filter_map(|(_, value)| value.parse::<f64>().ok())
+            .sum()
     }
 
     /// A line of `.local/env`.
@@ -312,135 +312,6 @@ impl Network {
                 .into_iter()
                 .find(|line| line["message"] == "exchange" && line["exchange"] == exchange)
         })
-    }
-
-    /// Adds an ingress of its own settings, which are TOML of section `[ingress]`.
-    pub fn extra_ingress(&self, name: &str, settings: &str) -> Extra {
-        let first = {
-            let mut extras = self.extras.lock().unwrap_or_else(PoisonError::into_inner);
-            *extras += 1;
-            assert!(*extras <= (place::PORTS - EXTRA) / EXTRA_PORTS);
-            self.base + EXTRA + (*extras - 1) * EXTRA_PORTS
-        };
-        let arguments = [
-            "node", "invite", "--node", name, "--role", "ingress", "--region", "eu",
-        ];
-        let said = self.ctl_text(&arguments, "").unwrap();
-        let invite = said
-            .split(|c: char| !c.is_ascii_alphanumeric() && !"_.-".contains(c))
-            .find(|word| word.starts_with("vinv_"))
-            .unwrap();
-        let [client, tunnel, admin] = [first, first + 1, first + 2];
-        let (state, control) = (self.dir.join("node").join(name), self.env("VECTOR_CONTROL"));
-        let text = format!(
-            "[node]\nid = \"{name}\"\nregion = \"eu\"\nroles = [\"ingress\"]\nstate_dir = \"{}\"\n\
-             [control]\nurl = \"{control}\"\ninvite = \"{invite}\"\n\
-             [tunnel]\nlisten = [\"127.0.0.1:{tunnel}\"]\n[admin]\nlisten = \"127.0.0.1:{admin}\"\n\
-             [ingress]\nlisten = \"127.0.0.1:{client}\"\nurl = \"http://127.0.0.1:{client}\"\n{settings}\n",
-            state.display()
-        );
-        let config = self.dir.join("config").join(format!("{name}.toml"));
-        fs::write(&config, text).unwrap();
-        let log = self.dir.join("log").join(format!("{name}.log"));
-        let mut extra = Extra {
-            child: start_node(&self.bin, &config, &log),
-            address: ([127, 0, 0, 1], client).into(),
-            admin: ([127, 0, 0, 1], admin).into(),
-            config,
-            log,
-            bin: self.bin.clone(),
-        };
-        extra.ready();
-        extra
-    }
-}
-
-impl Network {
-    /// Kills a node and starts it again by itself: what else has ended stays so, as `up` would not have it. Does not
-    /// wait until it is ready. The next `up` starts it anew.
-    pub fn revive(&self, name: &str) -> Extra {
-        if self.runs(name) {
-            self.kill(name);
-        }
-        let config = self.dir.join("config").join(format!("{name}.toml"));
-        let log = self.dir.join("log").join(format!("{name}-revived.log"));
-        let address = if INGRESS.contains(&name) {
-            self.address(name)
-        } else {
-            self.admin(name)
-        };
-        Extra {
-            child: start_node(&self.bin, &config, &log),
-            address,
-            admin: self.admin(name),
-            config,
-            log,
-            bin: self.bin.clone(),
-        }
-    }
-}
-
-fn start_node(bin: &Path, config: &Path, log: &Path) -> Child {
-    let log = fs::File::create(log).unwrap();
-    // The wrapper becomes the node, which then ends with this thread.
-    Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "--"])
-        .arg(bin.join("vector-edge"))
-        .arg("--config")
-        .arg(config)
-        .stdin(Stdio::null())
-        .stderr(log.try_clone().unwrap())
-        .stdout(log)
-        .spawn()
-        .unwrap()
-}
-
-impl Extra {
-    /// Waits until it serves.
-    pub fn ready(&mut self) {
-        wait::wait_for("an extra node is ready", || {
-            let ended = self.child.try_wait().unwrap();
-            assert!(ended.is_none(), "{ended:?}: {}", self.log());
-            http::status(self.admin, "/readyz") == Some(200)
-        });
-    }
-
-    /// Ends it by a signal and starts it again; does not wait until it is ready.
-    pub fn restart(&mut self, signal: &str) {
-        send_signal(self.child.id(), signal);
-        self.child.wait().unwrap();
-        self.child = start_node(&self.bin, &self.config, &self.log);
-    }
-
-    /// Sends a signal.
-    pub fn signal(&self, signal: &str) {
-        send_signal(self.child.id(), signal);
-    }
-
-    /// Waits until it has ended, and says how.
-    pub fn ended(&mut self) -> std::process::ExitStatus {
-        wait::wait_some("an extra node ends", || self.child.try_wait().unwrap())
-    }
-
-    /// A client of a key.
-    pub fn client(&self, key: &str) -> Client {
-        Client::new(self.address, key)
-    }
-
-    /// What it has logged.
-    pub fn log(&self) -> String {
-        let mut text = String::new();
-        let mut file = fs::File::open(&self.log).unwrap();
-        file.read_to_string(&mut text).unwrap();
-        text
-    }
-}
-
-impl Drop for Extra {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -35,4 +35,6 @@ mod dark;
 
 mod loss;
 
+mod redundant;
+
 mod bulk;
