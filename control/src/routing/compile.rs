@@ -4,7 +4,7 @@
 //! say what may be used, unless nobody else is left: control's view must never be the only reason why a
 //! request fails, and nodes see dead neighbours themselves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message as _;
 use ring::digest::{SHA256, digest};
@@ -25,6 +25,15 @@ const FAR_US: u64 = 80_000;
 
 /// What a relay adds to the links on both its sides.
 const RELAY_US: u64 = 5_000;
+
+/// Relays that may carry exchanges between two regions.
+///
+/// Every one of them in every path would make 1.2 million rows of 1,000 nodes (ten regions, each with 30 ingress, 40 egress
+/// and 30 relay nodes), some 60 MB, told to each. With four it is 20,000 rows and about 1 MB, 2,000 of them an ingress's own,
+/// and one relay is seldom the only way left: a path is cut, its relay dies and there are three. Which links are kept warm
+/// is another matter: an ingress holds one to each address of every egress and relay, at a heartbeat a second while nobody
+/// uses it. Shown by `a_thousand_nodes_compile_to_a_bounded_sum`.
+const RELAYS_MAX: usize = 4;
 
 /// All that a snapshot follows from.
 #[derive(Clone, Copy, Debug)]
@@ -178,25 +187,23 @@ fn paths(inputs: Inputs<'_>, providers: &[Provider]) -> Vec<Path> {
         .known("relay")
         .filter(|node| inputs.is_usable(&node.id))
         .collect();
-    let mut paths = Vec::with_capacity(from.len() * egress.len() * (1 + relays.len()));
+    let mut paths = Vec::with_capacity(from.len() * egress.len() * (1 + RELAYS_MAX));
     for region in from {
+        let mut between: BTreeMap<&str, Vec<(u64, &NodeSpec)>> = BTreeMap::new();
         for node in &egress {
-            paths.push(Path {
+            let path = |relay: &str, score| Path {
                 from_region: region.to_owned(),
                 egress: node.id.clone(),
-                relay: String::new(),
-                score: link_us(region, &node.region),
-            });
-            for relay in relays.iter().filter(|relay| relay.id != node.id) {
-                paths.push(Path {
-                    from_region: region.to_owned(),
-                    egress: node.id.clone(),
-                    relay: relay.id.clone(),
-                    score: link_us(region, &relay.region)
-                        + link_us(&relay.region, &node.region)
-                        + RELAY_US,
-                });
-            }
+                relay: relay.to_owned(),
+                score,
+            };
+            paths.push(path("", link_us(region, &node.region)));
+            let best = between
+                .entry(&node.region)
+                .or_insert_with(|| best_relays(&relays, region, &node.region));
+            let others = best.iter().filter(|(_, relay)| relay.id != node.id);
+            let others = others.take(RELAYS_MAX);
+            paths.extend(others.map(|(score, relay)| path(&relay.id, *score)));
         }
     }
     paths.sort_by(|a, b| {
@@ -208,6 +215,21 @@ fn paths(inputs: Inputs<'_>, providers: &[Provider]) -> Vec<Path> {
         ))
     });
     paths
+}
+
+/// The relays with the lowest scores between two regions; of equals, other ones for each pair, so that all are used. One
+/// more than a path may have, since an egress is not its own relay.
+fn best_relays<'a>(relays: &[&'a NodeSpec], from: &str, to: &str) -> Vec<(u64, &'a NodeSpec)> {
+    let lot = |relay: &NodeSpec| {
+        let names = [from, to, &relay.id].join("\0");
+        digest(&SHA256, names.as_bytes()).as_ref().to_vec()
+    };
+    let score =
+        |relay: &NodeSpec| link_us(from, &relay.region) + link_us(&relay.region, to) + RELAY_US;
+    let mut scored: Vec<_> = relays.iter().map(|relay| (score(relay), *relay)).collect();
+    scored.sort_by_cached_key(|(score, relay)| (*score, lot(relay)));
+    scored.truncate(RELAYS_MAX + 1);
+    scored
 }
 
 fn link_us(from: &str, to: &str) -> u64 {
@@ -355,6 +377,53 @@ mod tests {
             snapshot.nodes.len(),
             4,
             "links stay warm to who may come back"
+        );
+    }
+
+    #[test]
+    fn a_thousand_nodes_compile_to_a_bounded_sum() {
+        let (catalog, _) = network();
+        let regions: Vec<String> = (0..10).map(|at| format!("region-{at}")).collect();
+        let mut nodes = Vec::new();
+        for region in &regions {
+            for (role, count) in [("ingress", 30), ("egress", 40), ("relay", 30)] {
+                let ids = (0..count).map(|at| format!("{role}-{region}-{at}"));
+                nodes.extend(ids.map(|id| node(&id, region, &[role])));
+            }
+        }
+        assert_eq!(nodes.len(), 1_000);
+        let usable = Usable {
+            all: true,
+            ..Usable::default()
+        };
+        let snapshot = compile(Inputs {
+            catalog: &catalog,
+            nodes: &nodes,
+            usable: &usable,
+        });
+        assert_eq!(snapshot.paths.len(), 10 * 400 * (1 + RELAYS_MAX));
+        let (all, paths) = (snapshot.encoded_len(), {
+            let paths = snapshot.paths.clone();
+            Snapshot {
+                paths,
+                ..Snapshot::default()
+            }
+            .encoded_len()
+        });
+        assert!(paths < 1 << 20, "{paths} bytes of paths");
+        assert!(all < 5 << 18, "{all} bytes in all");
+        let mut used = BTreeSet::new();
+        for region in &regions {
+            let of = snapshot.paths.iter();
+            let of = of.filter(|path| path.from_region == *region && !path.relay.is_empty());
+            let relays: BTreeSet<&str> = of.map(|path| path.relay.as_str()).collect();
+            assert!(relays.len() <= regions.len() * RELAYS_MAX);
+            used.extend(relays);
+        }
+        assert!(
+            used.len() > 150,
+            "only {} of 300 relays are used",
+            used.len()
         );
     }
 
