@@ -96,6 +96,7 @@ pub(crate) fn paths(views: &[pb::PathView]) -> Value {
             "node": view.node, "region": view.region, "peer": link.peer, "address": link.address,
             "state": word(link.state().as_str_name(), "LINK_STATE_"), "rtt_us": link.rtt_us,
             "sent_packets": link.sent_packets, "lost_packets": link.lost_packets,
+            "loss_out_ppm": link.loss_out_ppm, "loss_in_ppm": link.loss_in_ppm,
         })
     };
     json!({ "paths": views.iter().map(view).collect::<Vec<_>>() })

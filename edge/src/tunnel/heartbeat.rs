@@ -174,13 +174,14 @@ impl Detector {
     }
 
     /// Goes on over a new connection. What the path did before is not forgotten: if it was down, it
-    /// is suspect until it was clean for long enough.
+    /// is suspect until it was clean for long enough. What it lost is measured anew.
     pub fn reconnected(&mut self, now: Instant) {
         self.wake(now);
         self.silence.restart(self.now);
         self.last = None;
         self.ask = None;
-        self.outward.restart();
+        self.outward = Outward::default();
+        self.loss_in = Loss::default();
         self.standing.reconnected();
         self.rhythm.hurry(self.now);
         self.settle();

@@ -65,13 +65,10 @@ fn millis(micros: u64) -> String {
 pub(crate) fn paths(views: &[pb::PathView]) -> String {
     let rows = views.iter().map(|view| {
         let link = view.link.clone().unwrap_or_default();
-        let lost = match link.sent_packets {
+        // Of the last heartbeats, the worse way: counters of a connection would tell of outages that are over.
+        let lost = match link.heartbeats_heard {
             0 => "-".to_owned(),
-            sent => format!(
-                "{:.2} %",
-                Duration::from_micros(link.lost_packets.saturating_mul(100)).as_secs_f64()
-                    / Duration::from_micros(sent).as_secs_f64()
-            ),
+            _ => format!("{:.2} %", percent(link.loss_out_ppm.max(link.loss_in_ppm))),
         };
         vec![
             view.node.clone(),
@@ -95,4 +92,8 @@ pub(crate) fn paths(views: &[pb::PathView]) -> String {
         ],
         rows,
     )
+}
+
+fn percent(ppm: u32) -> f64 {
+    f64::from(ppm) / 10_000.0
 }

@@ -208,6 +208,23 @@ fn a_restart_is_told_and_the_old_process_ignored() {
 }
 
 #[test]
+fn what_a_path_lost_is_measured_anew_over_a_new_connection() {
+    let now = Instant::now();
+    let mut detector = Detector::new(config(1, Duration::ZERO), now);
+    for seq in [1, 2, 12] {
+        detector.heard(now, &beat_of(1, seq)).unwrap();
+    }
+    assert!(detector.measures().loss_in > 0.5);
+    detector.reconnected(now + MS);
+    assert_eq!(detector.measures().loss_in, 0.0);
+    for seq in 1..=4 {
+        detector.heard(now + MS * 2, &beat_of(1, seq)).unwrap();
+    }
+    let measures = detector.measures();
+    assert_eq!((measures.loss_in, measures.loss_out), (0.0, 0.0));
+}
+
+#[test]
 fn replayed_and_made_up_beats_are_no_life() {
     let now = Instant::now();
     let mut detector = Detector::new(config(1, Duration::ZERO), now);
