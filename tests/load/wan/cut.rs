@@ -95,12 +95,7 @@ impl Ask {
     }
 
     fn request(&self, secure: &Secure) -> Vec<u8> {
-        let body = json!({
-            "model": format!("bench-stream-{}x{}", self.tokens, self.gap_ms),
-            "stream": true,
-            "messages": [{"role": "user", "content": "Go on and on."}],
-        });
-        secure.target.completion(&body.to_string())
+        request(secure, self.tokens, self.gap_ms)
     }
 
     async fn measure(
@@ -240,14 +235,24 @@ fn carried(remote: &Remote, roads: &[Road]) -> anyhow::Result<Vec<u64>> {
 }
 
 /// A stream that has ended, somehow.
-struct Followed {
-    tokens: Tokens,
-    ended: Instant,
-    fault: Option<Fault>,
+pub(super) struct Followed {
+    pub(super) tokens: Tokens,
+    pub(super) ended: Instant,
+    pub(super) fault: Option<Fault>,
+}
+
+/// A request for a stream of so many tokens, so far apart.
+pub(super) fn request(secure: &Secure, tokens: u32, gap_ms: u64) -> Vec<u8> {
+    let body = json!({
+        "model": format!("bench-stream-{tokens}x{gap_ms}"),
+        "stream": true,
+        "messages": [{"role": "user", "content": "Go on and on."}],
+    });
+    secure.target.completion(&body.to_string())
 }
 
 /// Follows one stream to its end, or until it has been silent for too long.
-async fn follow(secure: &Secure, request: Arc<[u8]>) -> Followed {
+pub(super) async fn follow(secure: &Secure, request: Arc<[u8]>) -> Followed {
     let mut tokens = Tokens::default();
     let fault = read(secure, &request, &mut tokens).await.err();
     Followed {

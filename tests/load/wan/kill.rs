@@ -3,6 +3,8 @@
 //! A request that was at the killed egress is asked again of the provider, so it is answered a whole answer's time after
 //! the kill at best. What is beyond that is the network's: noticing, and asking again. The provider may have had it, so
 //! the client has to allow it: without its header such a request ends with a 502.
+//!
+//! Streams that run at the killed egress cannot go on: measured is how long their clients wait for the error.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +15,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
+use super::cut::{Followed, follow, request};
+use super::token::{Tokens, Verdict};
 use super::{Door, figures, runtime, secure::Secure, ttft};
+use crate::ask::Target;
 use crate::tally::Tally;
 use crate::wire::Fault;
 
@@ -42,6 +47,16 @@ pub(crate) struct Ask {
     /// Starts are spread over this time.
     #[arg(long, default_value_t = 500)]
     ramp_ms: u64,
+    /// The provider itself, whose own stream is what others are compared with.
+    #[arg(long)]
+    provider_url: String,
+    /// Streams that run meanwhile, over all egress nodes.
+    #[arg(long, default_value_t = 20)]
+    streams: u32,
+    #[arg(long, default_value_t = 120)]
+    tokens: u32,
+    #[arg(long, default_value_t = 20)]
+    gap_ms: u64,
 }
 
 /// One request: when it was answered, and how.
@@ -63,8 +78,14 @@ impl Ask {
             bail!("killed too early");
         }
         let victim = Pid::from_raw(self.pid).context("--pid: no process")?;
+        let direct = Target::new(&self.provider_url, "sample-key")?;
+        let direct = Secure::new(direct, &self.door.trust, None)?;
+        let asked = request(&direct, self.tokens, self.gap_ms);
+        let own = follow(&direct, asked.into()).await.tokens;
+        let streams = self.streams(secure);
         let (struck, killed) = self.wave(secure, Some(victim)).await?;
         let killed = killed.context("not killed")?;
+        let streams = told(&streams.join_all().await, &own, killed);
         let mut tally = Tally::new()?;
         let (mut added_ms, mut untouched) = (Vec::new(), 0_u32);
         for (began, ended, outcome) in &struck {
@@ -84,9 +105,21 @@ impl Ask {
         let shown = [
             json!({"requests": struck.len(), "usual_ms": usual_ms, "untouched": untouched}),
             json!({"asked_again": added_ms.len(), "added_ms": figures::spread(&added_ms)}),
+            streams,
             tally.errors(),
         ];
         Ok(crate::report::join(shown))
+    }
+
+    /// Streams that are in full flow when the egress is killed.
+    fn streams(&self, secure: &Arc<Secure>) -> JoinSet<Followed> {
+        let asked: Arc<[u8]> = request(secure, self.tokens, self.gap_ms).into();
+        let mut streams = JoinSet::new();
+        for _ in 0..self.streams {
+            let (secure, asked) = (Arc::clone(secure), Arc::clone(&asked));
+            streams.spawn(async move { follow(&secure, asked).await });
+        }
+        streams
     }
 
     /// All requests at once; in the midst of them the kill, whose time is told.
@@ -137,4 +170,22 @@ impl Ask {
         }
         Ok((asked.join_all().await, killed))
     }
+}
+
+/// What became of the streams.
+fn told(streams: &[Followed], own: &Tokens, killed: Instant) -> Value {
+    let verdicts: Vec<Verdict> = streams.iter().map(|it| it.tokens.compare(own)).collect();
+    let count = |wanted| verdicts.iter().filter(|it| **it == wanted).count();
+    let broken = streams.iter().zip(&verdicts);
+    let broken = broken.filter(|(_, verdict)| **verdict != Verdict::Whole);
+    let waited = broken.map(|(it, _)| figures::ms(it.ended.saturating_duration_since(killed)));
+    let waited: Vec<f64> = waited.collect();
+    json!({
+        "streams": streams.len(),
+        "streams_whole": count(Verdict::Whole),
+        "streams_told": count(Verdict::Error),
+        "streams_cut_short": count(Verdict::Short),
+        "streams_wrong": count(Verdict::Wrong),
+        "told_after_ms": figures::spread(&waited),
+    })
 }

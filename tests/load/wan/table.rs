@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 const STALL_MS: f64 = 120.0;
 const STALL_REDUNDANT_MS: f64 = 30.0;
 
+/// How long after the kill the clients of running streams are told, in ms.
+const TOLD_MS: f64 = 300.0;
+
 /// Beyond this and one round trip, a killed egress may not delay an answer, in ms.
 const KILL_MS: f64 = 250.0;
 
@@ -136,6 +139,29 @@ fn cut(text: &mut String, run: &Value) -> std::fmt::Result {
 }
 
 fn kill(text: &mut String, run: &Value) -> std::fmt::Result {
+    unanswered(text, run)?;
+    let worst = number(run, "/told_after_ms/max");
+    let untold = number(run, "/streams_cut_short") + number(run, "/streams_wrong");
+    writeln!(
+        text,
+        "  streams running: at another egress {}, ended with an error {}, without one {untold} {}",
+        run["streams_whole"],
+        run["streams_told"],
+        verdict(untold == 0.0)
+    )?;
+    if number(run, "/streams_told") == 0.0 {
+        return writeln!(text, "  told after                none ran there");
+    }
+    writeln!(
+        text,
+        "  told after                p50 {:>8.1}   p90 {:>8.1}   max {worst:>8.1} ms   ≤ {TOLD_MS} {}",
+        number(run, "/told_after_ms/p50"),
+        number(run, "/told_after_ms/p90"),
+        verdict(worst <= TOLD_MS)
+    )
+}
+
+fn unanswered(text: &mut String, run: &Value) -> std::fmt::Result {
     let (errors, worst) = (number(run, "/errors"), number(run, "/added_ms/max"));
     writeln!(
         text,
