@@ -265,6 +265,21 @@ impl Tunnel {
         direct.max(1) + relays
     }
 
+    /// Whether any node but this one is heard, over links that this node dialled. None if it dialled no other.
+    pub(super) fn hears_others(&self, egress: &str) -> Option<bool> {
+        let links = self.core.links.load();
+        let is_other = |links: &[Arc<Link>]| links.iter().any(|link| *link.peer != *link.me);
+        let mut others = links
+            .iter()
+            .filter(|(peer, links)| ***peer != *egress && is_other(links));
+        let first = others.next()?;
+        let heard = |links: &[Arc<Link>]| {
+            let up = |link: &Arc<Link>| !link.is_down() && link.condition() == Condition::Up;
+            links.iter().any(up)
+        };
+        Some(heard(first.1) || others.any(|(_, links)| heard(links)))
+    }
+
     /// The next best link towards an egress: directly, or else over a relay.
     pub(super) fn way_to_egress(
         &self,

@@ -14,16 +14,21 @@ mod carry;
 
 mod taken;
 
+mod hope;
+
 use std::{
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, Weak, atomic::Ordering},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
 use vector_proto::tunnel::codec::Entry;
 
-use self::carry::{Ask, Move, drive};
 pub(super) use self::carry::{attach_frame, open_frame};
+use self::{
+    carry::{Ask, Move, drive},
+    hope::{Seen, Verdict},
+};
 use super::{
     LostReason, Tunnel,
     end::{End, Out, Side},
@@ -35,8 +40,11 @@ use super::{
 pub struct Patience {
     /// At the egress, before the provider's call is cancelled.
     pub grace: Duration,
-    /// At an ingress whose several ways to the egress all died: the egress did, most likely.
+    /// At an ingress whose several ways to the egress all died: the egress did, most likely. Long enough for nodes that
+    /// are heard from every 50 ms to be missed, too, if it is this node's own line (`hope`).
     pub all_dead: Duration,
+    /// At an ingress that hears nobody at all.
+    pub cut_off: Duration,
     /// At an ingress that knows only one way, after its connection is gone.
     pub only_dead: Duration,
     /// A path on which one batch of words takes longer is dead; a peer that does not read them is broken, though it beats.
@@ -47,7 +55,8 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             grace: Duration::from_secs(30),
-            all_dead: Duration::from_millis(200),
+            all_dead: Duration::from_millis(100),
+            cut_off: Duration::from_secs(2),
             only_dead: Duration::from_millis(500),
             unread_words: Duration::from_secs(10),
         }
@@ -255,27 +264,12 @@ impl Tunnel {
             return end.seal(LostReason::LinkDown);
         }
         end.stranded.store(true, Ordering::Release);
-        let patience = self.patience();
-        let time = match failed {
-            _ if !ingress => patience.grace,
-            _ if self.knows_ways(&end.far) > 1 => patience.all_dead,
-            Some(link) if !link.is_down() => return,
-            _ => patience.only_dead,
-        };
+        let gone = failed.is_none_or(|link| link.is_down());
         let (end, turn) = (Arc::downgrade(end), end.sending.lock().moves);
         self.tasks().spawn(async move {
-            tokio::time::sleep(time).await;
-            let Some(end) = end.upgrade() else { return };
-            let moved = end.sending.lock().moves != turn;
-            if moved || !end.stranded.load(Ordering::Acquire) {
-                return;
-            }
-            if ingress {
-                end.seal(LostReason::LinkDown);
-            } else {
-                tracing::info!(exchange = %end.exchange, ingress = %end.far, "exchange ended: no way to its ingress");
-                end.tunnel.tally().orphaned.inc();
-                end.seal(LostReason::Cancelled);
+            let began = Instant::now();
+            while let Some(time) = outlook(&end, turn, began, gone) {
+                tokio::time::sleep(time).await;
             }
         });
     }
@@ -309,6 +303,39 @@ impl Tunnel {
         self.came(end, out);
         if over && end.side == Side::Egress {
             self.forget(end);
+        }
+    }
+}
+
+/// Ends an exchange that is stranded since `began` if its time is over. Otherwise tells when to look again, if at all.
+fn outlook(end: &Weak<End>, turn: u32, began: Instant, gone: bool) -> Option<Duration> {
+    let end = end.upgrade()?;
+    let moved = end.sending.lock().moves != turn;
+    if moved || !end.stranded.load(Ordering::Acquire) {
+        return None;
+    }
+    let (waited, patience) = (began.elapsed(), end.tunnel.patience());
+    if end.side == Side::Egress {
+        let left = patience.grace.saturating_sub(waited);
+        if !left.is_zero() {
+            return Some(left);
+        }
+        tracing::info!(exchange = %end.exchange, ingress = %end.far, "exchange ended: no way to its ingress");
+        end.tunnel.tally().orphaned.inc();
+        end.seal(LostReason::Cancelled);
+        return None;
+    }
+    let seen = Seen {
+        ways: end.tunnel.knows_ways(&end.far),
+        gone,
+        others: end.tunnel.hears_others(&end.far),
+    };
+    match hope::judge(seen, waited, &patience) {
+        Verdict::Wait(time) => Some(time),
+        Verdict::WaitForLink => None,
+        Verdict::GiveUp => {
+            end.seal(LostReason::LinkDown);
+            None
         }
     }
 }

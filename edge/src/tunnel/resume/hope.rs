@@ -1,0 +1,106 @@
+//! How long an exchange without any way left is waited for at its ingress: the one place that decides it. Pure.
+//!
+//! When every way to an egress is silent while other nodes are heard, the egress is dead, most likely, and its clients are told
+//! at once: that its links fell silent one by one was proof enough. When nobody is heard, it is this node's own line that is
+//! out, and waiting costs nothing: nothing else could be done with the exchange, and the line may be back in a moment.
+
+use std::time::Duration;
+
+use super::Patience;
+
+/// What an ingress sees when an exchange has no way left.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) struct Seen {
+    /// Ways to the egress that are known, dead or alive.
+    pub(super) ways: usize,
+    /// The connection of the last one is gone, not only silent.
+    pub(super) gone: bool,
+    /// Whether any node besides the egress is heard. None if there is no other.
+    pub(super) others: Option<bool>,
+}
+
+/// What follows.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Verdict {
+    /// The exchange is lost.
+    GiveUp,
+    /// It may go on; look again after this time.
+    Wait(Duration),
+    /// It may go on, and its link's end will tell if not.
+    WaitForLink,
+}
+
+/// Judges after `waited` without a way.
+pub(super) fn judge(seen: Seen, waited: Duration, patience: &Patience) -> Verdict {
+    if seen.ways < 2 && !seen.gone {
+        // One silent way is a bad path more often than a dead egress, and there is no other witness.
+        return Verdict::WaitForLink;
+    }
+    let most = match seen.others {
+        _ if seen.ways < 2 => patience.only_dead,
+        Some(false) => patience.cut_off,
+        Some(true) | None => patience.all_dead,
+    };
+    match most.checked_sub(waited) {
+        None | Some(Duration::ZERO) => Verdict::GiveUp,
+        // Who is heard may change meanwhile.
+        Some(left) => Verdict::Wait(left.min(patience.all_dead)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    /// When an exchange is given up, if nothing changes.
+    fn given_up(seen: Seen) -> Option<Duration> {
+        let patience = Patience::default();
+        let mut waited = Duration::ZERO;
+        loop {
+            match judge(seen, waited, &patience) {
+                Verdict::GiveUp => return Some(waited),
+                Verdict::Wait(time) => waited += time,
+                Verdict::WaitForLink => return None,
+            }
+        }
+    }
+
+    fn seen(ways: usize, gone: bool, others: Option<bool>) -> Seen {
+        Seen { ways, gone, others }
+    }
+
+    #[test]
+    fn a_dead_egress_is_told_from_a_line_that_is_out() {
+        for gone in [false, true] {
+            let dead = given_up(seen(3, gone, Some(true)));
+            assert_eq!(dead, Some(100 * MS), "others are heard");
+            let out = given_up(seen(3, gone, Some(false)));
+            assert_eq!(out, Some(2_000 * MS), "nobody is heard");
+            assert_eq!(given_up(seen(3, gone, None)), Some(100 * MS));
+        }
+    }
+
+    #[test]
+    fn one_way_alone_is_no_witness_until_its_connection_is_gone() {
+        for others in [None, Some(true), Some(false)] {
+            assert_eq!(given_up(seen(1, false, others)), None);
+            assert_eq!(given_up(seen(1, true, others)), Some(500 * MS));
+        }
+    }
+
+    #[test]
+    fn who_is_silent_a_moment_later_than_the_egress_is_looked_at_again() {
+        let patience = Patience::default();
+        let before = judge(seen(2, false, Some(true)), Duration::ZERO, &patience);
+        assert_eq!(before, Verdict::Wait(100 * MS));
+        let then = judge(seen(2, false, Some(false)), 100 * MS, &patience);
+        assert_eq!(then, Verdict::Wait(100 * MS), "the whole line is out");
+        assert_eq!(
+            judge(seen(2, false, Some(true)), 700 * MS, &patience),
+            Verdict::GiveUp,
+            "the line is back, the egress is not"
+        );
+    }
+}
