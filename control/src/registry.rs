@@ -17,6 +17,11 @@ use crate::{
     vault::{self, Vault},
 };
 
+mod backup;
+pub use backup::{
+    BYTES_MAX as BACKUP_BYTES_MAX, ENTRIES_MAX as BACKUP_ENTRIES_MAX, Restored, digest,
+};
+
 mod catalog;
 pub use catalog::{Catalog, StoredCredential};
 
@@ -104,7 +109,7 @@ fn lines(faults: &[Fault]) -> String {
 pub struct Registry {
     store: Arc<dyn Store>,
     vault: Vault,
-    pepper: key::Pepper,
+    pepper: parking_lot::RwLock<Arc<key::Pepper>>,
     operator: parking_lot::RwLock<operator::Operator>,
 }
 
@@ -124,9 +129,20 @@ impl Registry {
         Ok(Self {
             store,
             vault,
-            pepper,
+            pepper: parking_lot::RwLock::new(Arc::new(pepper)),
             operator: parking_lot::RwLock::default(),
         })
+    }
+
+    /// Takes the pepper from the store anew: keys of a backup were made with another.
+    async fn take_pepper(&self) -> Result<(), Error> {
+        let pepper = key::Pepper::open(self.store.as_ref(), &self.vault).await?;
+        *self.pepper.write() = Arc::new(pepper);
+        Ok(())
+    }
+
+    fn pepper(&self) -> Arc<key::Pepper> {
+        Arc::clone(&self.pepper.read())
     }
 
     /// The store below, for those who watch it.

@@ -22,6 +22,8 @@ mod plan;
 
 mod sight;
 
+mod watched;
+
 // What goes wrong underneath.
 mod garbage;
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use vector_proto::control::v1 as pb;
 
 use super::{Rooms, unix_ms};
@@ -13,6 +13,7 @@ use crate::{
     routing::{self, Inputs},
 };
 
+mod backup;
 mod pages;
 mod scores;
 
@@ -468,5 +469,21 @@ impl pb::admin_server::Admin for Operators {
             exchanges: page.exchanges,
             records: page.records,
         }))
+    }
+
+    type BackupStream = backup::Parts;
+
+    async fn backup(&self, request: Request<pb::BackupRequest>) -> Answer<Self::BackupStream> {
+        self.rooms.operator(&request)?;
+        backup::take(&self.rooms).await.map(Response::new)
+    }
+
+    async fn restore(
+        &self,
+        request: Request<Streaming<pb::RestorePart>>,
+    ) -> Answer<pb::RestoreResponse> {
+        self.rooms.operator(&request)?;
+        let restored = backup::put(&self.rooms, request.into_inner()).await?;
+        Ok(Response::new(restored))
     }
 }

@@ -87,7 +87,7 @@ pub struct Catalog {
 }
 
 impl Catalog {
-    fn read(listing: &Listing) -> Result<Self, Error> {
+    pub(super) fn read(listing: &Listing) -> Result<Self, Error> {
         let mut catalog = Self::default();
         for entry in &listing.entries {
             if entry.key == GENERATION {

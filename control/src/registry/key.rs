@@ -32,7 +32,7 @@ const PREFIX: &str = "/keys/";
 /// Version of the pepper that new keys are made with.
 const PEPPER_VERSION: u32 = 1;
 
-const PEPPER_KEY: &str = "/secrets/pepper-1";
+pub(super) const PEPPER_KEY: &str = "/secrets/pepper-1";
 
 /// A single push names at most this many keys; beyond it says "all".
 const CHANGED_MAX: usize = 1_000;
@@ -150,7 +150,7 @@ impl Registry {
         let stored = StoredKey {
             spec,
             mac: self
-                .pepper
+                .pepper()
                 .mac(digest(&SHA256, key.reveal().as_bytes()).as_ref()),
             pepper: PEPPER_VERSION,
             disabled: false,
@@ -221,11 +221,11 @@ impl Registry {
         };
         let Some(entry) = entry else {
             // As long as for a key that is there.
-            let _ = self.pepper.knows(letters_sha256, &[0; 32]);
+            let _ = self.pepper().knows(letters_sha256, &[0; 32]);
             return Ok(Admission::Refused(Code::BadKey));
         };
         let key: StoredKey = decode(&entry.value)?;
-        if !self.pepper.knows(letters_sha256, &key.mac) {
+        if !self.pepper().knows(letters_sha256, &key.mac) {
             return Ok(Admission::Refused(Code::BadKey));
         }
         let account = self

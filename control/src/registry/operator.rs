@@ -12,7 +12,7 @@ use zeroize::Zeroizing;
 use super::{Error, Registry};
 use crate::{coordinate::Transaction, vault};
 
-const AT: &str = "/secrets/operator";
+pub(super) const AT: &str = "/secrets/operator";
 
 /// In front of every operator's token.
 const PREFIX: &str = "vadm_";

@@ -31,6 +31,14 @@ pub(crate) struct Arguments {
         hide_default_value = true
     )]
     pub(crate) token: String,
+    /// A file with the token, read when the token itself is not given.
+    #[arg(
+        long,
+        global = true,
+        env = "VECTOR_ADMIN_TOKEN_FILE",
+        value_name = "FILE"
+    )]
+    pub(crate) token_file: Option<PathBuf>,
     /// Print JSON with stable field names instead of tables.
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -79,6 +87,19 @@ pub(crate) enum Command {
     Watch(Watch),
     /// What exchanges consumed.
     Usage(Usage),
+    /// Write all that control's store holds to a file. Secrets in it stay sealed.
+    Backup {
+        /// The file; replaced if it is there.
+        file: PathBuf,
+    },
+    /// Put a backup in the place of what control's store holds.
+    Restore {
+        /// The file.
+        file: PathBuf,
+        /// Replace a network that is configured already.
+        #[arg(long)]
+        force: bool,
+    },
     /// A completion script for a shell, such as: source <(vectorctl completion bash)
     Completion {
         /// Which shell.
@@ -337,3 +358,6 @@ pub(crate) struct Usage {
     #[arg(long, default_value_t = 20)]
     pub(crate) rows: u32,
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod account;
+mod backup;
 mod model;
 mod node;
 mod provider;
@@ -52,9 +53,14 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
     let Arguments {
         control,
         token,
+        token_file,
         json,
         command,
     } = arguments;
+    let token = match token_file {
+        Some(file) if token.is_empty() => read_file(&file)?,
+        _ => token,
+    };
     if matches!(command, Command::Doctor) {
         return examined(&control, &token, json).await;
     }
@@ -88,6 +94,10 @@ async fn examined(control: &str, token: &str, as_json: bool) -> Result<String, F
 /// A command whose files are read.
 enum Ready {
     Plain(Command),
+    Restore {
+        parts: Vec<pb::BackupPart>,
+        force: bool,
+    },
     Credential(Box<pb::CredentialSpec>),
     Apply {
         plan: pb::Plan,
@@ -123,6 +133,10 @@ impl Ready {
             Command::Credential(put @ args::Credential::Put { .. }) => {
                 Self::Credential(Box::new(provider::credential_spec(put)?))
             }
+            Command::Restore { file, force } => Self::Restore {
+                parts: backup::read(&file)?,
+                force,
+            },
             other => Self::Plain(other),
         })
     }
@@ -143,6 +157,7 @@ impl Ready {
                     format!("credential {name} is set ({})", view.hint),
                 ))
             }
+            Self::Restore { parts, force } => backup::restore(client, parts, force).await,
             Self::Plain(command) => plain(client, command).await,
         }
     }
@@ -170,7 +185,12 @@ async fn plain(client: Client, command: Command) -> Done {
         Command::Upstreams => scores::upstreams(client).await,
         Command::Paths => scores::paths(client).await,
         Command::Watch(asked) => scores::watch(client, asked).await,
-        Command::Apply(_) | Command::Diff(_) | Command::Doctor | Command::Completion { .. } => {
+        Command::Backup { file } => backup::backup(client, &file).await,
+        Command::Apply(_)
+        | Command::Diff(_)
+        | Command::Restore { .. }
+        | Command::Doctor
+        | Command::Completion { .. } => {
             Err(Failure::Usage("this command is done elsewhere".to_owned()))
         }
     }

@@ -6,6 +6,8 @@
     reason = "a test that cannot set itself up fails"
 )]
 
+mod backup;
+
 mod identity;
 
 mod ledger;

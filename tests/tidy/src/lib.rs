@@ -19,6 +19,8 @@ pub mod text;
 
 pub mod docs;
 
+pub mod watched;
+
 use tree::Tree;
 
 /// A rule of the house: what it is called, and how it finds its faults.
@@ -74,6 +76,10 @@ pub const RULES: &[Rule] = &[
     Rule {
         name: "the README walks the road of a request",
         faults: docs::road_is_told,
+    },
+    Rule {
+        name: "dashboards and alerts watch what is measured",
+        faults: watched::faults,
     },
 ];
 
