@@ -19,7 +19,7 @@ use vector_proto::{
 };
 
 use crate::{
-    config,
+    config::{self, Role},
     control_plane::ControlPlane,
     limit::Limiter,
     telemetry::{Outcome, Telemetry},
@@ -74,6 +74,8 @@ mod refuse;
 // What is answered here, and what is no plain answer.
 mod models;
 
+mod edges;
+
 mod websocket;
 
 // What the road stands on.
@@ -95,6 +97,7 @@ mod tests;
 use self::{
     authenticate::Caller,
     budget::Budget,
+    edges::Edges,
     load::Loads,
     queue::Queue,
     record::Record,
@@ -132,6 +135,7 @@ pub struct Ingress {
     loads: Arc<Loads>,
     budget: Budget,
     queue: Queue,
+    edges: Arc<Edges>,
     /// Uploads, WebSockets and connections.
     tasks: TaskTracker,
     /// Ends what still runs when the time to drain is over.
@@ -193,6 +197,11 @@ impl Ingress {
         let loads = Arc::new(Loads::new(Instant::now()));
         let told = Arc::clone(&loads);
         control.set_scores_sink(Arc::new(move |scores| told.hear(&scores, Instant::now())));
+        let edges = Arc::new(Edges::new(&config.url));
+        let tasks = TaskTracker::new();
+        let kept = drain.clone();
+        let (asking, control_too) = (Arc::clone(&edges), control.clone());
+        tasks.spawn(async move { kept.run_until_cancelled(asking.keep(control_too)).await });
         let ingress = Arc::new(Self {
             config,
             control,
@@ -202,7 +211,8 @@ impl Ingress {
             loads: Arc::clone(&loads),
             budget: Budget::default(),
             queue: Queue::default(),
-            tasks: TaskTracker::new(),
+            edges,
+            tasks,
             kill: CancellationToken::new(),
         });
         let door = listen::Door::new(ingress, certificate)?;
@@ -219,6 +229,10 @@ impl Ingress {
     ///
     /// Cancel safety: a client that goes away drops this, which cancels the exchange at its egress.
     async fn serve(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Answer> {
+        if edges::is_asked(&request) {
+            let (routes, load) = (self.control.routes(), self.telemetry.running(Role::Ingress));
+            return self.edges.answer(request.method(), &routes, load);
+        }
         let mut record = Record::new(self.telemetry.clone(), Instant::now());
         let headers = request.headers();
         if request.method() == Method::OPTIONS

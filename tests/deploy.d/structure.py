@@ -83,7 +83,7 @@ def compose() -> None:
     invited = set(re.findall(r'^  "(\S+) (?:ingress|relay|egress) \S+"$', script, re.M))
     nodes = {key for key, service in services.items() if service.get("image") == "vector-edge"}
     expect(invited == nodes, f"{name(path)}: nodes {nodes ^ invited} stand in one of it and deploy/docker/up only")
-    expect(set(file["secrets"]) == nodes, f"{name(path)}: secrets are not those of the nodes")
+    expect(set(file["secrets"]) == nodes | {"postgres", "master.key"}, f"{name(path)}: secrets are not those of the nodes")
     for key in nodes:
         service = services[key]
         expect(service["secrets"] == [{"source": key, "target": "invite"}], f"{name(path)}: {key} has another's invite")
@@ -113,7 +113,10 @@ def manifests() -> None:
     made = {row["name"] for row in whole["configMapGenerator"]}
     literals = {text.split("=")[0] for row in whole["configMapGenerator"] for text in row.get("literals", [])}
     things = [thing for file in sorted(files) for thing in yaml.safe_load_all((folder / file).read_text())]
-    secrets = {thing["metadata"]["name"] for thing in yaml.safe_load_all((folder / "secrets.example.yaml").read_text())}
+    examples = yaml.safe_load_all((folder / "secrets.example.yaml").read_text())
+    secrets = {
+        thing["metadata"]["name"]: {*thing.get("stringData", {}), *thing.get("data", {})} for thing in examples
+    }
     claims = {thing["metadata"]["name"] for thing in things if thing["kind"] == "PersistentVolumeClaim"}
     pods = {thing["metadata"]["name"]: thing["spec"]["template"] for thing in things if "template" in thing.get("spec", {})}
     for key, pod in pods.items():
@@ -122,7 +125,10 @@ def manifests() -> None:
             config = volume.get("configMap", {}).get("name")
             expect(config in made | {None}, f"{key}: no config map {config}")
             secret = volume.get("secret", {}).get("secretName")
-            expect(secret in secrets | {None}, f"{key}: no secret {secret}")
+            expect(secret is None or secret in secrets, f"{key}: no secret {secret}")
+            items = {item["key"] for item in volume.get("secret", {}).get("items", [])}
+            unknown = items - secrets.get(secret, set())
+            expect(not unknown, f"{key}: the secret {secret} has no {unknown}")
             claim = volume.get("persistentVolumeClaim", {}).get("claimName")
             expect(claim in claims | {None}, f"{key}: no claim {claim}")
         for variable in pod["spec"]["containers"][0].get("env", []):

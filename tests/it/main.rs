@@ -24,6 +24,8 @@ mod sight;
 
 mod watched;
 
+mod operate;
+
 // What goes wrong underneath.
 mod garbage;
 

@@ -80,7 +80,15 @@ impl Operators {
 
     async fn node_views(&self) -> Result<Vec<pb::NodeView>, Status> {
         let nodes = self.rooms.registry.nodes().await?;
-        let view = |(spec, seen)| view::node(spec, seen, |id| self.rooms.fleet.presence(id));
+        // Another replica may hear a node that this one does not; what the node says is known there only.
+        let store = self.rooms.registry.store().as_ref();
+        let heard = health::agreed(store).await.map_err(registry::Error::from)?;
+        let view = |(spec, seen)| {
+            let mut view = view::node(spec, seen, |id| self.rooms.fleet.presence(id));
+            let id = view.record.as_ref().map(|record| &record.id);
+            view.connected |= id.is_some_and(|id| heard.ids.contains(id));
+            view
+        };
         Ok(nodes.into_iter().map(view).collect())
     }
 }

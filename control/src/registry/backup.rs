@@ -1,7 +1,7 @@
 //! All that the store holds of the network, taken out and put back: sealed as it is, with a digest over it.
 //!
-//! Left out is what belongs to one moment or one machine: invites, sessions, and the hash of the operator's token. Secrets
-//! stay sealed, so a backup is worth nothing without the master key, and only a control that has that key takes it.
+//! Left out is what belongs to one moment or to whoever restores: invites, sessions, the CA (which must be the same) and
+//! the hash of the operator's token. Secrets stay sealed, so a backup is worth nothing without the master key, and only a control that has that key takes it.
 
 use bytes::Bytes;
 use ring::digest::{Context, SHA256};
@@ -27,6 +27,9 @@ const KEPT: &[&str] = &[
 
 /// Revision of the snapshot in force, in the first eight bytes.
 const PUBLISHED: &str = "/routing/published";
+
+/// Not in a backup: a control that restores one has its own.
+const OWN: &[&str] = &[operator::AT, "/secrets/ca"];
 
 /// After a restore revisions go on this far above the backup's: nodes may have seen newer ones since, and one number must
 /// never mean two snapshots.
@@ -68,7 +71,7 @@ pub fn digest<'a>(entries: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> [u8
 }
 
 fn is_kept(key: &str) -> bool {
-    KEPT.iter().any(|prefix| key.starts_with(prefix)) && key != operator::AT
+    KEPT.iter().any(|prefix| key.starts_with(prefix)) && !OWN.contains(&key)
 }
 
 impl Registry {

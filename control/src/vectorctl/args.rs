@@ -85,6 +85,9 @@ pub(crate) enum Command {
     Paths,
     /// The network, its upstreams and its paths, again and again.
     Watch(Watch),
+    /// Ingress nodes as clients see them.
+    #[command(subcommand)]
+    Edges(Edges),
     /// What exchanges consumed.
     Usage(Usage),
     /// Write all that control's store holds to a file. Secrets in it stay sealed.
@@ -332,6 +335,22 @@ pub(crate) struct Explain {
     /// As seen from this region; else from one that has an ingress.
     #[arg(long, default_value = "")]
     pub(crate) region: String,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Edges {
+    /// Measure every ingress from here, and name the nearest.
+    Probe(Probe),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Probe {
+    /// Any ingress, which tells of the others; then neither control nor a token is needed.
+    #[arg(long, value_name = "URL")]
+    pub(crate) from: Option<String>,
+    /// Questions to each; the quickest answer counts.
+    #[arg(long, default_value_t = 5)]
+    pub(crate) times: u32,
 }
 
 #[derive(Debug, Args)]

@@ -21,6 +21,7 @@ use crate::{
 
 mod account;
 mod backup;
+pub(crate) mod edges;
 mod model;
 mod node;
 mod provider;
@@ -64,10 +65,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
     if matches!(command, Command::Doctor) {
         return examined(&control, &token, json).await;
     }
-    // What can be wrong with a file is told before anything is dialled.
-    let command = Ready::from(command)?;
-    let client = connect(&control, &token).await?;
-    let shown = command.run(client).await?;
+    let shown = match command {
+        Command::Edges(args::Edges::Probe(asked)) => edges::probe(&control, &token, asked).await?,
+        command => {
+            // What can be wrong with a file is told before anything is dialled.
+            let command = Ready::from(command)?;
+            let client = connect(&control, &token).await?;
+            command.run(client).await?
+        }
+    };
     if json {
         serde_json::to_string_pretty(&shown.json)
             .map_err(|error| Failure::Refused(error.to_string()))
@@ -190,6 +196,7 @@ async fn plain(client: Client, command: Command) -> Done {
         | Command::Diff(_)
         | Command::Restore { .. }
         | Command::Doctor
+        | Command::Edges(_)
         | Command::Completion { .. } => {
             Err(Failure::Usage("this command is done elsewhere".to_owned()))
         }

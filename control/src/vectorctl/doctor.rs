@@ -91,13 +91,12 @@ pub(crate) fn examine(sight: &Sight) -> Vec<Finding> {
 
 /// Looks at the network and answers the report, and whether a fault is in it.
 pub(crate) async fn run(url: &str, token: &str) -> (Value, String, bool) {
-    let seen = match connect(url, token).await {
-        Ok(client) => sight::gather(&client).await,
-        Err(failure) => Err(failure),
-    };
-    let findings = match seen {
-        Ok(sight) => examine(&sight),
-        Err(failure) => vec![reach::finding(&failure)],
+    let findings = match connect(url, token).await {
+        Err(failure) => vec![reach::finding(&failure, false)],
+        Ok(client) => match sight::gather(&client).await {
+            Ok(sight) => examine(&sight),
+            Err(failure) => vec![reach::finding(&failure, true)],
+        },
     };
     let bad = findings.iter().any(|found| found.level == Level::Fault);
     (value(&findings), text(&findings), bad)

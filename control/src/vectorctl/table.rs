@@ -7,6 +7,9 @@ use vector_proto::control::v1 as pb;
 
 use crate::json::word;
 
+mod edges;
+pub(crate) use edges::edges;
+
 mod glance;
 pub(crate) use glance::glance;
 
@@ -89,7 +92,8 @@ pub(crate) fn status(status: &pb::StatusResponse) -> String {
     let behind = status
         .nodes
         .iter()
-        .filter(|node| node.connected && node.revision != status.revision)
+        // Of what another replica hears, it alone knows the revision.
+        .filter(|node| node.connected && node.status.is_some() && node.revision != status.revision)
         .count();
     let mut text = format!(
         "control {} of {}, up {}, snapshot revision {}\n{} of {} nodes connected",

@@ -103,7 +103,10 @@ async fn a_backup_that_is_not_whole_changes_nothing() {
         .as_mut()
         .unwrap()
         .trust_domain = "elsewhere.local".to_owned();
+    let mut other_root = parts.clone();
+    other_root.last_mut().unwrap().end.as_mut().unwrap().pin = "00".repeat(32);
     for (bad, code) in [
+        (other_root, Code::FailedPrecondition),
         (cut, Code::InvalidArgument),
         (damaged, Code::InvalidArgument),
         (foreign, Code::FailedPrecondition),

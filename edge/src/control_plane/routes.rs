@@ -46,6 +46,8 @@ pub struct NodeRow {
     pub tunnel_addresses: Vec<Arc<str>>,
     /// It takes no new exchanges.
     pub draining: bool,
+    /// Base URLs of its door for clients.
+    pub client_urls: Vec<Arc<str>>,
 }
 
 /// One provider.
@@ -373,6 +375,11 @@ fn node_row(node: &v1::NodeRecord) -> NodeRow {
             .map(|address| address.as_str().into())
             .collect(),
         draining: node.draining,
+        client_urls: node
+            .client_urls
+            .iter()
+            .map(|url| url.as_str().into())
+            .collect(),
     }
 }
 

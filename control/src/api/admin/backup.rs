@@ -1,6 +1,6 @@
 //! Backups on their way out and in: cut into parts, and trusted only when count and digest are right.
 
-use std::{collections::BTreeSet, pin::Pin};
+use std::pin::Pin;
 
 use bytes::Bytes;
 use tokio_stream::Stream;
@@ -28,6 +28,7 @@ pub(super) async fn take(rooms: &Rooms) -> Result<Parts, Status> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         trust_domain: rooms.authority.trust_domain().to_owned(),
         made_unix_ms: unix_ms(),
+        pin: rooms.authority.pin().to_owned(),
     };
     tracing::info!(entries = entries.len(), "backup taken");
     let mut parts: Vec<pb::BackupPart> = vec![pb::BackupPart::default()];
@@ -89,7 +90,12 @@ pub(super) async fn put(
             end.trust_domain
         )));
     }
-    let before = nodes(rooms).await?;
+    if end.pin != rooms.authority.pin() {
+        return Err(Status::failed_precondition(
+            "the backup is of a network with another root: put the ca/ and master.key of the control it was taken from into \
+             control.data_dir before its first start",
+        ));
+    }
     let restored = rooms.registry.restore(entries, force).await?;
     tracing::warn!(
         put = restored.put,
@@ -97,13 +103,9 @@ pub(super) async fn put(
         made_unix_ms = end.made_unix_ms,
         "backup restored"
     );
-    for gone in before.difference(&nodes(rooms).await?) {
-        rooms.fleet.dismiss(gone);
-    }
-    let revision = rooms.registry.revision().await?;
+    // Who is out, and who drains, every replica hears from the store.
     let forget = pb::KeysChanged {
         all: true,
-        revision: u64::try_from(revision).unwrap_or_default(),
         ..pb::KeysChanged::default()
     };
     rooms.fleet.push_keys(forget).await;
@@ -111,9 +113,4 @@ pub(super) async fn put(
         put: restored.put as u64,
         removed: restored.removed as u64,
     })
-}
-
-async fn nodes(rooms: &Rooms) -> Result<BTreeSet<String>, Status> {
-    let nodes = rooms.registry.nodes().await?;
-    Ok(nodes.into_iter().map(|(spec, _)| spec.id).collect())
 }

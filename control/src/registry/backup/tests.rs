@@ -67,15 +67,19 @@ async fn what_was_there_is_there_again() {
     let revision = [&7_u64.to_be_bytes()[..], b"digest"].concat();
     let published = Transaction::new()
         .put(PUBLISHED, revision)
-        .put("/invites/x", b"once".to_vec());
+        .put("/invites/x", b"once".to_vec())
+        .put("/secrets/ca", b"sealed".to_vec());
     old.store().commit(published).await.unwrap();
     let backup = pairs(old.backup().await.unwrap());
-    assert!(!backup.iter().any(|(key, _)| key.starts_with("/invites/")));
+    let own = |key: &str| key.starts_with("/invites/") || OWN.contains(&key);
+    assert!(!backup.iter().any(|(key, _)| own(key)));
     let all: Vec<u8> = backup.iter().flat_map(|row| row.1.to_vec()).collect();
     let holds = |text: &str| all.windows(text.len()).any(|part| part == text.as_bytes());
     assert!(!holds(SECRET) && !holds(&key[3..]), "nothing is in clear");
 
     let new = registry(dir.path(), "new", &master).await;
+    let ca = Transaction::new().put("/secrets/ca", b"its own".to_vec());
+    new.store().commit(ca).await.unwrap();
     assert!(!is_admitted(&new, &key).await);
     let restored = new.restore(backup.clone(), false).await.unwrap();
     assert_eq!((restored.put, restored.removed), (backup.len(), 0));
@@ -87,6 +91,7 @@ async fn what_was_there_is_there_again() {
     let catalog = new.catalog().await.unwrap();
     let secret = new.reveal(&catalog.credentials["main"]).unwrap();
     assert_eq!(secret.as_str(), SECRET);
+    assert!(new.store().get("/secrets/ca").await.unwrap().is_some());
     let entry = new.store().get(PUBLISHED).await.unwrap().unwrap();
     assert!(
         revision_of(&entry.value) > 1_000,

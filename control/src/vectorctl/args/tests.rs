@@ -47,7 +47,7 @@ fn commands(text: &str) -> Vec<Told> {
 const OPERATORS: &[&str] = &["|", ";", "&&", "||", ">", "<", "(", ")"];
 
 /// What runs the command behind it: a container named `control`, or whatever takes `--` before it.
-const RUNNERS: &[&str] = &["control", "--", "sudo", "exec"];
+const RUNNERS: &[&str] = &["control", "control-1", "--", "sudo", "exec"];
 
 /// The commands of one line of shell. `ctl` is what the runbook calls ours on Kubernetes.
 fn of_line(line: &str, whole: bool) -> Vec<Told> {

@@ -3,14 +3,12 @@
 use super::{Finding, Level};
 use crate::Failure;
 
-/// Words by which control says that the store below it failed.
-const STORE_FAILED: &str = "the store failed";
-
-/// Why nothing could be asked, and the cure.
-pub(super) fn finding(failure: &Failure) -> Finding {
+/// Why nothing could be asked, and the cure. `connected`: control was there, but gave no answer.
+pub(super) fn finding(failure: &Failure, connected: bool) -> Finding {
     let text = failure.text();
     let (check, cure) = match failure {
-        Failure::Unreachable(text) | Failure::Refused(text) if text.contains(STORE_FAILED) => (
+        // It says so, or it waits for the store longer than anybody waits for it.
+        Failure::Unreachable(_) if connected => (
             "store",
             "control runs, its store does not answer. With etcd, a majority of the members must live and see each other: \
              look at `etcdctl endpoint status --cluster` and at the disks below them. Nodes go on with what they know meanwhile",

@@ -267,23 +267,16 @@ fn models_that_lead_nowhere_are_told() {
 
 #[test]
 fn silence_has_its_cause() {
-    let check = |failure| reach::finding(&failure).check;
+    let check = |failure, connected| reach::finding(&failure, connected).check;
     let text = |text: &str| text.to_owned();
-    assert_eq!(
-        check(Failure::Unreachable(text("cannot connect"))),
-        "control"
-    );
-    assert_eq!(
-        check(Failure::Unreachable(text(
-            "control did not answer: the store failed: no leader"
-        ))),
-        "store"
-    );
-    let pin = "its certificate does not match the token's pin";
-    assert!(
-        reach::finding(&Failure::Token(text(pin)))
-            .cure
-            .contains("in between")
-    );
-    assert_eq!(check(Failure::Token(text("wrong"))), "operator");
+    let away = Failure::Unreachable(text("cannot connect"));
+    assert_eq!(check(away, false), "control");
+    let no_quorum = "control did not answer: the store failed: no leader";
+    for silent in [no_quorum, "control did not answer: Timeout expired"] {
+        assert_eq!(check(Failure::Unreachable(text(silent)), true), "store");
+    }
+    let pin = Failure::Token(text("its certificate does not match the token's pin"));
+    assert!(reach::finding(&pin, false).cure.contains("in between"));
+    assert_eq!(check(Failure::Token(text("wrong")), true), "operator");
+    assert_eq!(check(Failure::Refused(text("no")), true), "control");
 }

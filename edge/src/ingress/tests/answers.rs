@@ -280,3 +280,25 @@ async fn draining_lets_what_runs_finish() {
     drop(socket);
     drained.await;
 }
+
+#[tokio::test]
+async fn anybody_may_ask_which_edges_there_are() {
+    let world = World::start().await;
+    let ask = |method: &str| {
+        format!(
+            "{method} /.well-known/vector-edges HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        )
+    };
+    let answer = world.raw(ask("GET")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    for wanted in [
+        "content-type: application/json",
+        "access-control-allow-origin: *",
+        r#""region":"eu""#,
+        r#""load":0"#,
+    ] {
+        assert!(answer.contains(wanted), "{wanted} in {answer}");
+    }
+    let refused = world.raw(ask("POST")).await;
+    assert!(refused.starts_with("HTTP/1.1 405 "), "{refused}");
+}
