@@ -40,14 +40,14 @@ fn no_link(to: &str) -> Refusal {
     Refusal::new(Code::NoPath, format!("the relay has no link to `{to}`"))
 }
 
-/// Puts the name of the ingress, which this node knows by its certificate, into what is passed on.
+/// Puts the name of the sender, which this node knows by its certificate, into what is passed on.
 pub(super) fn vouched(mut transit: Transit) -> Transit {
-    if transit.link.is_accepted() {
-        let from = transit.link.peer.to_string();
-        match &mut transit.preamble {
-            Preamble::Open(open) => open.ingress = from,
-            Preamble::Attach(attach) => attach.ingress = from,
-        }
+    let from = transit.link.peer.to_string();
+    match (&mut transit.preamble, transit.link.is_accepted()) {
+        (Preamble::Open(open), true) => open.ingress = from,
+        (Preamble::Attach(attach), true) => attach.ingress = from,
+        (Preamble::Attach(attach), false) => attach.egress = from,
+        (Preamble::Open(_), false) => {}
     }
     transit
 }

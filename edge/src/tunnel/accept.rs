@@ -357,20 +357,54 @@ impl Stream {
                 return self.refuse(Code::Protocol, message).await;
             }
         };
-        match self.link.tunnel.end(Side::Egress, exchange) {
-            None => self.arrive(exchange, *open, (origin, rest), handler).await,
-            Some(end) if end.far == origin && is_another_path(&end, &open) => {
-                self.again(&end, &open, rest).await;
-            }
+        if self.link.was_cancelled(exchange) {
+            return;
+        }
+        let known = self.link.tunnel.end(Side::Egress, exchange);
+        let running = match known {
+            None => self.enter(exchange, &open, &origin, None),
             // Its refusal is on its way, or was lost with it; the ingress is further than that.
             Some(end) if end.far == origin && is_later(&end, &open) => {
-                self.arrive(exchange, *open, (origin, rest), handler).await;
+                self.enter(exchange, &open, &origin, Some(&end))
             }
-            Some(_) => {
+            Some(end) => Err(end),
+        };
+        match running {
+            Ok(end) => self.arrive(*open, end, rest, handler).await,
+            Err(end) if end.far == origin && is_another_path(&end, &open) => {
+                self.again(&end, &open, rest).await;
+            }
+            Err(_) => {
                 let message = "the exchange runs already";
                 self.refuse(Code::Protocol, message).await;
             }
         }
+    }
+
+    /// Makes the exchange known in place of `known`. The same OPEN may come over two paths at once: one of them enters, the
+    /// other finds what the first has entered.
+    fn enter(
+        &self,
+        exchange: ExchangeId,
+        open: &v1::Open,
+        origin: &Arc<str>,
+        known: Option<&Arc<End>>,
+    ) -> Result<Arc<End>, Arc<End>> {
+        let origin = Origin {
+            exchange,
+            side: Side::Egress,
+            far: Arc::clone(origin),
+            attempt: open.attempt,
+            epoch: self.acceptor.me.epoch,
+            via: open.via.iter().take(VIA_MAX).cloned().collect(),
+            redundant: open.redundant,
+            stop: Some(CancellationToken::new()),
+        };
+        let end = End::new(&self.link.tunnel, &self.link, origin);
+        end.sending.lock().outgoing.allow(open.response_credit);
+        let arrivals = self.link.tunnel.arrivals();
+        arrivals.enter_unless(&end, known)?;
+        Ok(end)
     }
 
     /// The exchange is known: this is another path to it.
@@ -390,40 +424,16 @@ impl Stream {
         tunnel.reopened(end, &link, number, streams, rest).await;
     }
 
-    async fn arrive(
-        self,
-        exchange: ExchangeId,
-        mut open: v1::Open,
-        (origin, rest): (Arc<str>, Bytes),
-        handler: ArrivalHandler,
-    ) {
+    async fn arrive(self, open: v1::Open, end: Arc<End>, rest: Bytes, handler: ArrivalHandler) {
         let Self {
-            acceptor,
             link,
             send,
             receive,
+            ..
         } = self;
-        if link.was_cancelled(exchange) {
-            return;
-        }
-        open.via.truncate(VIA_MAX);
-        let origin = Origin {
-            exchange,
-            side: Side::Egress,
-            far: origin,
-            attempt: open.attempt,
-            epoch: acceptor.me.epoch,
-            via: std::mem::take(&mut open.via),
-            redundant: open.redundant,
-            stop: Some(CancellationToken::new()),
-        };
-        let end = End::new(&link.tunnel, &link, origin);
-        end.sending.lock().outgoing.allow(open.response_credit);
-        link.tunnel.arrivals().enter(&end);
-        let from = Arc::clone(&link.peer);
         handler(Arrival {
-            exchange,
-            from,
+            exchange: end.exchange,
+            from: Arc::clone(&link.peer),
             open,
             end,
             link,

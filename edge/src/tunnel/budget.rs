@@ -17,6 +17,33 @@ pub(super) const REPLAY_BYTES_MAX: u64 = 1 << 30;
 /// What an exchange may keep in any case. 20,000 exchanges x 16 KiB = 320 MB at the worst.
 pub(super) const REPLAY_BYTES_FREE: u64 = 16 << 10;
 
+/// Bytes by which a node may open windows beyond their first size: what a reader that stalls may leave unread in a
+/// connection, beside the first windows, which the connection has room for.
+pub(super) const GROWN_BYTES_MAX: u64 = 64 << 20;
+
+/// By how much the windows of a node's exchanges are larger than at first.
+#[derive(Debug, Default)]
+pub(super) struct Growth(AtomicU64);
+
+impl Growth {
+    /// Grants `more` bytes, if they are left, and adds them to `grown`.
+    pub(super) fn take(&self, more: u64, grown: &mut u64) -> bool {
+        let taken = self
+            .0
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |all| {
+                Some(all + more).filter(|all| *all <= GROWN_BYTES_MAX)
+            });
+        *grown += if taken.is_ok() { more } else { 0 };
+        taken.is_ok()
+    }
+
+    pub(super) fn give_back(&self, grown: u64) {
+        if grown > 0 {
+            self.0.fetch_sub(grown, Ordering::Relaxed);
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Budget {
     most: AtomicU64,

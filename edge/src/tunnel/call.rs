@@ -48,7 +48,10 @@ impl Call {
         if link.draining() || link.is_down() {
             return Err(OpenError::NoLink);
         }
-        let (stream, receive) = link.open_stream().await.map_err(|_| OpenError::NoLink)?;
+        let (stream, receive) = link
+            .open_stream_now()
+            .await
+            .map_err(|_| OpenError::NoLink)?;
         let direct = path.relay.is_none();
         let epoch = if direct { link.epoch } else { 0 };
         let beside = v1::Open {

@@ -228,7 +228,7 @@ impl Keeper {
         }
         // No longer wanted: what runs on it may end in peace.
         let idle = async {
-            while link.outstanding() > 0 {
+            while link.vitals().exchanges() > 0 {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         };
@@ -237,6 +237,8 @@ impl Keeper {
             _ = tokio::time::timeout(RETIRE_TIMEOUT, idle) => {}
         }
         link.close("no longer wanted");
+        // What is left hears of it on the way out.
+        serving.await;
         flow
     }
 }

@@ -82,6 +82,8 @@ impl Tunnel {
 /// Opens the twin. What is unacknowledged leaves on it at once.
 async fn begin(end: Arc<End>, to: Arc<Link>) {
     if let Ok((stream, _)) = to.open_stream().await {
+        // The other end answers where it hears something: the twin's relay speaks of the exchange before it is needed.
+        end.carried_by(&to);
         let mut sending = end.sending.lock();
         let now = std::time::Instant::now();
         let may = sending.at.is_some() && !sending.moving && end.fate().is_none();

@@ -223,17 +223,23 @@ impl End {
             if Arc::ptr_eq(&receiving.home, link) {
                 return;
             }
-            let known = receiving.carriers.contains(&link.peer);
-            if *link.peer != *self.far && !known && receiving.carriers.len() < CARRIERS_MAX {
-                receiving.carriers.push(Arc::clone(&link.peer));
-            }
             std::mem::replace(&mut receiving.home, Arc::clone(link))
         };
+        self.carried_by(link);
         link.vitals().began();
         before.vitals().ended(1);
         if self.side == Side::Ingress {
             link.count(true);
             before.count(false);
+        }
+    }
+
+    /// From now on `link` carries it, too: whoever is at its other end may speak of the exchange.
+    pub(super) fn carried_by(&self, link: &Link) {
+        let mut receiving = self.receiving.lock();
+        let known = receiving.carriers.contains(&link.peer);
+        if *link.peer != *self.far && !known && receiving.carriers.len() < CARRIERS_MAX {
+            receiving.carriers.push(Arc::clone(&link.peer));
         }
     }
 
@@ -379,10 +385,12 @@ impl End {
         let (budget, held) = (self.tunnel.budget(), sending.outgoing.held_bytes());
         budget.charge(&mut sending.charged, held);
         // Before the look at the budget, whose room may come at any moment.
-        if sending.is_held_up() || budget.is_spent() {
+        // One look decides both, or a budget that is spent in between would be waited for unheard.
+        let spent = budget.is_spent();
+        if sending.is_held_up() || spent {
             self.writer.register(cx.waker());
         }
-        if sending.is_held_up() || budget.must_wait(self, held) {
+        if sending.is_held_up() || (spent && budget.must_wait(self, held)) {
             return Poll::Pending;
         }
         Poll::Ready(())

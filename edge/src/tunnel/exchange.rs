@@ -348,14 +348,16 @@ impl Incoming {
 
     /// The reader has used up `bytes` more. Returns the new credit when the sender should be told.
     ///
-    /// The window doubles each time a whole one was used up, so that only long sequences get large ones.
-    pub fn consume(&mut self, bytes: u64) -> Option<u64> {
+    /// The window doubles each time a whole one was used up, so that only long sequences get large ones; and only if
+    /// `may_grow` grants the bytes that are added.
+    pub fn consume(&mut self, bytes: u64, may_grow: impl FnOnce(u64) -> bool) -> Option<u64> {
         self.consumed += bytes;
         if self.credit - self.consumed > self.window / 2 {
             return None;
         }
-        if self.consumed >= self.window {
-            self.window = (self.window * 2).min(WINDOW_BYTES_MAX);
+        let more = self.window.min(WINDOW_BYTES_MAX - self.window);
+        if self.consumed >= self.window && more > 0 && may_grow(more) {
+            self.window += more;
         }
         self.credit = self.consumed + self.window;
         Some(self.credit)
@@ -496,7 +498,7 @@ mod tests {
                 let len = slice.len() as u64;
                 assert!(incoming.receive(sent, slice).unwrap().is_some());
                 sent += len;
-                if let Some(credit) = incoming.consume(len) {
+                if let Some(credit) = incoming.consume(len, |_| true) {
                     outgoing.allow(credit);
                 }
                 if let Some(offset) = incoming.ack_due(false) {

@@ -201,6 +201,8 @@ pub(super) struct ReceiveHalf {
     refused: Option<Bytes>,
     /// Set while no stream is left.
     alone: Option<Pin<Box<Sleep>>>,
+    /// By how much the window is larger than at first.
+    grown: u64,
 }
 
 impl ReceiveHalf {
@@ -214,6 +216,7 @@ impl ReceiveHalf {
             queue: VecDeque::new(),
             refused: None,
             alone: None,
+            grown: 0,
         }
     }
 
@@ -377,7 +380,9 @@ impl ReceiveHalf {
 
     fn used(&mut self, bytes: u64) {
         if bytes > 0
-            && let Some(offset) = self.incoming.consume(bytes)
+            && let Some(offset) = self.incoming.consume(bytes, |more| {
+                self.end.tunnel.growth().take(more, &mut self.grown)
+            })
         {
             self.end.say(Entry::Credit {
                 exchange: self.end.exchange,
@@ -390,6 +395,7 @@ impl ReceiveHalf {
 impl Drop for ReceiveHalf {
     fn drop(&mut self) {
         let end = &self.end;
+        end.tunnel.growth().give_back(self.grown);
         if end.side == Side::Egress && !end.whole.load(Ordering::Acquire) && end.fate().is_none() {
             end.whole.store(true, Ordering::Release);
             end.say(Entry::Gone {

@@ -238,6 +238,11 @@ impl Link {
         self.outstanding.load(Ordering::Relaxed)
     }
 
+    /// How much is on it: everything on its path, those that only pass through this node too, and what this node opened.
+    pub(super) fn load(&self) -> (u32, u32) {
+        (self.vitals.exchanges(), self.outstanding())
+    }
+
     /// Smoothed round trip.
     #[must_use]
     pub fn rtt(&self) -> Duration {
@@ -355,8 +360,15 @@ impl Link {
         self.connection.open().await
     }
 
+    /// A stream, if the peer takes another one now.
+    pub(super) async fn open_stream_now(&self) -> Result<(Sender, Receiver), transport::Error> {
+        self.connection.open_now().await
+    }
+
     pub(super) async fn accept_stream(&self) -> Result<(Sender, Receiver), transport::Error> {
-        self.connection.accept().await
+        let streams = self.connection.accept().await?;
+        self.connection.make_room(self.vitals.exchanges());
+        Ok(streams)
     }
 
     /// Whether the cancellation of an exchange came before it.

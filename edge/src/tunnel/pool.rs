@@ -20,7 +20,7 @@ use vector_proto::{
 
 use super::{
     Call, Condition, Link, OpenError, Path, PathState, TransitHandler,
-    budget::Budget,
+    budget::{Budget, Growth},
     end::{End, Side},
     hedge::Hedges,
     registry::Registry,
@@ -58,6 +58,7 @@ struct Core {
     tally: Tally,
     hedges: Hedges,
     budget: Budget,
+    growth: Growth,
     tasks: TaskTracker,
 }
 
@@ -93,8 +94,20 @@ impl Tunnel {
         exchange: ExchangeId,
         open: &v1::Open,
     ) -> Result<Call, OpenError> {
-        let link = self.link(path.first_hop()).ok_or(OpenError::NoLink)?;
-        Call::open(self, path, &link, exchange, open).await
+        let links = self.core.links.load_full();
+        let of_peer = links.get(path.first_hop()).ok_or(OpenError::NoLink)?;
+        let best = least_loaded(of_peer).ok_or(OpenError::NoLink)?;
+        match Call::open(self, path, best, exchange, open).await {
+            // It has as many streams as the peer allows, or died just now.
+            Err(OpenError::NoLink) if of_peer.len() > 1 => {}
+            opened => return opened,
+        }
+        for other in of_peer.iter().filter(|other| !Arc::ptr_eq(other, best)) {
+            if let Ok(call) = Call::open(self, path, other, exchange, open).await {
+                return Ok(call);
+            }
+        }
+        Err(OpenError::NoLink)
     }
 
     /// The link to a peer that has the least on it.
@@ -164,6 +177,10 @@ impl Tunnel {
 
     pub(super) fn budget(&self) -> &Budget {
         &self.core.budget
+    }
+
+    pub(super) fn growth(&self) -> &Growth {
+        &self.core.growth
     }
 
     /// Bytes that are kept for replays.
@@ -351,7 +368,7 @@ fn best<'a>(links: &'a [Arc<Link>], failed: Option<&Arc<Link>>) -> Option<&'a Ar
     links
         .iter()
         .filter(|link| link.carries() && failed.is_none_or(|failed| !Arc::ptr_eq(failed, link)))
-        .min_by_key(|link| (link.condition(), link.outstanding()))
+        .min_by_key(|link| (link.condition(), link.load()))
 }
 
 /// The link in the best condition, and of those the one with the least on it. A dead one is better than none: its path
@@ -360,7 +377,7 @@ fn least_loaded(links: &[Arc<Link>]) -> Option<&Arc<Link>> {
     links
         .iter()
         .filter(|link| !link.draining() && !link.is_down())
-        .min_by_key(|link| (link.condition(), link.outstanding()))
+        .min_by_key(|link| (link.condition(), link.load()))
 }
 
 fn status(link: &Link) -> LinkStatus {

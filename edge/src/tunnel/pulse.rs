@@ -207,7 +207,7 @@ impl Pulse {
                     self.link.close("the path is dead");
                     break;
                 }
-                Ended::ProbeLost => {}
+                Ended::ProbeLost => self.judge(),
             }
             let pause = PROBE_PAUSE.mul_f64(0.5 + fastrand::f64());
             let gone = tokio::time::timeout(pause, self.link.disconnected()).await;
@@ -217,6 +217,16 @@ impl Pulse {
             self.detector.reconnected(Instant::now());
         }
         self.detector.clone()
+    }
+
+    /// Without a probe nobody asks the detector: a path that dies meanwhile would stay what it was.
+    fn judge(&mut self) {
+        let now = Instant::now();
+        self.look(now);
+        if let Some(transition) = self.detector.poll(now).transition {
+            self.log(&transition);
+        }
+        self.tell(now);
     }
 
     async fn beat_over(&mut self, probe: &Probe) -> Ended {

@@ -37,6 +37,25 @@ impl Registry {
             .insert(end.exchange, Arc::clone(end));
     }
 
+    /// Enters an end if what is known of its exchange is still `known`; otherwise gives what is known now.
+    pub(super) fn enter_unless(
+        &self,
+        end: &Arc<End>,
+        known: Option<&Arc<End>>,
+    ) -> Result<(), Arc<End>> {
+        let mut shard = self.shard(end.exchange).lock();
+        match shard.get(&end.exchange) {
+            Some(now) if known.is_none_or(|known| !Arc::ptr_eq(known, now)) => Err(Arc::clone(now)),
+            _ => {
+                let before = shard.insert(end.exchange, Arc::clone(end));
+                drop(shard);
+                // Its drop may take other locks.
+                drop(before);
+                Ok(())
+            }
+        }
+    }
+
     /// Removes this end, if it is the one that is known.
     pub(super) fn leave(&self, end: &Arc<End>) {
         let mut shard = self.shard(end.exchange).lock();

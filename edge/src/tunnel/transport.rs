@@ -55,6 +55,25 @@ impl Connection {
         }
     }
 
+    /// Opens a stream, if the peer takes another one now.
+    ///
+    /// # Errors
+    /// [`Error::Full`] when it takes none, [`Error::ConnectionLost`].
+    pub(super) async fn open_now(&self) -> Result<(Sender, Receiver), Error> {
+        match self {
+            Self::Quic(connection) => connection.open_now(),
+            Self::Memory(connection) => connection.open().await,
+        }
+    }
+
+    /// Lets the peer open more streams if it uses most of those that it may.
+    pub(super) fn make_room(&self, used: u32) {
+        match self {
+            Self::Quic(connection) => connection.make_room(used),
+            Self::Memory(_) => {}
+        }
+    }
+
     /// The next stream that the peer opens.
     ///
     /// Cancel safety: dropping the future loses no stream.

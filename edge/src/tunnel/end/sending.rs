@@ -104,7 +104,11 @@ impl Sending {
                     return Poll::Pending;
                 }
                 Poll::Ready(Ok(())) => self.leaving.clear(),
-                Poll::Ready(Err(error)) => return Poll::Ready(self.lose(&error)),
+                Poll::Ready(Err(error)) => match self.lose(&error) {
+                    // The other end has closed the slower of two streams; what it has heard is on the other.
+                    Out::Closed if self.take_twin() => {}
+                    out => return Poll::Ready(out),
+                },
             }
         }
     }
@@ -130,11 +134,16 @@ impl Sending {
 
     /// The twin takes the place of a stream that is lost. `false` when there is none on a good link.
     pub(in crate::tunnel) fn promote(&mut self) -> bool {
+        let taken = self.take_twin();
+        self.moves += u32::from(taken);
+        taken
+    }
+
+    fn take_twin(&mut self) -> bool {
         let Some(twin) = self.twin.take_if(|twin| twin.at.link.carries()) else {
             return false;
         };
         let Twin { at, leaving } = *twin;
-        self.moves += 1;
         self.leaving = leaving;
         self.at = Some(at);
         true

@@ -233,7 +233,7 @@ impl World {
         let end = &mut self.ends[who];
         let used = self.rng.u64(..=end.unread);
         end.unread -= used;
-        let credit = end.incoming.consume(used);
+        let credit = end.incoming.consume(used, |_| true);
         let ack = end.incoming.ack_due(self.rng.bool());
         let home = end.home;
         if let Some(credit) = credit {

@@ -82,7 +82,8 @@ impl ReadStream {
             match &mut self.at {
                 At::Sequence(offset) => {
                     let at = *offset;
-                    *offset += bytes.len() as u64;
+                    // What runs over is beyond any credit, and refused for that.
+                    *offset = offset.saturating_add(bytes.len() as u64);
                     return Poll::Ready(Ok(Read::Bytes(at, bytes)));
                 }
                 At::Preamble(decoder) => match decoder.next(&mut bytes)? {

@@ -1,6 +1,10 @@
 //! The stream that carries an exchange from now on: opened, introduced, and driven until nothing is left to hand over.
 
-use std::{sync::Arc, sync::atomic::Ordering, task::Poll, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use prost::Message as _;
@@ -14,6 +18,9 @@ use crate::tunnel::{
     half::ReadStream,
     link::Link,
 };
+
+/// Time for the peer to allow another stream; it raises their number as they are used. After that, another way.
+const OPEN_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A stream that carries an exchange from now on.
 pub(super) struct Move {
@@ -50,8 +57,13 @@ pub(super) enum Ask {
 
 /// Opens the stream of a move and drives it until nothing is left to hand over.
 pub(super) async fn carry(end: Arc<End>, to: Move) {
-    let Ok((stream, receive)) = to.to.open_stream().await else {
-        return end.tunnel.lost(&end, &to.to);
+    let opened = tokio::time::timeout(OPEN_TIMEOUT, to.to.open_stream()).await;
+    let Ok(Ok((stream, receive))) = opened else {
+        let wanted = end.sending.lock().moves == to.turn;
+        if wanted {
+            end.tunnel.relocate(&end, Some(&to.to));
+        }
+        return;
     };
     {
         let mut sending = end.sending.lock();
@@ -126,6 +138,7 @@ pub(in crate::tunnel) fn attach_frame(end: &End, number: u32, offset: u64, resum
         attach_seq: number,
         offset,
         egress_epoch: end.epoch(),
+        attempt: end.attempt,
         resume,
         response_next: end.received(),
         ..v1::Attach::default()

@@ -95,6 +95,10 @@ impl Tunnel {
             tracing::warn!(%exchange, peer = %link.peer, "stream refused: it belongs to somebody else's exchange");
             return;
         }
+        if attach.attempt != end.attempt {
+            tracing::debug!(%exchange, peer = %link.peer, attach.attempt, "stream refused: it belongs to another attempt");
+            return link.say(gone(exchange));
+        }
         let (epoch, egress) = (end.epoch(), end.side == Side::Egress);
         if egress && attach.egress_epoch != 0 && attach.egress_epoch != epoch {
             return link.say(gone(exchange));
@@ -196,10 +200,10 @@ fn gone(exchange: ExchangeId) -> Entry {
     }
 }
 
-/// Whether a peer may attach a stream to an exchange: its other end, or a relay that vouches for it.
+/// Whether a peer may attach a stream to an exchange: its other end, or a relay that says it is for that one.
 fn may_attach(end: &End, link: &Link, attach: &v1::Attach) -> bool {
     match end.side {
-        Side::Ingress => *link.peer == *end.far || link.is_relay(),
+        Side::Ingress => *link.peer == *end.far || (link.is_relay() && *attach.egress == *end.far),
         Side::Egress if attach.ingress.is_empty() => *link.peer == *end.far,
         Side::Egress => link.is_relay() && attach.ingress == *end.far,
     }

@@ -571,3 +571,77 @@ async fn a_node_keeps_no_more_for_replays_than_its_budget() {
         tokio::task::yield_now().await;
     }
 }
+
+#[tokio::test]
+async fn a_twin_over_a_relay_may_speak_for_the_exchange() {
+    let mut world = World::new();
+    world.link().await;
+    world.over_relay().await;
+    let (mut call, _body, mut answer, _) = world.call(&direct_path()).await;
+    let far = world.far.accepted_link("ingress").unwrap();
+    answer.head(&head());
+    answer.flush().await.unwrap();
+    call.response.head().await.unwrap();
+    far.vitals().set(Condition::Suspect);
+    while world.far.tally().doubled.get() < 3 {
+        say(&mut answer, "token").await;
+        assert_eq!(part(&mut call).await, "token");
+        tokio::task::yield_now().await;
+    }
+    // More than the first credit, so that the words that come back must be taken.
+    let large = Bytes::from(vec![1; 1 << 20]);
+    let send = async {
+        answer.data(large.clone()).await.unwrap();
+        answer.finish(&v1::Trailers::default()).await.unwrap();
+    };
+    let read = async {
+        let mut got = 0;
+        while let Part::Data(bytes) = call.response.next().await.unwrap() {
+            got += bytes.len();
+        }
+        assert_eq!(got, large.len());
+    };
+    tokio::join!(send, read);
+}
+
+#[tokio::test]
+async fn offsets_at_the_end_of_all_numbers_are_refused() {
+    let mut world = World::new();
+    let link = world.link().await;
+    let (_call, mut body, _answer, exchange) = world.call(&direct_path()).await;
+    let attach = v1::Attach {
+        exchange: Bytes::copy_from_slice(&exchange.to_bytes()),
+        attach_seq: 3,
+        offset: u64::MAX,
+        egress: "egress".into(),
+        ..v1::Attach::default()
+    };
+    let (mut send, _receive) = link.open_stream().await.unwrap();
+    let mut preamble = codec::message(codec::Kind::Attach, &attach).to_vec();
+    preamble.push(0);
+    send.write(&mut [preamble.into()]).await.unwrap();
+    assert!(body.next().await.is_err());
+}
+
+#[tokio::test]
+async fn a_late_word_of_a_failed_attempt_does_not_touch_the_next() {
+    let mut world = World::new();
+    let link = world.link().await;
+    let (mut call, _body, mut answer, exchange) = world.call(&direct_path()).await;
+    let attach = v1::Attach {
+        exchange: Bytes::copy_from_slice(&exchange.to_bytes()),
+        attach_seq: 3,
+        attempt: 7,
+        egress: "egress".into(),
+        resume: true,
+        ..v1::Attach::default()
+    };
+    let (mut send, mut receive) = link.open_stream().await.unwrap();
+    let preamble = codec::message(codec::Kind::Attach, &attach);
+    send.write(&mut [preamble]).await.unwrap();
+    assert_eq!(receive.read().await, Ok(None), "not a byte");
+    answer.head(&head());
+    say(&mut answer, "mine").await;
+    call.response.head().await.unwrap();
+    assert_eq!(part(&mut call).await, "mine");
+}

@@ -8,16 +8,21 @@ pub mod probe;
 use std::{
     fmt, io,
     net::{SocketAddr, UdpSocket},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
     task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Error, congestion};
+use crate::tunnel::{budget::GROWN_BYTES_MAX, exchange::INITIAL_CREDIT_BYTES};
 
 /// What both ends offer in TLS; another version of the frames is another name.
 pub const ALPN: &[u8] = b"vector/1";
@@ -26,11 +31,18 @@ pub const ALPN: &[u8] = b"vector/1";
 /// tolerates, and it kills the connection.
 const STREAM_WINDOW_BYTES: u32 = 2_621_440;
 
-/// Window of one connection, over all streams.
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
+/// Window of one connection beside what its streams may send at once. An exchange's own credit holds its sender; were this
+/// used up first, one stalled reader after the other would stop everybody on the connection.
+const CONNECTION_WINDOW_BYTES: u64 = GROWN_BYTES_MAX + (16 << 20);
 
-/// Streams a peer may have open. They are allocated ahead: 1,024 cost 0.4 MiB a connection.
-const STREAMS_MAX: u32 = 1024;
+/// Bytes of one connection that may be on their way.
+const SEND_WINDOW_BYTES: u64 = 16 << 20;
+
+/// Streams a peer may have open at first. They are allocated ahead: 1,024 cost 0.4 MiB a connection.
+const STREAMS: u32 = 1024;
+
+/// Streams a peer may have open at last.
+pub(in crate::tunnel) const STREAMS_MAX: u32 = 16 * STREAMS;
 
 /// First congestion window. With the customary 12 KB a prompt of 64 KB takes two more round trips.
 const INITIAL_WINDOW_BYTES: u64 = 512 << 10;
@@ -66,7 +78,11 @@ pub struct Incoming {
 
 /// A connection over the network.
 #[derive(Clone)]
-pub struct Connection(quinn::Connection);
+pub struct Connection {
+    connection: quinn::Connection,
+    /// How many streams the peer may have open.
+    streams: Arc<AtomicU32>,
+}
 
 impl Endpoint {
     /// Binds a socket and serves and dials over it.
@@ -146,7 +162,7 @@ impl Endpoint {
             .map_err(|error| lost(&error))?;
         connecting
             .await
-            .map(Connection)
+            .map(Connection::new)
             .map_err(|error| lost(&error))
     }
 
@@ -196,15 +212,25 @@ impl Incoming {
             None => self.incoming.accept(),
         };
         let connecting = connecting.map_err(connection_lost)?;
-        connecting.await.map(Connection).map_err(connection_lost)
+        connecting
+            .await
+            .map(Connection::new)
+            .map_err(connection_lost)
     }
 }
 
 impl Connection {
+    fn new(connection: quinn::Connection) -> Self {
+        Self {
+            connection,
+            streams: Arc::new(AtomicU32::new(STREAMS)),
+        }
+    }
+
     /// The peer's certificate chain, leaf first.
     #[must_use]
     pub fn peer_certificates(&self) -> Vec<rustls::pki_types::CertificateDer<'static>> {
-        let identity = self.0.peer_identity();
+        let identity = self.connection.peer_identity();
         identity
             .and_then(|any| any.downcast().ok())
             .map(|chain| *chain)
@@ -214,46 +240,69 @@ impl Connection {
     /// The peer's address.
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
-        self.0.remote_address()
+        self.connection.remote_address()
     }
 
     pub(super) async fn open(&self) -> Result<(super::Sender, super::Receiver), Error> {
-        self.0.open_bi().await.map(halves).map_err(connection_lost)
+        let opened = self.connection.open_bi().await;
+        opened.map(halves).map_err(connection_lost)
+    }
+
+    /// A stream, if the peer takes another one now.
+    pub(super) fn open_now(&self) -> Result<(super::Sender, super::Receiver), Error> {
+        match self.connection.open_bi().now_or_never() {
+            Some(opened) => opened.map(halves).map_err(connection_lost),
+            None => Err(Error::Full),
+        }
     }
 
     pub(super) async fn accept(&self) -> Result<(super::Sender, super::Receiver), Error> {
-        self.0
-            .accept_bi()
-            .await
-            .map(halves)
-            .map_err(connection_lost)
+        let accepted = self.connection.accept_bi().await;
+        accepted.map(halves).map_err(connection_lost)
+    }
+
+    /// Lets the peer open more streams once it uses most of those that it may.
+    pub(super) fn make_room(&self, used: u32) {
+        let streams = self.streams.load(Ordering::Relaxed);
+        if streams >= STREAMS_MAX || used < streams / 4 * 3 {
+            return;
+        }
+        let more = streams * 2;
+        let raised =
+            self.streams
+                .compare_exchange(streams, more, Ordering::Relaxed, Ordering::Relaxed);
+        if raised.is_ok() {
+            self.connection.set_receive_window(connection_window(more));
+            self.connection.set_max_concurrent_bi_streams(more.into());
+        }
     }
 
     pub(super) fn close(&self, reason: &'static str) {
-        self.0.close(VarInt::from_u32(0), reason.as_bytes());
+        self.connection
+            .close(VarInt::from_u32(0), reason.as_bytes());
     }
 
     pub(super) async fn closed(&self) -> Error {
-        connection_lost(self.0.closed().await)
+        connection_lost(self.connection.closed().await)
     }
 
     pub(super) fn rtt(&self) -> Duration {
-        self.0.rtt()
+        self.connection.rtt()
     }
 
     pub(super) fn packets(&self) -> (u64, u64) {
-        let path = self.0.stats().path;
+        let path = self.connection.stats().path;
         (path.sent_packets, path.lost_packets)
     }
 
     pub(super) fn received(&self) -> u64 {
-        self.0.stats().udp_rx.datagrams
+        self.connection.stats().udp_rx.datagrams
     }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "quic({})", self.0.remote_address())
+        write!(f, "quic({})", self.connection.remote_address())
     }
 }
 
@@ -323,11 +372,11 @@ fn connection_lost(error: ConnectionError) -> Error {
 fn transport_config(congestion: &Arc<congestion::Config>) -> quinn::TransportConfig {
     let mut config = quinn::TransportConfig::default();
     config
-        .max_concurrent_bidi_streams(STREAMS_MAX.into())
+        .max_concurrent_bidi_streams(STREAMS.into())
         .max_concurrent_uni_streams(0_u32.into())
         .stream_receive_window(STREAM_WINDOW_BYTES.into())
-        .receive_window(CONNECTION_WINDOW_BYTES.into())
-        .send_window(u64::from(CONNECTION_WINDOW_BYTES))
+        .receive_window(connection_window(STREAMS))
+        .send_window(SEND_WINDOW_BYTES)
         .send_fairness(true)
         .initial_rtt(Duration::from_millis(100))
         .initial_mtu(1400)
@@ -339,6 +388,12 @@ fn transport_config(congestion: &Arc<congestion::Config>) -> quinn::TransportCon
         config.max_idle_timeout(Some(idle));
     }
     config
+}
+
+/// Room for the first window of each stream, and for those that are larger.
+fn connection_window(streams: u32) -> VarInt {
+    let bytes = CONNECTION_WINDOW_BYTES + u64::from(streams) * INITIAL_CREDIT_BYTES;
+    VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
 }
 
 fn bind_socket(address: SocketAddr) -> io::Result<UdpSocket> {

@@ -78,7 +78,7 @@ impl Connection {
     /// The same connection, for heartbeats.
     #[must_use]
     pub fn into_probe(self) -> Probe {
-        Probe(self.0)
+        Probe(self.connection)
     }
 
     /// What both ends of this connection know, and nobody else: a probe says it to show which link it is for.
@@ -87,7 +87,7 @@ impl Connection {
         let mut tag = Tag::default();
         // Fails only for lengths that TLS does not make.
         let _ = self
-            .0
+            .connection
             .export_keying_material(&mut tag, b"vector probe", b"");
         tag
     }
