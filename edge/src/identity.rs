@@ -5,6 +5,8 @@
 //! so that a renewed one is used at once and no link is dropped. Getting certificates is
 //! `control_plane::enroll`'s work; nothing here speaks to anybody.
 
+mod grace;
+
 mod peer;
 
 mod state;
@@ -24,12 +26,13 @@ use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
 use vector_proto::{control::v1::EnrollResponse, id::NodeId};
 use zeroize::Zeroizing;
 
+pub(crate) use self::grace::GRACE;
 pub use self::{
     peer::{NotANode, Peer, peer},
     tls::{CONTROL_NAME, Pin, pinned_client},
 };
 
-use self::{state::State, tls::Held};
+use self::{grace::Grace, state::State, tls::Held};
 use crate::config::Role;
 
 /// Why this node cannot prove who it is.
@@ -80,6 +83,7 @@ struct Inner {
     reset_key: [u8; 64],
     state_keys: StateKeys,
     held: Arc<ArcSwap<Held>>,
+    grace: Arc<Grace>,
     tls: tls::Settings,
 }
 
@@ -178,7 +182,8 @@ impl Identity {
         let peer = peer(std::slice::from_ref(leaf)).map_err(|error| stored(error.to_string()))?;
         let held = Held::new(&kept.key, kept.chain).map_err(|error| stored(error.to_string()))?;
         let held = Arc::new(ArcSwap::from_pointee(held));
-        let tls = tls::Settings::new(&kept.roots, &held)?;
+        let grace = Arc::new(Grace::default());
+        let tls = tls::Settings::new(&kept.roots, &held, &grace)?;
         let epoch = state.next_epoch(unix_ms(SystemTime::now()))?;
         let reset_key = state.reset_key()?;
         let state_keys = StateKeys::of(&kept.key);
@@ -190,6 +195,7 @@ impl Identity {
             reset_key,
             state_keys,
             held,
+            grace,
             tls,
         }))))
     }
@@ -295,6 +301,11 @@ impl Identity {
     pub fn validity(&self) -> (Duration, Duration) {
         let held = self.0.held.load();
         (held.begins, held.ends)
+    }
+
+    /// Says whether control is heard: while it is not, and a little longer, others' certificates count beyond their end.
+    pub fn control_heard(&self, connected: bool, now: Duration) {
+        self.0.grace.heard(connected, now);
     }
 
     /// For dialling other nodes of this network, by [`Identity::server_name`].

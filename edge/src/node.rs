@@ -14,6 +14,7 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tonic::transport::Channel;
 use vector_proto::{
     control::v1 as control,
     tunnel::{VERSION, v1},
@@ -102,10 +103,7 @@ impl Node {
         let identity = enroll::load_or_enroll(&config.node, &config.control).await?;
         let credentials = Arc::new(TunnelCredentials(identity.clone()));
         let sockets = sockets(&config, &credentials, &identity)?;
-        let channel = control_plane::connect(config.control.url.clone(), {
-            let identity = identity.clone();
-            move || identity.control_client_config()
-        });
+        let channel = channel(&config, identity.clone());
         let registration = registration(&config, &identity, &sockets);
         let (control, service) = ControlPlane::new(channel.clone(), registration);
 
@@ -134,7 +132,8 @@ impl Node {
         }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(service.run(stop.clone()));
-        tasks.spawn(enroll::keep_fresh(identity, channel, stop.clone()));
+        let heard = control.connected();
+        tasks.spawn(enroll::keep_fresh(identity, channel, heard, stop.clone()));
         if let Some(egress) = &egress {
             tasks.spawn(egress.clone().follow(control.clone(), stop.clone()));
         }
@@ -238,6 +237,12 @@ impl Node {
         network.close().await;
         tracing::info!("stopped");
     }
+}
+
+/// The way to control, as whom control knows this node at the moment.
+fn channel(config: &Config, identity: Identity) -> Channel {
+    let url = config.control.url.clone();
+    control_plane::connect(url, move || identity.control_client_config())
 }
 
 fn intervals(config: &Config) -> Intervals {

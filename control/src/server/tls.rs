@@ -1,7 +1,7 @@
 //! TLS as control speaks it: its own certificate, always fresh, and client certificates of this network.
 //!
 //! A client certificate is not asked of everybody, since enrolment comes before it and operators have
-//! tokens; but one that is shown must be good.
+//! tokens; but one that is shown must be good, or have ended while there was nobody to renew it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,8 +14,11 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use self::lenient::Lenient;
 use super::Error;
 use crate::{api::unix_now, identity::Authority};
+
+mod lenient;
 
 #[derive(Clone, Debug)]
 pub(super) struct Tls {
@@ -52,7 +55,7 @@ impl Tls {
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| wrong(&error))?
-            .with_client_cert_verifier(clients)
+            .with_client_cert_verifier(Arc::new(Lenient(clients)))
             .with_cert_resolver(Arc::<Current>::clone(&certificate));
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self {

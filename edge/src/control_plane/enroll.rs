@@ -2,11 +2,12 @@
 //!
 //! The first call is the only one without a client certificate; control is known by the pin in
 //! the invite. A start after that needs no invite and no control. Renewal happens at a third of a
-//! certificate's life, so that control may be away for the other two.
+//! certificate's life, so that control may be away for the other two, and for a week beyond (`identity::grace`).
 
 use std::{
     error::Error as _,
     fmt::Write as _,
+    future::pending,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -14,6 +15,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status, transport::Channel};
 use vector_proto::control::v1::{EnrollRequest, RenewRequest, node_client::NodeClient};
@@ -21,7 +23,7 @@ use vector_proto::control::v1::{EnrollRequest, RenewRequest, node_client::NodeCl
 use super::channel::connect;
 use crate::{
     config,
-    identity::{self, Identity, Pin, Request, pinned_client},
+    identity::{self, GRACE, Identity, Pin, Request, pinned_client},
 };
 
 /// Time for one call.
@@ -96,9 +98,13 @@ pub async fn load_or_enroll(
     control: &config::Control,
 ) -> Result<Identity, Error> {
     let kept = Identity::load(&node.state_dir)?;
-    let ended = kept
-        .as_ref()
-        .is_some_and(|identity| identity.validity().1 <= now());
+    let ends = kept.as_ref().map(|identity| identity.validity().1);
+    let ended = ends.is_some_and(|ends| ends + GRACE <= now());
+    if ends.is_some_and(|ends| ends <= now()) && !ended {
+        tracing::warn!(
+            "this node's certificate has ended: it counts for a while, until control gives another"
+        );
+    }
     let identity = match (kept, &control.invite) {
         (Some(identity), _) if !ended => identity,
         (_, Some(invite)) => {
@@ -184,10 +190,16 @@ async fn enroll(node: &config::Node, url: &http::Uri, invite: &str) -> Result<()
     Ok(())
 }
 
-/// Renews the certificate whenever a third of its life is over, until `stop`.
+/// Renews the certificate whenever a third of its life is over, until `stop`; one that is overdue as soon as control is
+/// heard again.
 ///
 /// Cancel safety: dropping it renews nothing more; a certificate in use stays in use.
-pub async fn keep_fresh(identity: Identity, channel: Channel, stop: CancellationToken) {
+pub async fn keep_fresh(
+    identity: Identity,
+    channel: Channel,
+    mut connected: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
     let mut client = NodeClient::new(channel);
     let mut pause = Duration::ZERO;
     loop {
@@ -197,11 +209,24 @@ pub async fn keep_fresh(identity: Identity, channel: Channel, stop: Cancellation
         } else {
             pause
         };
-        tokio::select! {
+        let heard = async {
+            loop {
+                let heard = *connected.borrow_and_update();
+                identity.control_heard(heard, now());
+                if connected.changed().await.is_err() {
+                    pending::<()>().await;
+                }
+                if *connected.borrow() && !pause.is_zero() {
+                    return;
+                }
+            }
+        };
+        let looked = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(jittered(wait.min(LOOK))) => {}
-        }
-        if wait > LOOK {
+            () = tokio::time::sleep(jittered(wait.min(LOOK))) => true,
+            () = heard => false,
+        };
+        if looked && wait > LOOK {
             continue;
         }
         match renew(&identity, &mut client).await {

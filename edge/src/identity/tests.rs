@@ -4,9 +4,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
-use rustls::pki_types::CertificateSigningRequestDer;
+use rustls::{
+    pki_types::{CertificateSigningRequestDer, UnixTime},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier as _},
+};
 
-use super::*;
+use super::{grace::Lenient, *};
 
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -168,4 +171,40 @@ fn what_does_not_belong_to_this_node_is_not_kept() {
             Err(Error::Issued(_))
         ));
     }
+}
+
+#[test]
+fn a_peers_certificate_counts_beyond_its_end_while_control_is_not_heard() {
+    const HOUR: Duration = Duration::from_secs(3_600);
+    let folder = tempfile::tempdir().unwrap();
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let node = ours.node(&folder.path().join("a"), "a");
+    let stranger = theirs.node(&folder.path().join("b"), "a");
+    let (_, ends) = node.validity();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ours.root.clone()).unwrap();
+    let crypto = Arc::new(rustls::crypto::ring::default_provider());
+    let judge = WebPkiClientVerifier::builder_with_provider(roots.into(), crypto);
+    let verifier = Lenient {
+        judge: judge.build().unwrap(),
+        grace: Arc::default(),
+    };
+    let leaf = |node: &Identity| node.0.held.load().leaf();
+    let judged = |leaf: &CertificateDer<'_>, now: Duration| {
+        let now = UnixTime::since_unix_epoch(now);
+        verifier.verify_client_cert(leaf, &[], now).is_ok()
+    };
+    assert!(judged(&leaf(&node), ends - HOUR));
+    assert!(judged(&leaf(&node), ends + HOUR));
+    assert!(judged(&leaf(&node), ends + GRACE - HOUR));
+    assert!(!judged(&leaf(&node), ends + GRACE + HOUR));
+    assert!(!judged(&leaf(&stranger), ends + HOUR), "another network's");
+    // Control is back: everybody has a little time to renew.
+    verifier.grace.heard(true, ends + HOUR);
+    verifier.grace.heard(true, ends + 2 * HOUR);
+    assert!(judged(&leaf(&node), ends + HOUR));
+    assert!(!judged(&leaf(&node), ends + 2 * HOUR));
+    assert!(judged(&leaf(&node), ends - HOUR));
+    verifier.grace.heard(false, ends + 3 * HOUR);
+    assert!(judged(&leaf(&node), ends + 3 * HOUR));
 }

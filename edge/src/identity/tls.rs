@@ -15,7 +15,7 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
     client::{
-        ResolvesClientCert, Resumption,
+        ResolvesClientCert, Resumption, WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
@@ -26,7 +26,11 @@ use rustls::{
 };
 use x509_parser::prelude::FromDer as _;
 
-use super::{Error, Peer, peer};
+use super::{
+    Error, Peer,
+    grace::{Grace, Lenient},
+    peer,
+};
 
 /// The name in control's certificate, whatever its address. No node can get it.
 pub const CONTROL_NAME: &str = "vector-control";
@@ -47,6 +51,11 @@ pub(super) struct Held {
 }
 
 impl Held {
+    #[cfg(test)]
+    pub(super) fn leaf(&self) -> CertificateDer<'static> {
+        self.key.cert[0].clone()
+    }
+
     /// From a PKCS#8 key and a chain, leaf first.
     pub(super) fn new(key: &[u8], chain: Vec<CertificateDer<'static>>) -> Result<Self, Error> {
         let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_vec()));
@@ -65,7 +74,7 @@ impl Held {
     }
 }
 
-fn validity(leaf: &[u8]) -> Option<(Duration, Duration)> {
+pub(super) fn validity(leaf: &[u8]) -> Option<(Duration, Duration)> {
     let (_, leaf) = x509_parser::certificate::X509Certificate::from_der(leaf).ok()?;
     let since = |at: x509_parser::time::ASN1Time| {
         Duration::from_secs(u64::try_from(at.timestamp()).unwrap_or(0))
@@ -110,13 +119,21 @@ impl Settings {
     pub(super) fn new(
         roots: &[CertificateDer<'static>],
         held: &Arc<ArcSwap<Held>>,
+        grace: &Arc<Grace>,
     ) -> Result<Self, Error> {
         let roots = Arc::new(store(roots)?);
         let crypto = Arc::new(provider::default_provider());
+        let judge =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&crypto));
+        let servers = Lenient {
+            judge: judge.build()?,
+            grace: Arc::clone(grace),
+        };
         let current = Arc::new(Current(Arc::clone(held)));
         let client = ClientConfig::builder_with_provider(Arc::clone(&crypto))
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_root_certificates(Arc::clone(&roots))
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(servers))
             .with_client_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesClientCert>);
         let verifier = ControlVerifier {
             trust: Trust::Roots(Arc::clone(&roots)),
@@ -128,11 +145,14 @@ impl Settings {
             .with_custom_certificate_verifier(Arc::new(verifier))
             .with_client_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesClientCert>);
         control.alpn_protocols = vec![H2.to_vec()];
-        let nodes =
-            WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&crypto)).build()?;
+        let nodes = Lenient {
+            judge: WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&crypto))
+                .build()?,
+            grace: Arc::clone(grace),
+        };
         let server = ServerConfig::builder_with_provider(crypto)
             .with_protocol_versions(&[&rustls::version::TLS13])?
-            .with_client_cert_verifier(nodes)
+            .with_client_cert_verifier(Arc::new(nodes))
             .with_cert_resolver(current);
         Ok(Self {
             client,
