@@ -204,8 +204,8 @@ pub(super) fn certificates(sight: &Sight, found: &mut Findings) {
                 left / 60_000
             )
         };
-        let cure = "its log says why renewing failed; a restart tries again. If it is over: vectorctl node invite --node NODE for a new one, \
-             an empty node.state_dir, and a start";
+        let cure = "its log says why renewing failed; it tries again by itself, up to a week after the end. Later than that: vectorctl node \
+             invite --role ROLE --region REGION --node NODE, an empty node.state_dir, and a start";
         if left < CERTIFICATE_FAULT_MS {
             found.fault("certificate", what, cure);
         } else {
