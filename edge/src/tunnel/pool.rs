@@ -282,19 +282,18 @@ impl Tunnel {
         direct.max(1) + relays
     }
 
-    /// Whether any node but this one is heard, over links that this node dialled. None if it dialled no other.
-    pub(super) fn hears_others(&self, egress: &str) -> Option<bool> {
+    /// The best that is seen of any other node than an egress, over links that this node dialled.
+    pub(super) fn others(&self, egress: &str) -> Option<Condition> {
         let links = self.core.links.load();
-        let is_other = |links: &[Arc<Link>]| links.iter().any(|link| *link.peer != *link.me);
-        let mut others = links
-            .iter()
-            .filter(|(peer, links)| ***peer != *egress && is_other(links));
-        let first = others.next()?;
-        let heard = |links: &[Arc<Link>]| {
-            let up = |link: &Arc<Link>| !link.is_down() && link.condition() == Condition::Up;
-            links.iter().any(up)
-        };
-        Some(heard(first.1) || others.any(|(_, links)| heard(links)))
+        let others = links.iter().filter(|(peer, _)| ***peer != *egress);
+        let others = others.flat_map(|(_, links)| links);
+        others
+            .filter(|link| *link.peer != *link.me)
+            .map(|link| match link.is_down() {
+                true => Condition::Down,
+                false => link.condition(),
+            })
+            .min()
     }
 
     /// The next best link towards an egress: directly, or else over a relay.

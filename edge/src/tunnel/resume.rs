@@ -40,9 +40,10 @@ use super::{
 pub struct Patience {
     /// At the egress, before the provider's call is cancelled.
     pub grace: Duration,
-    /// At an ingress whose several ways to the egress all died: the egress did, most likely. Long enough for nodes that
-    /// are heard from every 50 ms to be missed, too, if it is this node's own line (`hope`).
+    /// At an ingress whose several ways to the egress all died while it hears other nodes: the egress did (`hope`).
     pub all_dead: Duration,
+    /// At one that is not sure whether it hears others. By then those that are heard from every 50 ms are known to be silent.
+    pub unsure: Duration,
     /// At an ingress that hears nobody at all.
     pub cut_off: Duration,
     /// At an ingress that knows only one way, after its connection is gone.
@@ -56,6 +57,7 @@ impl Default for Patience {
         Self {
             grace: Duration::from_secs(30),
             all_dead: Duration::from_millis(100),
+            unsure: Duration::from_millis(200),
             cut_off: Duration::from_secs(2),
             only_dead: Duration::from_millis(500),
             unread_words: Duration::from_secs(10),
@@ -328,7 +330,7 @@ fn outlook(end: &Weak<End>, turn: u32, began: Instant, gone: bool) -> Option<Dur
     let seen = Seen {
         ways: end.tunnel.knows_ways(&end.far),
         gone,
-        others: end.tunnel.hears_others(&end.far),
+        others: end.tunnel.others(&end.far),
     };
     match hope::judge(seen, waited, &patience) {
         Verdict::Wait(time) => Some(time),

@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use super::Patience;
+use crate::tunnel::Condition;
 
 /// What an ingress sees when an exchange has no way left.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -15,8 +16,8 @@ pub(super) struct Seen {
     pub(super) ways: usize,
     /// The connection of the last one is gone, not only silent.
     pub(super) gone: bool,
-    /// Whether any node besides the egress is heard. None if there is no other.
-    pub(super) others: Option<bool>,
+    /// The best that is seen of any node besides the egress. None if there is no other.
+    pub(super) others: Option<Condition>,
 }
 
 /// What follows.
@@ -38,8 +39,10 @@ pub(super) fn judge(seen: Seen, waited: Duration, patience: &Patience) -> Verdic
     }
     let most = match seen.others {
         _ if seen.ways < 2 => patience.only_dead,
-        Some(false) => patience.cut_off,
-        Some(true) | None => patience.all_dead,
+        Some(Condition::Up) => patience.all_dead,
+        // Falling silent as well, or heard again and not yet trusted.
+        Some(Condition::Suspect) | None => patience.unsure,
+        Some(Condition::Down) => patience.cut_off,
     };
     match most.checked_sub(waited) {
         None | Some(Duration::ZERO) => Verdict::GiveUp,
@@ -67,24 +70,26 @@ mod tests {
         }
     }
 
-    fn seen(ways: usize, gone: bool, others: Option<bool>) -> Seen {
+    fn seen(ways: usize, gone: bool, others: Option<Condition>) -> Seen {
         Seen { ways, gone, others }
     }
 
     #[test]
     fn a_dead_egress_is_told_from_a_line_that_is_out() {
         for gone in [false, true] {
-            let dead = given_up(seen(3, gone, Some(true)));
+            let dead = given_up(seen(3, gone, Some(Condition::Up)));
             assert_eq!(dead, Some(100 * MS), "others are heard");
-            let out = given_up(seen(3, gone, Some(false)));
+            let out = given_up(seen(3, gone, Some(Condition::Down)));
             assert_eq!(out, Some(2_000 * MS), "nobody is heard");
-            assert_eq!(given_up(seen(3, gone, None)), Some(100 * MS));
+            for unsure in [None, Some(Condition::Suspect)] {
+                assert_eq!(given_up(seen(3, gone, unsure)), Some(200 * MS));
+            }
         }
     }
 
     #[test]
     fn one_way_alone_is_no_witness_until_its_connection_is_gone() {
-        for others in [None, Some(true), Some(false)] {
+        for others in [None, Some(Condition::Up), Some(Condition::Down)] {
             assert_eq!(given_up(seen(1, false, others)), None);
             assert_eq!(given_up(seen(1, true, others)), Some(500 * MS));
         }
@@ -93,12 +98,22 @@ mod tests {
     #[test]
     fn who_is_silent_a_moment_later_than_the_egress_is_looked_at_again() {
         let patience = Patience::default();
-        let before = judge(seen(2, false, Some(true)), Duration::ZERO, &patience);
+        let before = judge(
+            seen(2, false, Some(Condition::Up)),
+            Duration::ZERO,
+            &patience,
+        );
         assert_eq!(before, Verdict::Wait(100 * MS));
-        let then = judge(seen(2, false, Some(false)), 100 * MS, &patience);
+        let falling = judge(
+            seen(2, false, Some(Condition::Suspect)),
+            100 * MS,
+            &patience,
+        );
+        assert_eq!(falling, Verdict::Wait(100 * MS));
+        let then = judge(seen(2, false, Some(Condition::Down)), 100 * MS, &patience);
         assert_eq!(then, Verdict::Wait(100 * MS), "the whole line is out");
         assert_eq!(
-            judge(seen(2, false, Some(true)), 700 * MS, &patience),
+            judge(seen(2, false, Some(Condition::Up)), 700 * MS, &patience),
             Verdict::GiveUp,
             "the line is back, the egress is not"
         );
