@@ -57,6 +57,27 @@ impl fmt::Debug for Admission {
     }
 }
 
+/// Somebody who waits for an answer. When the last one leaves, the question goes with it: nobody else would drive it, and
+/// strangers could leave any number behind.
+struct Waiting {
+    inner: Arc<Inner>,
+    digest: Digest,
+    question: Question,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let mut asking = self.inner.admission.asking.lock();
+        let last = asking.get(&self.digest).is_some_and(|asked| {
+            // This one's, and the map's.
+            asked.ptr_eq(&self.question) && asked.strong_count() == Some(2)
+        });
+        let gone = last.then(|| asking.remove(&self.digest));
+        drop(asking);
+        drop(gone);
+    }
+}
+
 impl Admission {
     pub(super) fn cached(&self, digest: &Digest) -> Option<Arc<v1::KeyPolicy>> {
         self.shard(digest).read().get(digest).cloned()
@@ -95,7 +116,12 @@ impl Admission {
             });
             question.clone()
         };
-        question.await
+        let mut waiting = Waiting {
+            inner,
+            digest,
+            question,
+        };
+        (&mut waiting.question).await
     }
 
     fn learn(

@@ -160,6 +160,12 @@ impl Watch {
             return;
         };
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
+        let framing = [&b"content-length"[..], b"transfer-encoding", b"upgrade"];
+        if self.line_bytes == LINE_BYTES && framing.iter().any(|one| name.eq_ignore_ascii_case(one))
+        {
+            // What is behind the part that is kept here, hyper would read.
+            self.spoil("a header that frames the request is too long");
+        }
         if name.eq_ignore_ascii_case(b"content-length") {
             let length = std::str::from_utf8(value)
                 .ok()
@@ -286,6 +292,11 @@ mod tests {
         check(
             "POST / HTTP/1.1\r\nContent-Length: 3, 3\r\n\r\nabc",
             Some("not a number"),
+        );
+        let zeros = "0".repeat(60);
+        check(
+            &format!("POST / HTTP/1.1\r\nContent-Length: {zeros}123\r\n\r\n"),
+            Some("too long"),
         );
         check(
             "POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n",
