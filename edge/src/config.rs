@@ -51,8 +51,8 @@ pub struct Node {
 /// `[control]`: where the node's orders come from.
 #[derive(Debug)]
 pub struct Control {
-    /// Such as `https://127.0.0.1:7000`.
-    pub url: http::Uri,
+    /// The replicas of control, such as `https://127.0.0.1:7000`. Sorted, at least one.
+    pub urls: Vec<http::Uri>,
     /// Needed before the first enrolment only.
     pub invite: Option<Secret>,
 }

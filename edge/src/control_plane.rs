@@ -1,7 +1,7 @@
 //! What control tells this node, and what this node tells control.
 //!
-//! Two halves: [`ControlPlane`] is what the roles hold, cheap to clone, answering from memory
-//! wherever it can; [`Service`] keeps the long stream to control and runs until the node stops.
+//! Two halves: [`ControlPlane`] is what the roles hold, cheap to clone, answering from memory wherever it can;
+//! [`Service`] keeps long streams to two replicas of control and runs until the node stops.
 //! A node that has once heard from control serves without it, also when it starts anew: the last good snapshots, the
 //! keys it has admitted and, sealed, the credentials it may use are on disk, and usage is journalled until control has it.
 
@@ -17,6 +17,8 @@ mod scores;
 
 mod credentials;
 
+mod seats;
+
 mod sync;
 
 // What is asked when a request needs it.
@@ -29,11 +31,15 @@ mod objects;
 mod claims;
 
 // What this node tells.
+mod tell;
+
 mod report;
 
 mod usage;
 
 mod channel;
+
+mod replicas;
 
 // What survives a restart stands on this.
 mod disk;
@@ -46,9 +52,8 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 use vector_proto::{
     control::v1::{self, node_client::NodeClient},
     id::ApiKey,
@@ -59,9 +64,13 @@ use crate::{identity::StateKeys, telemetry::Telemetry};
 
 pub use self::{
     channel::connect,
+    replicas::Replicas,
     routes::{ModelRow, NodeRow, PathRow, ProviderRow, Routes, UpstreamRow},
     scores::ScoresSink,
 };
+
+/// Replicas of control that a node keeps streams to: one may die, and the other has told everything.
+const STREAMS: usize = 2;
 
 /// Time for one question to control while a client waits.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
@@ -74,7 +83,8 @@ pub type StatusSource = Arc<dyn Fn() -> v1::Status + Send + Sync>;
 pub struct ControlPlane(Arc<Inner>);
 
 struct Inner {
-    client: NodeClient<Channel>,
+    client: NodeClient<Replicas>,
+    replicas: Replicas,
     routes: ArcSwap<Routes>,
     revision: watch::Sender<u64>,
     credentials: watch::Sender<Arc<v1::Credentials>>,
@@ -88,8 +98,8 @@ struct Inner {
     reports: report::Reports,
     usage: Arc<usage::Journal>,
     status: OnceLock<StatusSource>,
-    /// Something happened that others should hear of at once.
-    urgent: Notify,
+    /// Counts what others should hear of at once.
+    urgent: watch::Sender<u64>,
     scores: scores::Scores,
 }
 
@@ -116,9 +126,10 @@ pub struct Service {
 }
 
 impl ControlPlane {
-    /// A control plane over a channel that need not be up. Routes by what is on disk until control says more.
+    /// A control plane over channels that need not be up. Routes by what is on disk until control says more.
     #[must_use]
-    pub fn new(channel: Channel, registration: Registration) -> (Self, Service) {
+    pub fn new(replicas: impl Into<Replicas>, registration: Registration) -> (Self, Service) {
+        let replicas = replicas.into();
         let (reports, inbox) = report::queues();
         let dir = &registration.state_dir;
         let routes = snapshot::load(dir, &registration.register.region);
@@ -136,7 +147,8 @@ impl ControlPlane {
             }
         };
         let control = Self(Arc::new(Inner {
-            client: NodeClient::new(channel),
+            client: NodeClient::new(replicas.clone()),
+            replicas,
             revision: watch::Sender::new(routes.revision),
             routes: ArcSwap::from_pointee(routes),
             credentials: watch::Sender::new(Arc::new(held.unwrap_or_default())),
@@ -149,7 +161,7 @@ impl ControlPlane {
             reports,
             usage: Arc::new(usage::Journal::open(dir.join("usage"))),
             status: OnceLock::new(),
-            urgent: Notify::new(),
+            urgent: watch::Sender::default(),
             scores: scores::Scores::default(),
         }));
         let service = Service {
@@ -173,7 +185,7 @@ impl ControlPlane {
         self.0.revision.subscribe()
     }
 
-    /// Whether the stream to control is up.
+    /// Whether a stream to control is up.
     #[must_use]
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.0.connected.subscribe()
@@ -281,12 +293,12 @@ impl ControlPlane {
 
     /// Has the node's state reported now instead of at the next turn: others route by it.
     pub fn report_soon(&self) {
-        self.0.urgent.notify_one();
+        self.0.urgent.send_modify(|count| *count += 1);
     }
 
     /// Gives what control says of upstreams to `sink`, beginning with what was said so far. The last sink counts.
     pub fn set_scores_sink(&self, sink: ScoresSink) {
-        self.0.scores.pour_into(sink);
+        self.0.scores.pour_into(sink, Instant::now());
     }
 
     /// Counts in metrics what waits for control, and what was lost.

@@ -24,7 +24,7 @@ use self::{egress_side::EgressSide, links::TunnelCredentials, status::Status};
 use crate::{
     admin::Door,
     config::{Config, Heartbeat, Role},
-    control_plane::{self, ControlPlane, Registration, enroll},
+    control_plane::{ControlPlane, Registration, Replicas, enroll},
     egress,
     identity::Identity,
     ingress::{self, Ingress},
@@ -103,9 +103,9 @@ impl Node {
         let identity = enroll::load_or_enroll(&config.node, &config.control).await?;
         let credentials = Arc::new(TunnelCredentials(identity.clone()));
         let sockets = sockets(&config, &credentials, &identity)?;
-        let channel = channel(&config, identity.clone());
+        let replicas = replicas(&config, identity.clone());
         let registration = registration(&config, &identity, &sockets);
-        let (control, service) = ControlPlane::new(channel.clone(), registration);
+        let (control, service) = ControlPlane::new(replicas.clone(), registration);
 
         let tunnel = Tunnel::default();
         links::show(&telemetry, tunnel.tally());
@@ -133,7 +133,7 @@ impl Node {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(service.run(stop.clone()));
         let heard = control.connected();
-        tasks.spawn(enroll::keep_fresh(identity, channel, heard, stop.clone()));
+        tasks.spawn(enroll::keep_fresh(identity, replicas, heard, stop.clone()));
         if let Some(egress) = &egress {
             tasks.spawn(egress.clone().follow(control.clone(), stop.clone()));
         }
@@ -239,10 +239,11 @@ impl Node {
     }
 }
 
-/// The way to control, as whom control knows this node at the moment.
-fn channel(config: &Config, identity: Identity) -> Channel {
-    let url = config.control.url.clone();
-    control_plane::connect(url, move || identity.control_client_config())
+/// The way to control, with the certificate of the day.
+fn replicas(config: &Config, identity: Identity) -> Replicas {
+    Replicas::connect(&config.control.urls, move || {
+        identity.control_client_config()
+    })
 }
 
 fn intervals(config: &Config) -> Intervals {

@@ -94,7 +94,7 @@ impl Network {
             workers: 1,
         };
         let control = Control {
-            url: self.url.clone(),
+            urls: vec![self.url.clone()],
             invite: invite.map(|text| Secret::new(text.to_owned())),
         };
         load_or_enroll(&node, &control).await
@@ -130,7 +130,7 @@ async fn a_node_enrols_once_starts_again_and_renews() -> anyhow::Result<()> {
         .await?;
     assert_eq!(answer.into_inner().refusal, "invalid_api_key");
     let before = std::fs::read(folder.join("identity.pem"))?;
-    let mut client = NodeClient::new(network.channel(&again));
+    let mut client = NodeClient::new(network.channel(&again).into());
     renew(&again, &mut client)
         .await
         .map_err(anyhow::Error::msg)?;

@@ -98,6 +98,9 @@ fn node(raw: RawNode, faults: &mut Vec<String>) -> Option<Node> {
     })
 }
 
+/// Replicas of control that a node may be told of.
+const CONTROL_URLS_MAX: usize = 16;
+
 fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
     let invite = match (raw.invite, raw.invite_file) {
         (Some(_), Some(_)) => {
@@ -113,7 +116,8 @@ fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
         .map(|text| text.trim().to_owned())
         .filter(|text| !text.is_empty())
         .map(Secret::new);
-    let Some(text) = raw.url else {
+    let texts = raw.url.unwrap_or_default();
+    if texts.is_empty() {
         let told = faults.iter().any(|fault| fault.starts_with("control.url:"));
         if !told {
             faults.push(
@@ -121,7 +125,19 @@ fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
             );
         }
         return None;
-    };
+    }
+    if texts.len() > CONTROL_URLS_MAX {
+        faults.push(format!("control.url: at most {CONTROL_URLS_MAX}"));
+    }
+    let read: Vec<_> = texts.iter().map(|text| control_url(text, faults)).collect();
+    let mut urls: Vec<http::Uri> = read.into_iter().collect::<Option<_>>()?;
+    // The same order on every node, however each was told.
+    urls.sort_by_key(ToString::to_string);
+    urls.dedup();
+    Some(Control { urls, invite })
+}
+
+fn control_url(text: &str, faults: &mut Vec<String>) -> Option<http::Uri> {
     let url: http::Uri = text
         .parse()
         .map_err(|error| faults.push(format!("control.url: `{text}`: {error}")))
@@ -132,7 +148,7 @@ fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
         ));
         return None;
     }
-    Some(Control { url, invite })
+    Some(url)
 }
 
 fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option<Ingress> {

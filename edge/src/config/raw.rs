@@ -15,9 +15,11 @@ enum Kind {
     Number,
     Flag,
     List,
+    /// One text, or a list of them.
+    Texts,
 }
 
-use Kind::{Flag, List, Number, Text};
+use Kind::{Flag, List, Number, Text, Texts};
 
 /// Section, key, kind.
 const KEYS: &[(&str, &str, Kind)] = &[
@@ -26,7 +28,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("node", "roles", List),
     ("node", "state_dir", Text),
     ("node", "workers", Number),
-    ("control", "url", Text),
+    ("control", "url", Texts),
     ("control", "invite", Text),
     ("control", "invite_file", Text),
     ("ingress", "listen", Text),
@@ -86,7 +88,7 @@ pub(super) struct RawNode {
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct RawControl {
-    pub(super) url: Option<String>,
+    pub(super) url: Option<Vec<String>>,
     pub(super) invite: Option<String>,
     pub(super) invite_file: Option<String>,
 }
@@ -205,8 +207,8 @@ fn known(written: Table, faults: &mut Vec<String>) -> Table {
                 Some(row) if !fits(&value, row.2) => {
                     faults.push(format!("{section}.{key}: must be {}", wanted(row.2)));
                 }
-                Some(_) => {
-                    good.insert(key, value);
+                Some(row) => {
+                    good.insert(key, as_read(value, row.2));
                 }
             }
         }
@@ -219,9 +221,18 @@ fn fits(value: &Value, kind: Kind) -> bool {
     match (kind, value) {
         (Text, Value::String(_)) | (Flag, Value::Boolean(_)) => true,
         (Number, Value::Integer(number)) => *number >= 0,
-        (List, Value::Array(items)) => items.iter().all(Value::is_str),
-        (Text | Number | Flag | List, _) => false,
+        (List | Texts, Value::Array(items)) => items.iter().all(Value::is_str),
+        (Texts, Value::String(_)) => true,
+        (Text | Number | Flag | List | Texts, _) => false,
     }
+}
+
+/// One text stands for a list of one.
+fn as_read(value: Value, kind: Kind) -> Value {
+    if kind == Texts && value.is_str() {
+        return Value::Array(vec![value]);
+    }
+    value
 }
 
 const fn wanted(kind: Kind) -> &'static str {
@@ -230,6 +241,7 @@ const fn wanted(kind: Kind) -> &'static str {
         Number => "a whole number, not below 0",
         Flag => "true or false",
         List => "a list of texts",
+        Texts => "a text in quotes, or a list of texts",
     }
 }
 
@@ -248,7 +260,7 @@ fn from_env(text: &str, kind: Kind) -> Result<Value, &'static str> {
             "false" | "0" => Ok(Value::Boolean(false)),
             _ => Err(wanted(kind)),
         },
-        List => {
+        List | Texts => {
             let parts = text.split(',').map(str::trim);
             let parts = parts.filter(|part| !part.is_empty());
             Ok(Value::Array(
@@ -268,7 +280,7 @@ mod tests {
             Text => "x",
             Number => "1",
             Flag => "true",
-            List => "a,b",
+            List | Texts => "a,b",
         };
         let env = |name: &str| {
             let rest = name.strip_prefix("VECTOR_").unwrap().to_lowercase();

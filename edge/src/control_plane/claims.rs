@@ -5,14 +5,22 @@ use vector_proto::{control::v1, id::ExchangeId, refusal::Refusal};
 use super::{ASK_TIMEOUT, ControlPlane, unreachable};
 
 impl ControlPlane {
-    /// Takes a key, or learns who has it.
+    /// Takes a key, or learns who has it. Safe to ask twice: an exchange that already has the key is told that it has it.
     ///
     /// # Errors
     /// That control cannot be asked, and then the key may be taken or not.
     pub async fn claim(&self, claim: v1::ClaimRequest) -> Result<v1::ClaimResponse, Refusal> {
         let mut client = self.0.client.clone();
+        let exchange = claim.exchange.clone();
         match tokio::time::timeout(ASK_TIMEOUT, client.claim(claim)).await {
-            Ok(Ok(answer)) => Ok(answer.into_inner()),
+            Ok(Ok(answer)) => {
+                let mut answer = answer.into_inner();
+                if answer.outcome() == v1::ClaimOutcome::Taken && answer.exchange == exchange {
+                    // It took the key when it was asked before, and the answer was lost with its replica.
+                    answer.set_outcome(v1::ClaimOutcome::Fresh);
+                }
+                Ok(answer)
+            }
             Ok(Err(status)) => Err(unreachable(status.message())),
             Err(_) => Err(unreachable("no answer in time")),
         }

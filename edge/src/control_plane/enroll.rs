@@ -17,10 +17,10 @@ use std::{
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status};
 use vector_proto::control::v1::{EnrollRequest, RenewRequest, node_client::NodeClient};
 
-use super::channel::connect;
+use super::{Replicas, channel::connect};
 use crate::{
     config,
     identity::{self, GRACE, Identity, Pin, Request, pinned_client},
@@ -108,7 +108,7 @@ pub async fn load_or_enroll(
     let identity = match (kept, &control.invite) {
         (Some(identity), _) if !ended => identity,
         (_, Some(invite)) => {
-            enroll(node, &control.url, invite.reveal()).await?;
+            enroll(node, &control.urls, invite.reveal()).await?;
             Identity::load(&node.state_dir)?
                 .ok_or_else(|| Error::NoInvite(node.state_dir.display().to_string()))?
         }
@@ -144,7 +144,7 @@ fn check(node: &config::Node, identity: &Identity) -> Result<(), Error> {
     )))
 }
 
-async fn enroll(node: &config::Node, url: &http::Uri, invite: &str) -> Result<(), Error> {
+async fn enroll(node: &config::Node, urls: &[http::Uri], invite: &str) -> Result<(), Error> {
     let (secret, pin) = invite
         .strip_prefix("vinv_")
         .and_then(|rest| rest.split_once('.'))
@@ -152,7 +152,6 @@ async fn enroll(node: &config::Node, url: &http::Uri, invite: &str) -> Result<()
         .ok_or(Error::BadInvite)?;
     let strange = Arc::new(AtomicBool::new(false));
     let config = pinned_client(pin, Arc::clone(&strange))?;
-    let mut client = NodeClient::new(connect(url.clone(), move || Arc::clone(&config)));
     let request = Request::fresh()?;
     let asked = EnrollRequest {
         invite: secret.to_owned(),
@@ -164,26 +163,30 @@ async fn enroll(node: &config::Node, url: &http::Uri, invite: &str) -> Result<()
     };
     let mut pause = Duration::from_millis(200);
     for turn in 1.. {
-        let answer = timed(client.enroll(asked.clone())).await;
-        let status = match answer {
-            Ok(issued) => {
-                Identity::enrolled(&node.state_dir, &request, &issued.into_inner())?;
-                return Ok(());
+        let mut last = None;
+        for url in urls {
+            let config = Arc::clone(&config);
+            let mut client = NodeClient::new(connect(url.clone(), move || Arc::clone(&config)));
+            let status = match timed(client.enroll(asked.clone())).await {
+                Ok(issued) => {
+                    Identity::enrolled(&node.state_dir, &request, &issued.into_inner())?;
+                    return Ok(());
+                }
+                Err(status) => status,
+            };
+            let (url, why) = (url.clone(), story(&status));
+            if strange.load(Ordering::Relaxed) {
+                return Err(Error::WrongControl(url));
             }
-            Err(status) => status,
-        };
-        let url = url.clone();
-        if strange.load(Ordering::Relaxed) {
-            return Err(Error::WrongControl(url));
+            if !may_pass(status.code()) {
+                return Err(Error::Refused { url, why });
+            }
+            tracing::warn!(control = %url, why, "control cannot be reached yet");
+            last = Some(Error::Unreachable { url, why });
         }
-        let why = story(&status);
-        if !may_pass(status.code()) {
-            return Err(Error::Refused { url, why });
+        if let Some(error) = last.filter(|_| turn >= TRIES_MAX) {
+            return Err(error);
         }
-        if turn >= TRIES_MAX {
-            return Err(Error::Unreachable { url, why });
-        }
-        tracing::warn!(control = %url, why, "control cannot be reached yet");
         tokio::time::sleep(jittered(pause)).await;
         pause = (pause * 2).min(RETRY_MAX);
     }
@@ -196,11 +199,11 @@ async fn enroll(node: &config::Node, url: &http::Uri, invite: &str) -> Result<()
 /// Cancel safety: dropping it renews nothing more; a certificate in use stays in use.
 pub async fn keep_fresh(
     identity: Identity,
-    channel: Channel,
+    replicas: Replicas,
     mut connected: watch::Receiver<bool>,
     stop: CancellationToken,
 ) {
-    let mut client = NodeClient::new(channel);
+    let mut client = NodeClient::new(replicas);
     let mut pause = Duration::ZERO;
     loop {
         let wait = if pause.is_zero() {
@@ -248,7 +251,7 @@ pub async fn keep_fresh(
 ///
 /// # Errors
 /// What went wrong, for the log; the certificate in use stays in use.
-pub async fn renew(identity: &Identity, client: &mut NodeClient<Channel>) -> Result<(), String> {
+pub async fn renew(identity: &Identity, client: &mut NodeClient<Replicas>) -> Result<(), String> {
     let request = identity.renewal().map_err(|error| error.to_string())?;
     let asked = RenewRequest {
         csr: request.csr().to_vec().into(),
@@ -329,7 +332,7 @@ mod tests {
         };
         let start = async |invite: Option<&str>| {
             let control = config::Control {
-                url: http::Uri::from_static("https://127.0.0.1:1"),
+                urls: vec![http::Uri::from_static("https://127.0.0.1:1")],
                 invite: invite.map(|text| config::Secret::new(text.to_owned())),
             };
             load_or_enroll(&node, &control).await.unwrap_err()

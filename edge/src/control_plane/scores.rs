@@ -1,18 +1,24 @@
 //! What control says of upstreams, on its way to the role that routes by it.
 //!
-//! Nothing is kept here once somebody listens. Before that, what was said is gathered, so that the order in which a node's
-//! parts start does not matter.
+//! Two replicas may say it, each from the nodes that it hears: what counts is both together. Whatever one of them knows to
+//! rest, rests; numbers are the mean of those who have one. What a replica said is forgotten when its stream ends, unless
+//! no other is left: nobody routes worse for the loss of control.
 
-use std::{fmt, sync::Arc};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Instant};
 
 use parking_lot::Mutex;
-use vector_proto::control::v1;
+use vector_proto::control::v1::{self, UpstreamScore};
+
+use super::STREAMS;
 
 /// Takes what control says; called in the order in which it is said, and must not block.
 pub type ScoresSink = Arc<dyn Fn(v1::Scores) + Send + Sync>;
 
-/// Rows that wait for a listener. A network has fewer; more are dropped, and say themselves again soon.
-const EARLY_MAX: usize = 50_000;
+/// Rows of one replica. A network has fewer; more are dropped, and say themselves again soon.
+const ROWS_MAX: usize = 50_000;
+
+/// Provider and egress.
+type Key = (String, String);
 
 #[derive(Default)]
 pub(super) struct Scores(Mutex<Inner>);
@@ -20,27 +26,132 @@ pub(super) struct Scores(Mutex<Inner>);
 #[derive(Default)]
 struct Inner {
     sink: Option<ScoresSink>,
-    early: v1::Scores,
+    said: [Said; STREAMS],
+}
+
+/// What one replica said.
+#[derive(Default)]
+struct Said {
+    open: bool,
+    rows: BTreeMap<Key, (UpstreamScore, Instant)>,
 }
 
 impl Scores {
-    pub(super) fn take(&self, said: v1::Scores) {
+    /// A stream has begun.
+    pub(super) fn opened(&self, stream: usize) {
         let mut inner = self.0.lock();
-        if let Some(sink) = &inner.sink {
-            return sink(said);
+        if !inner.said.iter().any(|said| said.open) {
+            // Of before: whoever is there now says everything anew.
+            for (_, said) in inner.others(stream) {
+                said.rows.clear();
+            }
         }
-        if said.whole {
-            inner.early = said;
-        } else if inner.early.upstreams.len() + said.upstreams.len() <= EARLY_MAX {
-            inner.early.upstreams.extend(said.upstreams);
+        inner.said[stream].open = true;
+    }
+
+    /// A stream has ended.
+    pub(super) fn ended(&self, stream: usize, now: Instant) {
+        let mut inner = self.0.lock();
+        inner.said[stream].open = false;
+        if inner.said.iter().any(|said| said.open) {
+            let rows = std::mem::take(&mut inner.said[stream].rows);
+            inner.tell(false, rows.into_keys().collect(), now);
         }
     }
 
-    pub(super) fn pour_into(&self, sink: ScoresSink) {
+    pub(super) fn take(&self, stream: usize, said: v1::Scores, now: Instant) {
         let mut inner = self.0.lock();
-        sink(std::mem::take(&mut inner.early));
-        inner.sink = Some(sink);
+        let mut keys = Vec::with_capacity(said.upstreams.len());
+        if said.whole {
+            keys.extend(std::mem::take(&mut inner.said[stream].rows).into_keys());
+        }
+        let rows = &mut inner.said[stream].rows;
+        for row in said.upstreams {
+            let key = (row.provider.clone(), row.egress.clone());
+            if is_normal(&row) {
+                rows.remove(&key);
+            } else if rows.len() < ROWS_MAX || rows.contains_key(&key) {
+                rows.insert(key.clone(), (row, now));
+            }
+            keys.push(key);
+        }
+        let alone = inner.others(stream).all(|(_, other)| !other.open);
+        inner.tell(said.whole && alone, keys, now);
     }
+
+    pub(super) fn pour_into(&self, sink: ScoresSink, now: Instant) {
+        let mut inner = self.0.lock();
+        inner.sink = Some(sink);
+        let keys = inner.said.iter().flat_map(|said| said.rows.keys());
+        let keys = keys.cloned().collect();
+        inner.tell(true, keys, now);
+    }
+}
+
+impl Inner {
+    fn others(&mut self, stream: usize) -> impl Iterator<Item = (usize, &mut Said)> {
+        let said = self.said.iter_mut().enumerate();
+        said.filter(move |(other, _)| *other != stream)
+    }
+
+    fn tell(&self, whole: bool, mut keys: Vec<Key>, now: Instant) {
+        let Some(sink) = &self.sink else { return };
+        keys.sort_unstable();
+        keys.dedup();
+        if keys.is_empty() && !whole {
+            return;
+        }
+        let upstreams = keys.into_iter().map(|key| self.together(key, now));
+        sink(v1::Scores {
+            whole,
+            upstreams: upstreams.collect(),
+        });
+    }
+
+    fn together(&self, key: Key, now: Instant) -> UpstreamScore {
+        let mut row = UpstreamScore::default();
+        let (mut success, mut first_byte) = (Mean::default(), Mean::default());
+        for (said, at) in self.said.iter().filter_map(|said| said.rows.get(&key)) {
+            let age = now.saturating_duration_since(*at).as_millis();
+            let age = u64::try_from(age).unwrap_or(u64::MAX);
+            row.rests_ms = row.rests_ms.max(said.rests_ms.saturating_sub(age));
+            row.ejected_ms = row.ejected_ms.max(said.ejected_ms.saturating_sub(age));
+            success.add(said.success_permille.into());
+            first_byte.add(said.first_byte_us);
+        }
+        row.success_permille = u32::try_from(success.mean()).unwrap_or(1_000);
+        row.first_byte_us = first_byte.mean();
+        (row.provider, row.egress) = key;
+        row
+    }
+}
+
+/// Of the numbers that are known.
+#[derive(Default)]
+struct Mean {
+    sum: u64,
+    count: u64,
+}
+
+impl Mean {
+    fn add(&mut self, number: u64) {
+        self.sum = self.sum.saturating_add(number);
+        self.count += u64::from(number > 0);
+    }
+
+    fn mean(&self) -> u64 {
+        self.sum.checked_div(self.count).unwrap_or(0)
+    }
+}
+
+/// Nothing but names: back to normal.
+fn is_normal(row: &UpstreamScore) -> bool {
+    (
+        row.rests_ms,
+        row.ejected_ms,
+        row.success_permille,
+        row.first_byte_us,
+    ) == (0, 0, 0, 0)
 }
 
 impl fmt::Debug for Scores {
@@ -51,32 +162,72 @@ impl fmt::Debug for Scores {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    fn said(whole: bool, names: &[&str]) -> v1::Scores {
-        let row = |name: &&str| v1::UpstreamScore {
-            provider: (*name).to_owned(),
-            ..v1::UpstreamScore::default()
-        };
+    fn row(provider: &str, rests_ms: u64, first_byte_us: u64) -> UpstreamScore {
+        UpstreamScore {
+            provider: provider.to_owned(),
+            rests_ms,
+            first_byte_us,
+            ..UpstreamScore::default()
+        }
+    }
+
+    fn said(whole: bool, rows: &[UpstreamScore]) -> v1::Scores {
         v1::Scores {
             whole,
-            upstreams: names.iter().map(row).collect(),
+            upstreams: rows.to_vec(),
         }
+    }
+
+    /// What was heard, drained by each look.
+    fn listen(scores: &Scores, now: Instant) -> impl Fn() -> Vec<v1::Scores> + use<> {
+        let heard: Arc<Mutex<Vec<v1::Scores>>> = Arc::default();
+        let into = Arc::clone(&heard);
+        scores.pour_into(Arc::new(move |scores| into.lock().push(scores)), now);
+        move || std::mem::take(&mut *heard.lock())
     }
 
     #[test]
     fn what_was_said_early_is_heard_first() {
-        let scores = Scores::default();
-        scores.take(said(false, &["old"]));
-        scores.take(said(true, &["a"]));
-        scores.take(said(false, &["b"]));
-        let heard: Arc<Mutex<Vec<String>>> = Arc::default();
-        let into = Arc::clone(&heard);
-        scores.pour_into(Arc::new(move |scores| {
-            into.lock()
-                .extend(scores.upstreams.into_iter().map(|row| row.provider));
-        }));
-        scores.take(said(false, &["c"]));
-        assert_eq!(*heard.lock(), ["a", "b", "c"]);
+        let (scores, now) = (Scores::default(), Instant::now());
+        scores.opened(0);
+        scores.take(0, said(false, &[row("old", 1, 0)]), now);
+        scores.take(0, said(true, &[row("a", 1, 0)]), now);
+        scores.take(0, said(false, &[row("b", 1, 0)]), now);
+        let heard = listen(&scores, now);
+        scores.take(0, said(false, &[row("c", 1, 0)]), now);
+        let rows = [row("a", 1, 0), row("b", 1, 0)];
+        assert_eq!(heard(), [said(true, &rows), said(false, &[row("c", 1, 0)])]);
+    }
+
+    #[test]
+    fn two_replicas_are_heard_together_and_one_that_is_gone_is_forgotten() {
+        let (scores, now) = (Scores::default(), Instant::now());
+        let heard = listen(&scores, now);
+        let _nothing = heard();
+        scores.opened(0);
+        scores.take(0, said(true, &[row("a", 5_000, 100)]), now);
+        assert_eq!(heard(), [said(true, &[row("a", 5_000, 100)])]);
+        // A second one that knows less does not make the first one's word forgotten.
+        scores.opened(1);
+        let later = now + Duration::from_secs(1);
+        scores.take(1, said(true, &[row("a", 0, 300), row("b", 0, 7)]), later);
+        let rows = [row("a", 4_000, 200), row("b", 0, 7)];
+        assert_eq!(heard(), [said(false, &rows)]);
+        scores.take(0, said(false, &[row("a", 0, 0)]), later);
+        assert_eq!(heard(), [said(false, &[row("a", 0, 300)])]);
+        scores.ended(1, later);
+        let rows = [row("a", 0, 0), row("b", 0, 0)];
+        assert_eq!(heard(), [said(false, &rows)]);
+        // The last one's word stays until somebody says something else.
+        scores.take(0, said(false, &[row("c", 9, 0)]), later);
+        scores.ended(0, later);
+        scores.opened(1);
+        assert_eq!(heard(), [said(false, &[row("c", 9, 0)])]);
+        scores.take(1, said(true, &[]), later);
+        assert_eq!(heard(), [said(true, &[])]);
     }
 }

@@ -3,10 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, transport::Channel};
+use tonic::Code;
 use vector_proto::control::v1::{self, UsageRecord, node_client::NodeClient};
 
 use super::{BATCH_MAX, Batch, Journal};
+use crate::control_plane::Replicas;
 
 /// How long a batch gathers.
 const GATHER: Duration = Duration::from_millis(500);
@@ -23,7 +24,7 @@ const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Delivers usage until `stop`, then what is left for a moment.
 pub(in crate::control_plane) async fn run(
-    client: NodeClient<Channel>,
+    client: NodeClient<Replicas>,
     epoch: u64,
     journal: Arc<Journal>,
     stop: CancellationToken,
@@ -66,7 +67,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 struct Courier {
-    client: NodeClient<Channel>,
+    client: NodeClient<Replicas>,
     epoch: u64,
     seq: u64,
     journal: Arc<Journal>,

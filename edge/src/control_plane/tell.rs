@@ -1,0 +1,118 @@
+//! Tells a replica of control how this node is: what others route by at once, the rest when it has changed.
+
+use std::{
+    future::pending,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::mpsc;
+use vector_proto::control::v1::{self, NodeEvent, node_event::Event};
+
+use super::{ControlPlane, sync::event};
+
+/// Reports: at most this often, and at least that often.
+const STATUS_EVERY_MIN: Duration = Duration::from_millis(250);
+const STATUS_EVERY_MAX: Duration = Duration::from_secs(10);
+
+/// What others route by: told this soon, so that several changes at once make one report; and so many times beyond the
+/// usual pace, which come back one at a turn.
+const URGENT_EVERY: Duration = Duration::from_millis(2);
+const URGENT_MAX: u32 = 8;
+
+/// Moments this close are told as one.
+const SAME_MOMENT_MS: u64 = 100;
+
+/// Reports the node's state when it changed, and now and then when it did not. Ends when the stream does.
+///
+/// What others route by is told within [`URGENT_EVERY`], as long as that does not happen all the time; everything
+/// else at the next turn.
+pub(super) async fn report_status(control: &ControlPlane, events: &mpsc::Sender<NodeEvent>) {
+    let mut last: Option<(Instant, v1::Status)> = None;
+    let mut ticks = tokio::time::interval(STATUS_EVERY_MIN);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut spare = URGENT_MAX;
+    let mut urgent = control.0.urgent.subscribe();
+    loop {
+        let urgent = async {
+            if spare == 0 || urgent.changed().await.is_err() {
+                pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            _ = ticks.tick() => spare = URGENT_MAX.min(spare + 1),
+            () = urgent => {
+                spare -= 1;
+                tokio::time::sleep(URGENT_EVERY).await;
+            }
+        }
+        let Some(source) = control.0.status.get() else {
+            continue;
+        };
+        let status = source();
+        let due = last.as_ref().is_none_or(|(at, said)| {
+            let age = at.elapsed();
+            age >= STATUS_EVERY_MAX || differs(said, &status, age)
+        });
+        if due {
+            if events
+                .send(event(Event::Status(status.clone())))
+                .await
+                .is_err()
+            {
+                return;
+            }
+            last = Some((Instant::now(), status));
+        }
+    }
+}
+
+/// Whether the difference is worth telling at once: counters and round trips alone are not. `age`: how long ago `a` was told.
+fn differs(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
+    let shape = |status: &v1::Status| {
+        let links: Vec<_> = status
+            .links
+            .iter()
+            .map(|link| (link.peer.clone(), link.address.clone(), link.state))
+            .collect();
+        let credentials: Vec<_> = status
+            .credentials
+            .iter()
+            .map(|one| (one.credential.clone(), one.state))
+            .collect();
+        (status.draining, links, credentials)
+    };
+    shape(a) != shape(b) || pools_differ(a, b, age) || upstreams_differ(a, b, age)
+}
+
+/// Whether two times to come, the first told `age` ago, are another moment.
+fn moved(before_ms: u64, now_ms: u64, age: Duration) -> bool {
+    let expected = before_ms.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
+    (expected == 0) != (now_ms == 0) || expected.abs_diff(now_ms) > SAME_MOMENT_MS
+}
+
+fn pools_differ(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
+    a.pools.len() != b.pools.len()
+        || a.pools.iter().zip(&b.pools).any(|(one, other)| {
+            one.provider != other.provider
+                || (one.keys, one.ready) != (other.keys, other.ready)
+                || moved(one.rests_ms, other.rests_ms, age)
+        })
+}
+
+fn upstreams_differ(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
+    // A fifth more or less of anything; the least difference that counts keeps small numbers quiet.
+    let apart =
+        |one: u64, other: u64, least: u64| one.abs_diff(other) > least.max(one.max(other) / 5);
+    a.upstreams.len() != b.upstreams.len()
+        || a.upstreams.iter().zip(&b.upstreams).any(|(one, other)| {
+            (&one.provider, &one.egress) != (&other.provider, &other.egress)
+                || moved(one.ejected_ms, other.ejected_ms, age)
+                || apart(one.first_byte_us, other.first_byte_us, 20_000)
+                || apart(
+                    one.success_permille.into(),
+                    other.success_permille.into(),
+                    50,
+                )
+        })
+}
