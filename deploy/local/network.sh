@@ -27,6 +27,13 @@ control_port=$(port 7000 3)
 console_port=$(port 7080 4)
 control_admin_port=$(port 9099 20)
 
+# Replicas of control, of which `up --replicas N` starts the first N: name, gRPC port, admin port.
+controls=(
+  "control   $control_port $control_admin_port"
+  "control-2 $(port 7001 5) $(port 9098 26)"
+  "control-3 $(port 7002 6) $(port 9097 27)"
+)
+
 # Members of the etcd cluster of `up --etcd`: name, client port, peer port.
 etcd_members=(
   "etcd-1 $(port 23791 30) $(port 23801 33)"

@@ -14,7 +14,6 @@ use std::{io, sync::Arc, time::Duration};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tonic::transport::Channel;
 use vector_proto::{
     control::v1 as control,
     tunnel::{VERSION, v1},

@@ -94,6 +94,8 @@ pub(super) async fn open(
         enrolled,
         events.clone(),
     );
+    // It may have it from another replica, or from before this one's restart.
+    attached.applied(register.revision, unix_ms());
     let session = Session {
         newest: rooms.publisher.subscribe(),
         steering: rooms.steering.subscribe(),

@@ -12,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
     after_help = "Exit codes: 0 done, 1 refused by control, 2 wrong usage or file, 3 control cannot be reached, 4 the token is not good."
 )]
 pub(crate) struct Arguments {
-    /// Where control listens.
+    /// Where control listens: the first of these replicas, parted by commas, that answers.
     #[arg(
         long,
         global = true,

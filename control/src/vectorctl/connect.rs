@@ -29,8 +29,8 @@ impl Interceptor for Token {
     }
 }
 
-/// Dials control with `vadm_SECRET.PIN`.
-pub(crate) async fn connect(url: &str, token: &str) -> Result<Client, Failure> {
+/// Dials control with `vadm_SECRET.PIN`: the first of these addresses, parted by commas, where one answers.
+pub(crate) async fn connect(urls: &str, token: &str) -> Result<Client, Failure> {
     let token = token.trim();
     let no_token = || {
         Failure::Token(
@@ -46,11 +46,22 @@ pub(crate) async fn connect(url: &str, token: &str) -> Result<Client, Failure> {
         .parse()
         .map_err(|_| no_token())?;
     bearer.set_sensitive(true);
-    let channel = dial::dial(url, pin, None)
-        .await
-        .map_err(|error| unreachable(url, error))?;
+    let channel = first(urls, pin).await?;
     Ok(AdminClient::with_interceptor(channel, Token(bearer))
         .max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+/// Any replica does: they are equal. One that answers and is not ours is a fault, whatever the next one would be.
+async fn first(urls: &str, pin: &str) -> Result<Channel, Failure> {
+    let mut last = None;
+    for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
+        match dial::dial(url, pin, None).await {
+            Ok(channel) => return Ok(channel),
+            Err(error @ dial::Error::Connect { .. }) => last = Some(unreachable(url, error)),
+            Err(error) => return Err(unreachable(url, error)),
+        }
+    }
+    Err(last.unwrap_or_else(|| unreachable(urls, dial::Error::Url(urls.to_owned()))))
 }
 
 fn unreachable(url: &str, error: dial::Error) -> Failure {
