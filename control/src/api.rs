@@ -18,7 +18,10 @@ use crate::{
 };
 
 mod caller;
-pub use caller::Connection;
+pub use caller::{Certified, Connection};
+
+mod guard;
+pub use guard::Guarded;
 
 mod refusal;
 
@@ -66,8 +69,9 @@ pub fn node_service(rooms: Rooms) -> NodeServer<impl vector_proto::control::v1::
 #[must_use]
 pub fn admin_service(
     rooms: Rooms,
-) -> AdminServer<impl vector_proto::control::v1::admin_server::Admin> {
-    AdminServer::new(admin::Operators::new(rooms)).max_decoding_message_size(MESSAGE_BYTES_MAX)
+) -> Guarded<AdminServer<impl vector_proto::control::v1::admin_server::Admin>> {
+    let service = AdminServer::new(admin::Operators::new(rooms.clone()));
+    Guarded::new(service.max_decoding_message_size(MESSAGE_BYTES_MAX), rooms)
 }
 
 /// Now, since 1970.

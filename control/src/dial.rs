@@ -177,6 +177,19 @@ impl tower_service::Service<Uri> for Connector {
     }
 }
 
+/// Lower hex SHA-256 of a certificate's public key, or `None` when it is no certificate.
+#[must_use]
+pub fn pin_of(certificate: &[u8]) -> Option<String> {
+    use fmt::Write as _;
+    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
+    let mut hex = String::with_capacity(64);
+    for byte in digest(&SHA256, parsed.public_key().raw).as_ref() {
+        // Writing to a `String` cannot fail.
+        let _ = write!(hex, "{byte:02x}");
+    }
+    Some(hex)
+}
+
 /// Trusts the root with the pin.
 struct Pinned {
     pin: String,
@@ -191,17 +204,7 @@ impl fmt::Debug for Pinned {
 
 impl Pinned {
     fn has_pin(&self, certificate: &CertificateDer<'_>) -> bool {
-        use fmt::Write as _;
-        let Ok((_, parsed)) = x509_parser::certificate::X509Certificate::from_der(certificate)
-        else {
-            return false;
-        };
-        let mut hex = String::with_capacity(64);
-        for byte in digest(&SHA256, parsed.public_key().raw).as_ref() {
-            // Writing to a `String` cannot fail.
-            let _ = write!(hex, "{byte:02x}");
-        }
-        hex == self.pin
+        pin_of(certificate).is_some_and(|pin| pin == self.pin)
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! One root, made at the first start. Nodes get leaves of 24 hours that name them in exactly one URI,
 //! `spiffe://TRUST_DOMAIN/node/ROLES/ID`; what a signing request says about names is ignored. Control's
+//! An operator's own leaf names `spiffe://TRUST_DOMAIN/operator/NAME`, which no node can get either. Control's
 //! own leaf carries [`CONTROL_NAME`], which no node can get, so that a node cannot pose as control.
 
 mod authority;
 pub use authority::{Authority, CONTROL_NAME, Error};
 
 mod peer;
-pub use peer::{Peer, Role};
+pub use peer::{Peer, Role, operator_of_leaf};

@@ -6,7 +6,8 @@
 //! /cfg-generation      counts changes of /cfg; every change compares it, so that two operators never mix
 //! /keys/ID             an API key: its MAC, never its text
 //! /nodes/ID            who may have a certificate          /seen/nodes/ID   what the node said of itself last
-//! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA; hashed: operator's token
+//! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA; hashed: root's token
+//! /operators/NAME      operators, by the hash of a token or certificate     /audit/...       every change
 //! ```
 //! A change is checked against all that would then be there; all faults are told, each with its field.
 
@@ -16,6 +17,9 @@ use crate::{
     coordinate::{self, Store},
     vault::{self, Vault},
 };
+
+mod audit;
+pub use audit::{Actor, AuditPage};
 
 mod backup;
 pub use backup::{
@@ -39,6 +43,7 @@ mod node;
 pub use node::{Enrolment, Invite, NodeSpec, Seen};
 
 mod operator;
+pub use operator::{NewOperator, Operator, OperatorRole};
 
 /// One thing that is wrong with what was asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -110,7 +115,9 @@ pub struct Registry {
     store: Arc<dyn Store>,
     vault: Vault,
     pepper: parking_lot::RwLock<Arc<key::Pepper>>,
-    operator: parking_lot::RwLock<operator::Operator>,
+    root: parking_lot::RwLock<operator::Root>,
+    /// Held while an entry is added to the audit log.
+    auditing: tokio::sync::Mutex<()>,
 }
 
 impl std::fmt::Debug for Registry {
@@ -130,7 +137,8 @@ impl Registry {
             store,
             vault,
             pepper: parking_lot::RwLock::new(Arc::new(pepper)),
-            operator: parking_lot::RwLock::default(),
+            root: parking_lot::RwLock::default(),
+            auditing: tokio::sync::Mutex::default(),
         })
     }
 

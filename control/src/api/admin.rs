@@ -1,6 +1,4 @@
-//! What operators ask. Every call needs the operator's token.
-
-use std::time::Duration;
+//! What operators ask. `guard` has looked at who calls and what they may before anything here runs.
 
 use tonic::{Request, Response, Status, Streaming};
 use vector_proto::control::v1 as pb;
@@ -9,18 +7,17 @@ use super::{Rooms, unix_ms};
 use crate::{
     health,
     ledger::UsageQuery,
-    registry::{self, Draft, Invite, Outcome},
+    registry::{self, Draft, Invite},
     routing::{self, Inputs},
 };
 
 mod backup;
+mod change;
+mod operators;
 mod pages;
 mod scores;
 
 mod view;
-
-/// How long a change waits for the snapshot that follows from it. It is kept either way.
-const PUBLISH_WAIT: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(super) struct Operators {
@@ -30,66 +27,6 @@ pub(super) struct Operators {
 impl Operators {
     pub(super) fn new(rooms: Rooms) -> Self {
         Self { rooms }
-    }
-
-    /// Makes one change, tells those whom it concerns, and returns when that is done.
-    async fn edit(&self, alter: impl Fn(&mut Draft) + Send + Sync) -> Result<Outcome, Status> {
-        let outcome = self.rooms.registry.edit(0, false, alter).await?;
-        self.settle(&outcome).await?;
-        Ok(outcome)
-    }
-
-    async fn settle(&self, outcome: &Outcome) -> Result<(), Status> {
-        for change in &outcome.changes {
-            tracing::info!(
-                action = change.action,
-                kind = change.kind,
-                name = change.name,
-                "configuration changed"
-            );
-        }
-        for account in outcome.accounts() {
-            let keys = self.rooms.registry.keys(account).await?;
-            self.forget(keys.into_iter().map(|key| key.id).collect())
-                .await?;
-        }
-        let published = self.rooms.publisher.published(outcome.generation);
-        if tokio::time::timeout(PUBLISH_WAIT, published).await.is_err() {
-            tracing::warn!(
-                generation = outcome.generation,
-                "the change is kept, but not published yet"
-            );
-        }
-        Ok(())
-    }
-
-    /// Has every ingress forget these keys. Returns when each stream has it.
-    async fn forget(&self, keys: Vec<String>) -> Result<(), Status> {
-        if keys.is_empty() {
-            return Ok(());
-        }
-        let event = pb::KeysChanged {
-            keys,
-            all: false,
-            // Out of turn: what came before it may not have been told yet.
-            revision: 0,
-        };
-        self.rooms.fleet.push_keys(event).await;
-        Ok(())
-    }
-
-    async fn node_views(&self) -> Result<Vec<pb::NodeView>, Status> {
-        let nodes = self.rooms.registry.nodes().await?;
-        // Another replica may hear a node that this one does not; what the node says is known there only.
-        let store = self.rooms.registry.store().as_ref();
-        let heard = health::agreed(store).await.map_err(registry::Error::from)?;
-        let view = |(spec, seen)| {
-            let mut view = view::node(spec, seen, |id| self.rooms.fleet.presence(id));
-            let id = view.record.as_ref().map(|record| &record.id);
-            view.connected |= id.is_some_and(|id| heard.ids.contains(id));
-            view
-        };
-        Ok(nodes.into_iter().map(view).collect())
     }
 }
 
@@ -119,7 +56,7 @@ impl pb::admin_server::Admin for Operators {
         &self,
         request: Request<pb::InviteNodeRequest>,
     ) -> Answer<pb::InviteNodeResponse> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let asked = request.into_inner();
         let invite = Invite {
             roles: asked.roles,
@@ -130,7 +67,7 @@ impl pb::admin_server::Admin for Operators {
         let (secret, invite) = self
             .rooms
             .registry
-            .invite(invite, asked.ttl_s, unix_ms())
+            .invite(&caller.by, invite, asked.ttl_s, unix_ms())
             .await?;
         tracing::info!(
             node.region = invite.region,
@@ -160,12 +97,12 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn drain_node(&self, request: Request<pb::DrainNodeRequest>) -> Answer<pb::NodeView> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let asked = request.into_inner();
         let spec = self
             .rooms
             .registry
-            .drain_node(&asked.node, asked.on)
+            .drain_node(&caller.by, &asked.node, asked.on)
             .await?;
         let drain = pb::ControlEvent {
             event: Some(pb::control_event::Event::Drain(pb::Drain { on: asked.on })),
@@ -184,18 +121,19 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn remove_node(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let name = request.into_inner().name;
-        let existed = self.rooms.registry.remove_node(&name).await?;
+        let existed = self.rooms.registry.remove_node(&caller.by, &name).await?;
         self.rooms.fleet.dismiss(&name);
         tracing::info!(node.id = name, existed, "node removed");
         Ok(Response::new(pb::Removed { existed }))
     }
 
     async fn put_provider(&self, request: Request<pb::ProviderSpec>) -> Answer<pb::ProviderSpec> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let spec = request.into_inner();
-        self.edit(|draft| draft.put_provider(spec.clone())).await?;
+        self.edit(&caller, |draft| draft.put_provider(spec.clone()))
+            .await?;
         let mut catalog = self.rooms.registry.catalog().await?;
         Ok(Response::new(
             catalog.providers.remove(&spec.name).unwrap_or(spec),
@@ -218,9 +156,11 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn remove_provider(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let name = request.into_inner().name;
-        let outcome = self.edit(|draft| draft.remove_provider(&name)).await?;
+        let outcome = self
+            .edit(&caller, |draft| draft.remove_provider(&name))
+            .await?;
         let existed = outcome.removed(&name);
         Ok(Response::new(pb::Removed { existed }))
     }
@@ -229,9 +169,9 @@ impl pb::admin_server::Admin for Operators {
         &self,
         request: Request<pb::CredentialSpec>,
     ) -> Answer<pb::CredentialView> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let spec = request.into_inner();
-        self.edit(|draft| draft.put_credential(spec.clone()))
+        self.edit(&caller, |draft| draft.put_credential(spec.clone()))
             .await?;
         let catalog = self.rooms.registry.catalog().await?;
         let stored = catalog.credentials.get(&spec.name).cloned();
@@ -265,17 +205,20 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn remove_credential(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let name = request.into_inner().name;
-        let outcome = self.edit(|draft| draft.remove_credential(&name)).await?;
+        let outcome = self
+            .edit(&caller, |draft| draft.remove_credential(&name))
+            .await?;
         let existed = outcome.removed(&name);
         Ok(Response::new(pb::Removed { existed }))
     }
 
     async fn put_model(&self, request: Request<pb::ModelSpec>) -> Answer<pb::ModelSpec> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let spec = request.into_inner();
-        self.edit(|draft| draft.put_model(spec.clone())).await?;
+        self.edit(&caller, |draft| draft.put_model(spec.clone()))
+            .await?;
         let mut catalog = self.rooms.registry.catalog().await?;
         Ok(Response::new(
             catalog.models.remove(&spec.name).unwrap_or(spec),
@@ -298,9 +241,11 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn remove_model(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let name = request.into_inner().name;
-        let outcome = self.edit(|draft| draft.remove_model(&name)).await?;
+        let outcome = self
+            .edit(&caller, |draft| draft.remove_model(&name))
+            .await?;
         let existed = outcome.removed(&name);
         Ok(Response::new(pb::Removed { existed }))
     }
@@ -309,9 +254,9 @@ impl pb::admin_server::Admin for Operators {
         &self,
         request: Request<pb::DefaultRouteSpec>,
     ) -> Answer<pb::DefaultRouteSpec> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let spec = request.into_inner();
-        self.edit(|draft| draft.put_default_route(spec.clone()))
+        self.edit(&caller, |draft| draft.put_default_route(spec.clone()))
             .await?;
         Ok(Response::new(spec))
     }
@@ -332,17 +277,20 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn remove_default_route(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let name = request.into_inner().name;
-        let outcome = self.edit(|draft| draft.remove_default_route(&name)).await?;
+        let outcome = self
+            .edit(&caller, |draft| draft.remove_default_route(&name))
+            .await?;
         let existed = outcome.removed(&name);
         Ok(Response::new(pb::Removed { existed }))
     }
 
     async fn put_account(&self, request: Request<pb::AccountSpec>) -> Answer<pb::AccountSpec> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let spec = request.into_inner();
-        self.edit(|draft| draft.put_account(spec.clone())).await?;
+        self.edit(&caller, |draft| draft.put_account(spec.clone()))
+            .await?;
         Ok(Response::new(spec))
     }
 
@@ -362,11 +310,11 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn create_key(&self, request: Request<pb::KeySpec>) -> Answer<pb::CreatedKey> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let (key, secret) = self
             .rooms
             .registry
-            .create_key(request.into_inner(), unix_ms())
+            .create_key(&caller.by, request.into_inner(), unix_ms())
             .await?;
         tracing::info!(key.id = key.id, "key created");
         Ok(Response::new(pb::CreatedKey {
@@ -394,12 +342,12 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn set_key_state(&self, request: Request<pb::SetKeyStateRequest>) -> Answer<pb::KeyView> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let asked = request.into_inner();
         let view = self
             .rooms
             .registry
-            .set_key_state(&asked.id, asked.disabled)
+            .set_key_state(&caller.by, &asked.id, asked.disabled)
             .await?;
         // Pushed even when nothing changed: an operator who repeats it wants to be sure.
         self.forget(vec![asked.id]).await?;
@@ -408,14 +356,14 @@ impl pb::admin_server::Admin for Operators {
     }
 
     async fn apply(&self, request: Request<pb::ApplyRequest>) -> Answer<pb::ApplyResponse> {
-        self.rooms.operator(&request)?;
+        let caller = self.rooms.operator(&request)?;
         let asked = request.into_inner();
         let plan = asked.plan.unwrap_or_default();
         let alter = |draft: &mut Draft| draft.apply(plan.clone(), asked.prune);
         let outcome = self
             .rooms
             .registry
-            .edit(asked.base_revision, asked.dry_run, alter)
+            .edit(&caller.by, asked.base_revision, asked.dry_run, alter)
             .await?;
         if !asked.dry_run {
             self.settle(&outcome).await?;
@@ -490,8 +438,60 @@ impl pb::admin_server::Admin for Operators {
         &self,
         request: Request<Streaming<pb::RestorePart>>,
     ) -> Answer<pb::RestoreResponse> {
-        self.rooms.operator(&request)?;
-        let restored = backup::put(&self.rooms, request.into_inner()).await?;
+        let caller = self.rooms.operator(&request)?;
+        let restored = backup::put(&self.rooms, &caller.by, request.into_inner()).await?;
         Ok(Response::new(restored))
+    }
+
+    async fn who_am_i(&self, request: Request<pb::WhoAmIRequest>) -> Answer<pb::OperatorView> {
+        let caller = self.rooms.operator(&request)?;
+        self.myself(&caller).await.map(Response::new)
+    }
+
+    async fn add_operator(
+        &self,
+        request: Request<pb::AddOperatorRequest>,
+    ) -> Answer<pb::AddedOperator> {
+        let caller = self.rooms.operator(&request)?;
+        let added = self.add(&caller, request.into_inner()).await?;
+        Ok(Response::new(added))
+    }
+
+    async fn list_operators(
+        &self,
+        request: Request<pb::ListRequest>,
+    ) -> Answer<pb::ListOperatorsResponse> {
+        self.rooms.operator(&request)?;
+        let views = self.rooms.registry.operators().await?;
+        let (operators, next_page_token) =
+            pages::page(views, &request.into_inner(), |view| view.name.clone());
+        Ok(Response::new(pb::ListOperatorsResponse {
+            operators,
+            next_page_token,
+        }))
+    }
+
+    async fn remove_operator(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
+        let caller = self.rooms.operator(&request)?;
+        let name = request.into_inner().name;
+        let registry = &self.rooms.registry;
+        let existed = registry.remove_operator(&caller.by, &name).await?;
+        Ok(Response::new(pb::Removed { existed }))
+    }
+
+    async fn list_audit(
+        &self,
+        request: Request<pb::ListAuditRequest>,
+    ) -> Answer<pb::ListAuditResponse> {
+        self.rooms.operator(&request)?;
+        let asked = request.into_inner();
+        let rows = pages::size(asked.page_size);
+        let registry = &self.rooms.registry;
+        let page = registry.audit(asked.after_seq, rows, asked.newest).await?;
+        Ok(Response::new(pb::ListAuditResponse {
+            records: page.records,
+            head: Some(page.head),
+            head_proven: page.proven,
+        }))
     }
 }

@@ -1,11 +1,16 @@
-//! Says who calls: a node by its certificate, an operator by a token, or nobody in particular.
+//! Says who calls: a node by its certificate, an operator by a token or certificate, or nobody in particular.
 
 use std::{net::SocketAddr, sync::Arc};
 
+use ring::digest::{SHA256, digest};
 use tonic::{Request, Status};
+use vector_proto::id::NodeId;
 
-use super::Rooms;
-use crate::identity::{Peer, Role};
+use super::{Rooms, unix_ms};
+use crate::{
+    identity::{Peer, Role, operator_of_leaf},
+    registry::{Actor, Operator},
+};
 
 /// What is known of a connection since its handshake. Every request on it carries this.
 #[derive(Clone, Debug)]
@@ -14,6 +19,30 @@ pub struct Connection {
     pub address: SocketAddr,
     /// Who the client certificate names, when there is one.
     pub peer: Option<Arc<Peer>>,
+    /// The operator whom it names instead.
+    pub operator: Option<Arc<Certified>>,
+}
+
+/// An operator's certificate, verified.
+#[derive(Clone, Debug)]
+pub struct Certified {
+    /// Whom it names.
+    pub name: NodeId,
+    /// Which of theirs it is.
+    pub sha256: [u8; 32],
+}
+
+impl Certified {
+    /// Reads a leaf that rustls has verified. `None` when it names no operator of this network.
+    #[must_use]
+    pub fn of_leaf(der: &[u8], trust_domain: &str) -> Option<Self> {
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(digest(&SHA256, der).as_ref());
+        Some(Self {
+            name: operator_of_leaf(der, trust_domain)?,
+            sha256,
+        })
+    }
 }
 
 impl Rooms {
@@ -49,23 +78,52 @@ impl Rooms {
         }
     }
 
-    /// Refuses everybody but the operator.
-    pub(super) fn operator<T>(&self, request: &Request<T>) -> Result<(), Status> {
-        let token = request
-            .metadata()
-            .get("authorization")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.split_once(' '))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
-            .map(|(_, token)| token.trim());
-        match token {
-            None => Err(Status::unauthenticated(
-                "this call needs the operator's token: `authorization: Bearer vadm_...`",
-            )),
-            Some(token) if self.registry.is_operator(token) => Ok(()),
-            Some(_) => Err(Status::unauthenticated(
-                "the operator's token is not the right one",
-            )),
-        }
+    /// The operator that calls. The guard before this door has looked at the role.
+    pub(super) fn operator<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+        let caller = request.extensions().get::<Caller>();
+        // Without a guard nobody gets in.
+        caller
+            .cloned()
+            .ok_or_else(|| Status::unauthenticated(NO_TOKEN))
     }
+
+    /// Whom a token or, without one, a certificate stands for.
+    pub(super) async fn prove(
+        &self,
+        token: Option<&str>,
+        connection: Option<&Connection>,
+    ) -> Result<Caller, Status> {
+        let certified = connection.and_then(|connection| connection.operator.as_deref());
+        let now = unix_ms();
+        let proven = match (token, certified) {
+            (Some(token), _) => self.registry.operator_by_token(token, now).await?,
+            (None, Some(Certified { name, sha256 })) => {
+                let registry = &self.registry;
+                registry
+                    .operator_by_certificate(name.as_str(), sha256, now)
+                    .await?
+            }
+            (None, None) => return Err(Status::unauthenticated(NO_TOKEN)),
+        };
+        let operator = proven.ok_or_else(|| {
+            Status::unauthenticated(
+                "the operator's token or certificate is not one of this network, or was removed, or is over",
+            )
+        })?;
+        let address = connection.map(|connection| connection.address.ip().to_string());
+        Ok(Caller {
+            by: Actor::operator(&operator.name, address.unwrap_or_default()),
+            operator,
+        })
+    }
+}
+
+const NO_TOKEN: &str = "this call needs an operator's token, `authorization: Bearer vadm_...`, or an operator's certificate";
+
+/// An operator that has proved who it is.
+#[derive(Clone, Debug)]
+pub(super) struct Caller {
+    pub(super) operator: Operator,
+    /// The same, as the log names it.
+    pub(super) by: Actor,
 }

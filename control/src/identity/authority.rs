@@ -19,6 +19,7 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
+use vector_proto::id::NodeId;
 use x509_parser::prelude::FromDer as _;
 use zeroize::Zeroizing;
 
@@ -185,6 +186,25 @@ impl Authority {
             SanType::URI(uri.try_into()?),
             SanType::DnsName(dns.try_into()?),
         ];
+        self.sign(&params, &request.public_key)
+    }
+
+    /// A leaf for an operator, for the public key of its signing request: to show to control, and for nothing else.
+    ///
+    /// # Errors
+    /// [`Error::Request`] when the request is not one.
+    pub fn operator_leaf(
+        &self,
+        csr: &[u8],
+        name: &NodeId,
+        life: Duration,
+        now: Duration,
+    ) -> Result<CertificateDer<'static>, Error> {
+        let request = request(csr)?;
+        let uri = format!("spiffe://{}/operator/{name}", self.trust_domain);
+        let mut params = leaf_params(name.as_str(), life, now)?;
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
         self.sign(&params, &request.public_key)
     }
 

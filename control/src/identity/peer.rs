@@ -68,21 +68,7 @@ impl Peer {
     /// Reads a leaf that rustls has verified. `None` when it names no node of this network.
     #[must_use]
     pub fn of_leaf(der: &[u8], trust_domain: &str) -> Option<Self> {
-        let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
-        let names = certificate.subject_alternative_name().ok()??;
-        let mut uris = names
-            .value
-            .general_names
-            .iter()
-            .filter_map(|name| match name {
-                GeneralName::URI(uri) => Some(*uri),
-                _ => None,
-            });
-        let uri = uris.next()?;
-        if uris.next().is_some() {
-            return None;
-        }
-        Self::of_uri(uri, trust_domain)
+        Self::of_uri(&only_uri(der)?, trust_domain)
     }
 
     fn of_uri(uri: &str, trust_domain: &str) -> Option<Self> {
@@ -101,6 +87,33 @@ impl Peer {
             roles,
         })
     }
+}
+
+/// The operator whom a leaf names that rustls has verified. `None` when it names none of this network.
+#[must_use]
+pub fn operator_of_leaf(der: &[u8], trust_domain: &str) -> Option<NodeId> {
+    only_uri(der)?
+        .strip_prefix("spiffe://")?
+        .strip_prefix(trust_domain)?
+        .strip_prefix("/operator/")?
+        .parse()
+        .ok()
+}
+
+/// The one URI among the names of a leaf.
+fn only_uri(der: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    let mut uris = names
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| match name {
+            GeneralName::URI(uri) => Some(*uri),
+            _ => None,
+        });
+    let uri = uris.next()?;
+    uris.next().is_none().then(|| uri.to_owned())
 }
 
 #[cfg(test)]

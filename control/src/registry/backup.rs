@@ -7,7 +7,7 @@ use bytes::Bytes;
 use ring::digest::{Context, SHA256};
 
 use super::{
-    Catalog, Error, Registry,
+    Actor, Catalog, Error, Registry, audit,
     catalog::{GENERATION, PREFIX as CONFIGURED, StoredCredential, decode, number},
     key::{self, StoredKey},
     node::{NodeSpec, Seen},
@@ -19,6 +19,7 @@ use crate::coordinate::{Entry, Listing, Transaction, Write};
 const KEPT: &[&str] = &[
     CONFIGURED,
     "/keys/",
+    "/operators/",
     "/nodes/",
     "/seen/",
     "/secrets/",
@@ -94,6 +95,7 @@ impl Registry {
     /// [`Error::Damaged`] when an entry cannot be read.
     pub async fn restore(
         &self,
+        by: &Actor,
         entries: Vec<(String, Bytes)>,
         force: bool,
     ) -> Result<Restored, Error> {
@@ -106,6 +108,10 @@ impl Registry {
             )));
         }
         let put = entries.len();
+        let details = vec![format!("entries: {put}"), format!("force: {force}")];
+        let what = audit::change("restore", "backup", "", details);
+        self.commit(by, &[what], Transaction::new()).await?;
+        let pepper = self.pepper();
         let mut writes = writes(entries, &now);
         let removed = writes.len() - put;
         // Nobody acts on half of a configuration.
@@ -123,6 +129,7 @@ impl Registry {
             self.store.commit(commit).await?;
         }
         self.take_pepper().await?;
+        self.prove_anew(&pepper).await?;
         Ok(Restored { put, removed })
     }
 

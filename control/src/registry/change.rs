@@ -2,12 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use prost::Message;
 use vector_proto::control::v1::{
     AccountSpec, Change, DefaultRouteSpec, ModelSpec, ProviderSpec, Upstream,
 };
 
-use super::catalog::{Catalog, Kind, StoredCredential};
+use super::{
+    audit::{change, hash},
+    catalog::{Catalog, Kind, StoredCredential},
+};
 use crate::coordinate::Write;
 
 /// A spec as lines of field and value, as people read it. Never holds a secret.
@@ -144,28 +148,29 @@ impl Difference {
             } else {
                 "create"
             };
-            self.note(action, kind, name, details);
+            let value: Bytes = spec.encode_to_vec().into();
+            let change = self.note(action, kind, name, details);
+            change.after = hash(&value);
+            if let Some(before) = old.get(name) {
+                change.before = hash(&before.encode_to_vec());
+            }
             self.writes.push(Write::Put {
                 key: kind.key(name),
-                value: spec.encode_to_vec().into(),
+                value,
                 session: None,
             });
         }
-        for name in old.keys().filter(|name| !new.contains_key(*name)) {
-            self.note("remove", kind, name, Vec::new());
+        for (name, before) in old.iter().filter(|(name, _)| !new.contains_key(*name)) {
+            self.note("remove", kind, name, Vec::new()).before = hash(&before.encode_to_vec());
             self.writes.push(Write::Delete {
                 key: kind.key(name),
             });
         }
     }
 
-    fn note(&mut self, action: &str, kind: Kind, name: &str, details: Vec<String>) {
-        self.changes.push(Change {
-            action: action.to_owned(),
-            kind: kind.as_str().to_owned(),
-            name: name.to_owned(),
-            details,
-        });
+    fn note(&mut self, action: &str, kind: Kind, name: &str, details: Vec<String>) -> &mut Change {
+        self.changes
+            .push_mut(change(action, kind.as_str(), name, details))
     }
 }
 

@@ -13,13 +13,13 @@ use vector_proto::control::v1::{
 use zeroize::Zeroizing;
 
 use super::{
-    Catalog, Error, Registry, StoredCredential,
+    Actor, Catalog, Error, Registry, StoredCredential, audit,
     catalog::GENERATION,
     change::Difference,
     check::{self, Faults},
 };
 use crate::{
-    coordinate::{self, Transaction, WRITES_MAX},
+    coordinate::{Transaction, WRITES_MAX},
     vault,
 };
 
@@ -203,6 +203,7 @@ impl Registry {
     /// [`Error::Invalid`] with every fault; [`Error::Conflict`] when the generation is another.
     pub async fn edit(
         &self,
+        by: &Actor,
         base: u64,
         dry_run: bool,
         alter: impl Fn(&mut Draft) + Send + Sync,
@@ -225,7 +226,7 @@ impl Registry {
                     generation: old.generation,
                 });
             }
-            if difference.writes.len() >= WRITES_MAX {
+            if difference.writes.len() + 1 + audit::WRITES > WRITES_MAX {
                 return Err(Error::Refused(format!(
                     "{} changes at once are more than the {WRITES_MAX} there may be: apply in parts",
                     difference.writes.len()
@@ -236,15 +237,16 @@ impl Registry {
                 .put(GENERATION, generation.to_be_bytes().to_vec());
             transaction.writes.extend(difference.writes);
             tries += 1;
-            match self.store.commit(transaction).await {
+            match self.commit(by, &difference.changes, transaction).await {
                 Ok(_) => {
                     return Ok(Outcome {
                         changes: difference.changes,
                         generation,
                     });
                 }
-                Err(coordinate::Error::Conflict(_)) if tries < TRIES_MAX => {}
-                Err(error) => return Err(error.into()),
+                // Somebody else's change came in between. Without a base it is made to what is there now.
+                Err(Error::Conflict(_)) if tries < TRIES_MAX => {}
+                Err(error) => return Err(error),
             }
         }
     }

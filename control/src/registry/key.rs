@@ -18,7 +18,8 @@ use vector_proto::{
 use zeroize::Zeroizing;
 
 use super::{
-    Error, Registry,
+    Actor, Error, Registry,
+    audit::change,
     catalog::{Kind, decode},
     check::{self, Faults},
 };
@@ -108,12 +109,12 @@ impl Pepper {
         Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &clear)))
     }
 
-    fn mac(&self, letters_sha256: &[u8]) -> Bytes {
+    pub(super) fn mac(&self, letters_sha256: &[u8]) -> Bytes {
         Bytes::copy_from_slice(hmac::sign(&self.0, letters_sha256).as_ref())
     }
 
     /// In constant time.
-    fn knows(&self, letters_sha256: &[u8], mac: &[u8]) -> bool {
+    pub(super) fn knows(&self, letters_sha256: &[u8], mac: &[u8]) -> bool {
         hmac::verify(&self.0, letters_sha256, mac).is_ok()
     }
 }
@@ -125,6 +126,7 @@ impl Registry {
     /// [`Error::Invalid`] for bad fields or an unknown account.
     pub async fn create_key(
         &self,
+        by: &Actor,
         spec: KeySpec,
         now_unix_ms: u64,
     ) -> Result<(KeyView, Zeroizing<String>), Error> {
@@ -160,7 +162,9 @@ impl Registry {
         let put = Transaction::new()
             .when(at.clone(), 0)
             .put(at, stored.encode_to_vec());
-        self.store.commit(put).await?;
+        let details = vec![format!("account: {}", stored.spec.account)];
+        self.commit(by, &[change("create", "key", &id, details)], put)
+            .await?;
         Ok((stored.view(&id), text))
     }
 
@@ -183,7 +187,12 @@ impl Registry {
     ///
     /// # Errors
     /// [`Error::Unknown`] when there is no such key.
-    pub async fn set_key_state(&self, id: &str, disabled: bool) -> Result<KeyView, Error> {
+    pub async fn set_key_state(
+        &self,
+        by: &Actor,
+        id: &str,
+        disabled: bool,
+    ) -> Result<KeyView, Error> {
         let at = format!("{PREFIX}{id}");
         let unknown = || Error::Unknown {
             kind: "key",
@@ -198,7 +207,9 @@ impl Registry {
         let put = Transaction::new()
             .when(at.clone(), entry.changed)
             .put(at, key.encode_to_vec());
-        self.store.commit(put).await?;
+        let details = vec![format!("disabled: {} -> {disabled}", !disabled)];
+        self.commit(by, &[change("update", "key", id, details)], put)
+            .await?;
         Ok(key.view(id))
     }
 

@@ -9,7 +9,7 @@ use ring::digest::{SHA256, digest};
 use vector_proto::{control::v1::Register, id::NodeId};
 use zeroize::Zeroizing;
 
-use super::{Error, Fault, Registry, catalog::decode};
+use super::{Actor, Error, Fault, Registry, audit::change, catalog::decode};
 use crate::{
     coordinate::{Entry, Transaction},
     vault,
@@ -103,6 +103,7 @@ impl Registry {
     /// [`Error::Invalid`] for unknown roles or malformed names.
     pub async fn invite(
         &self,
+        by: &Actor,
         mut invite: Invite,
         ttl_s: u64,
         now_unix_ms: u64,
@@ -126,9 +127,17 @@ impl Registry {
             )));
         }
         let secret = Zeroizing::new(vault::hex(&vault::random::<32>()?));
-        self.store
-            .commit(put.put(invite_key(&secret), invite.encode_to_vec()))
-            .await?;
+        let put = put.put(invite_key(&secret), invite.encode_to_vec());
+        let details = vec![
+            format!("roles: {}", invite.roles.join("+")),
+            format!("region: {}", invite.region),
+        ];
+        self.commit(
+            by,
+            &[change("create", "invite", &invite.node, details)],
+            put,
+        )
+        .await?;
         Ok((secret, invite))
     }
 
@@ -167,10 +176,15 @@ impl Registry {
             .when(node_at.clone(), before.map_or(0, |entry| entry.changed))
             .delete(at)
             .put(node_at, spec.encode_to_vec());
-        match self.store.commit(trade).await {
+        let details = vec![
+            format!("roles: {}", spec.roles.join("+")),
+            format!("region: {}", spec.region),
+        ];
+        let what = change("enrol", "node", &spec.id, details);
+        match self.commit(&Actor::node(&spec.id), &[what], trade).await {
             Ok(_) => Ok(spec),
-            Err(crate::coordinate::Error::Conflict(_)) => Err(unknown),
-            Err(error) => Err(error.into()),
+            Err(Error::Conflict(_)) => Err(unknown),
+            Err(error) => Err(error),
         }
     }
 
@@ -237,7 +251,7 @@ impl Registry {
     ///
     /// # Errors
     /// [`Error::Unknown`] when there is none.
-    pub async fn drain_node(&self, id: &str, on: bool) -> Result<NodeSpec, Error> {
+    pub async fn drain_node(&self, by: &Actor, id: &str, on: bool) -> Result<NodeSpec, Error> {
         let entry = self.node_entry(id).await?;
         let mut spec: NodeSpec = decode(&entry.value)?;
         if spec.draining != on {
@@ -245,7 +259,9 @@ impl Registry {
             let put = Transaction::new()
                 .when(entry.key.clone(), entry.changed)
                 .put(entry.key, spec.encode_to_vec());
-            self.store.commit(put).await?;
+            let details = vec![format!("draining: {} -> {on}", !on)];
+            self.commit(by, &[change("update", "node", id, details)], put)
+                .await?;
         }
         Ok(spec)
     }
@@ -254,12 +270,18 @@ impl Registry {
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn remove_node(&self, id: &str) -> Result<bool, Error> {
+    pub async fn remove_node(&self, by: &Actor, id: &str) -> Result<bool, Error> {
         let at = format!("{NODES}{id}");
-        let existed = self.store.get(&at).await?.is_some();
-        let gone = Transaction::new().delete(at).delete(format!("{SEEN}{id}"));
-        self.store.commit(gone).await?;
-        Ok(existed)
+        let Some(entry) = self.store.get(&at).await? else {
+            return Ok(false);
+        };
+        let gone = Transaction::new()
+            .when(at.clone(), entry.changed)
+            .delete(at)
+            .delete(format!("{SEEN}{id}"));
+        self.commit(by, &[change("remove", "node", id, Vec::new())], gone)
+            .await?;
+        Ok(true)
     }
 }
 
@@ -379,6 +401,7 @@ mod tests {
         let store = Arc::new(Embedded::open(&dir.path().join("store")).await.unwrap());
         let vault = Vault::open(&dir.path().join("key")).unwrap();
         let registry = Registry::open(store, vault).await.unwrap();
+        let by = Actor::operator("eve", String::new());
         let invite = Invite {
             roles: vec!["egress".to_owned(), "ingress".to_owned()],
             region: "eu".to_owned(),
@@ -389,11 +412,14 @@ mod tests {
             node: "n-1",
             now_unix_ms,
         };
-        let (secret, made) = registry.invite(invite.clone(), 60, 1_000).await.unwrap();
+        let (secret, made) = registry
+            .invite(&by, invite.clone(), 60, 1_000)
+            .await
+            .unwrap();
         assert_eq!(made.roles, ["ingress", "egress"], "roles have one order");
         let late = registry.enroll(asked(&secret, 61_000)).await;
         assert!(matches!(late, Err(Error::BadInvite(_))));
-        let (secret, _) = registry.invite(invite, 60, 1_000).await.unwrap();
+        let (secret, _) = registry.invite(&by, invite, 60, 1_000).await.unwrap();
         assert_eq!(
             registry.enroll(asked(&secret, 60_999)).await.unwrap().id,
             "n-1"
@@ -404,7 +430,7 @@ mod tests {
             region: "EU".to_owned(),
             ..Invite::default()
         };
-        let Err(Error::Invalid(faults)) = registry.invite(bad, 60, 0).await else {
+        let Err(Error::Invalid(faults)) = registry.invite(&by, bad, 60, 0).await else {
             panic!("a bad invite is refused");
         };
         assert_eq!(faults.len(), 2, "all faults at once");

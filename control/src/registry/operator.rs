@@ -1,18 +1,23 @@
-//! The operator's token: kept as a hash, compared in constant time.
+//! Operators: who may change what, by a token or by a certificate of their own.
 //!
-//! The first start makes one and writes it to a file for the operator. Later starts take up the file when
-//! it is there (so a new token is a new file and a restart), and otherwise keep the hash they have.
+//! `root` has the token in a file that the first start makes (a new token is a new file and a restart), and is an admin. All others
+//! are at `/operators/NAME`, with the hash of their token or certificate; they are looked up at every call, so one that is removed
+//! is out at once, at every replica. Tokens are 256 random bits, so no slow hash is needed; they are compared in constant time.
 
-use std::{fs, io, path::Path};
+use std::{fmt, fs, io, path::Path, str::FromStr};
 
+use bytes::Bytes;
+use prost::Message;
 use ring::digest::{SHA256, digest};
 use subtle::ConstantTimeEq as _;
+use vector_proto::{control::v1::OperatorView, id::NodeId};
 use zeroize::Zeroizing;
 
-use super::{Error, Registry};
+use super::{Actor, Error, Fault, Registry, audit::change, catalog::decode};
 use crate::{coordinate::Transaction, vault};
 
 pub(super) const AT: &str = "/secrets/operator";
+const OPERATORS: &str = "/operators/";
 
 /// In front of every operator's token.
 const PREFIX: &str = "vadm_";
@@ -20,13 +25,131 @@ const PREFIX: &str = "vadm_";
 /// Shortest secret a file may give.
 const SECRET_BYTES_MIN: usize = 32;
 
+/// Who has the token of the file.
+const ROOT: &str = "root";
+
+/// Operators there may be.
+const OPERATORS_MAX: usize = 1_000;
+
+/// Longest life of a certificate or token: 5 years.
+const TTL_S_MAX: u64 = 5 * 365 * 86_400;
+
+/// What an operator may do; each may do what the one before may.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+pub enum OperatorRole {
+    /// Sees everything but secrets.
+    Viewer,
+    /// Changes what is routed and sold.
+    Operator,
+    /// Decides who belongs to the network.
+    Admin,
+}
+
+impl OperatorRole {
+    /// The word for it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+impl fmt::Display for OperatorRole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Not a role.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("a role is `viewer`, `operator` or `admin`")]
+pub struct UnknownOperatorRole;
+
+impl FromStr for OperatorRole {
+    type Err = UnknownOperatorRole;
+
+    fn from_str(text: &str) -> Result<Self, UnknownOperatorRole> {
+        match text {
+            "viewer" => Ok(Self::Viewer),
+            "operator" => Ok(Self::Operator),
+            "admin" => Ok(Self::Admin),
+            _ => Err(UnknownOperatorRole),
+        }
+    }
+}
+
+/// Somebody who proved who they are.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Operator {
+    /// As it is known.
+    pub name: String,
+    /// What they may do.
+    pub role: OperatorRole,
+}
+
+/// A new operator.
+#[derive(Debug)]
+pub struct NewOperator<'a> {
+    /// Wanted name.
+    pub name: &'a str,
+    /// Wanted role.
+    pub role: &'a str,
+    /// SHA-256 of the certificate that was made for it; without one, a token is made.
+    pub certificate: Option<Bytes>,
+    /// 0: no end.
+    pub ttl_s: u64,
+    /// Now.
+    pub now_unix_ms: u64,
+}
+
+/// An operator at rest.
+#[derive(Clone, PartialEq, Message)]
+struct Stored {
+    #[prost(string, tag = "1")]
+    role: String,
+    /// SHA-256 of the token's secret; empty with a certificate.
+    #[prost(bytes = "bytes", tag = "2")]
+    token: Bytes,
+    /// SHA-256 of the certificate; empty with a token.
+    #[prost(bytes = "bytes", tag = "3")]
+    certificate: Bytes,
+    #[prost(uint64, tag = "4")]
+    created_unix_ms: u64,
+    #[prost(string, tag = "5")]
+    created_by: String,
+    #[prost(uint64, tag = "6")]
+    expires_unix_ms: u64,
+}
+
+impl Stored {
+    fn view(&self, name: &str) -> OperatorView {
+        let by = if self.token.is_empty() {
+            "certificate"
+        } else {
+            "token"
+        };
+        OperatorView {
+            name: name.to_owned(),
+            role: self.role.clone(),
+            by: by.to_owned(),
+            created_unix_ms: self.created_unix_ms,
+            created_by: self.created_by.clone(),
+            expires_unix_ms: self.expires_unix_ms,
+        }
+    }
+}
+
+/// The hash of `root`'s token.
 #[derive(Debug, Default)]
-pub(super) struct Operator {
+pub(super) struct Root {
     hash: [u8; 32],
 }
 
 impl Registry {
-    /// Takes up the operator's token, making one at the first start. True when it was made now.
+    /// Takes up the token of `root`, making one at the first start. True when it was made now.
     ///
     /// # Errors
     /// When the file cannot be read or written, or holds no good token.
@@ -48,7 +171,7 @@ impl Registry {
                         file.display()
                     ))
                 })?;
-                (hash(secret), false)
+                (sha256(secret), false)
             }
             (None, Some(entry)) => {
                 let kept = <[u8; 32]>::try_from(&entry.value[..]);
@@ -58,20 +181,198 @@ impl Registry {
                 let secret = Zeroizing::new(vault::hex(&vault::random::<32>()?));
                 let text = Zeroizing::new(format!("{PREFIX}{}.{pin}\n", *secret));
                 vault::write_private(file, text.as_bytes()).map_err(told)?;
-                (hash(&secret), true)
+                (sha256(&secret), true)
             }
         };
         let put = Transaction::new().when(AT, before).put(AT, hash.to_vec());
         self.store.commit(put).await?;
-        self.operator.write().hash = hash;
+        self.root.write().hash = hash;
         Ok(made)
     }
 
-    /// Whether this is the operator's token, with or without the pin behind it.
-    #[must_use]
-    pub fn is_operator(&self, token: &str) -> bool {
-        let presented = hash(secret_of(token).unwrap_or_default());
-        bool::from(presented.ct_eq(&self.operator.read().hash))
+    /// Whose token this is, with or without the pin behind it.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn operator_by_token(
+        &self,
+        token: &str,
+        now_unix_ms: u64,
+    ) -> Result<Option<Operator>, Error> {
+        let secret = secret_of(token).unwrap_or_default();
+        let presented = sha256(secret);
+        if bool::from(presented.ct_eq(&self.root.read().hash)) {
+            return Ok(Some(Operator {
+                name: ROOT.to_owned(),
+                role: OperatorRole::Admin,
+            }));
+        }
+        let Some((name, _)) = secret.rsplit_once('-') else {
+            return Ok(None);
+        };
+        self.operator(name, now_unix_ms, |stored| {
+            stored.token.len() == presented.len() && bool::from(presented.ct_eq(&stored.token))
+        })
+        .await
+    }
+
+    /// Whose certificate this is, which rustls has verified and names `name`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn operator_by_certificate(
+        &self,
+        name: &str,
+        leaf_sha256: &[u8],
+        now_unix_ms: u64,
+    ) -> Result<Option<Operator>, Error> {
+        self.operator(name, now_unix_ms, |stored| {
+            stored.certificate == leaf_sha256
+        })
+        .await
+    }
+
+    async fn operator(
+        &self,
+        name: &str,
+        now_unix_ms: u64,
+        proves: impl FnOnce(&Stored) -> bool,
+    ) -> Result<Option<Operator>, Error> {
+        if name.parse::<NodeId>().is_err() {
+            return Ok(None);
+        }
+        let Some(entry) = self.store.get(&format!("{OPERATORS}{name}")).await? else {
+            return Ok(None);
+        };
+        let stored: Stored = decode(&entry.value)?;
+        let over = stored.expires_unix_ms != 0 && stored.expires_unix_ms <= now_unix_ms;
+        let role = stored.role.parse();
+        if over || !proves(&stored) {
+            return Ok(None);
+        }
+        Ok(role.ok().map(|role| Operator {
+            name: name.to_owned(),
+            role,
+        }))
+    }
+
+    /// Makes an operator. Answers it, and the secret of its token when it has one.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a bad name or role; [`Error::Refused`] when the name is taken.
+    pub async fn add_operator(
+        &self,
+        by: &Actor,
+        new: NewOperator<'_>,
+    ) -> Result<(OperatorView, Option<Zeroizing<String>>), Error> {
+        let role = check(&new)?;
+        let taken = || Error::Refused(format!("there is an operator `{}` already", new.name));
+        let listing = self.store.list(OPERATORS).await?;
+        if listing.entries.len() >= OPERATORS_MAX {
+            return Err(Error::Refused(format!(
+                "there are {OPERATORS_MAX} operators already"
+            )));
+        }
+        let at = format!("{OPERATORS}{}", new.name);
+        if listing.entries.iter().any(|entry| entry.key == at) {
+            return Err(taken());
+        }
+        let mut stored = Stored {
+            role: role.as_str().to_owned(),
+            created_unix_ms: new.now_unix_ms,
+            created_by: by.name.clone(),
+            ..Stored::default()
+        };
+        if new.ttl_s > 0 {
+            stored.expires_unix_ms = new.now_unix_ms + new.ttl_s * 1_000;
+        }
+        let secret = match new.certificate {
+            Some(certificate) => {
+                stored.certificate = certificate;
+                None
+            }
+            None => {
+                let letters = Zeroizing::new(vault::hex(&vault::random::<32>()?));
+                let secret = Zeroizing::new(format!("{}-{}", new.name, *letters));
+                stored.token = Bytes::copy_from_slice(&sha256(&secret));
+                Some(secret)
+            }
+        };
+        let view = stored.view(new.name);
+        let details = vec![format!("role: {}", view.role), format!("by: {}", view.by)];
+        let what = change("create", "operator", new.name, details);
+        let put = Transaction::new()
+            .when(at.clone(), 0)
+            .put(at, stored.encode_to_vec());
+        match self.commit(by, &[what], put).await {
+            Ok(_) => Ok((view, secret)),
+            Err(Error::Conflict(_)) => Err(taken()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// All operators but `root`, by name.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn operators(&self) -> Result<Vec<OperatorView>, Error> {
+        let entries = self.store.list(OPERATORS).await?.entries;
+        let view = |entry: &crate::coordinate::Entry| {
+            let name = entry.key.get(OPERATORS.len()..).unwrap_or_default();
+            Ok(decode::<Stored>(&entry.value)?.view(name))
+        };
+        entries.iter().map(view).collect()
+    }
+
+    /// Takes an operator away. False when there was none.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn remove_operator(&self, by: &Actor, name: &str) -> Result<bool, Error> {
+        if name == ROOT {
+            return Err(Error::Refused(
+                "`root` has the token in control.admin_token_file: put another token there and restart control".to_owned(),
+            ));
+        }
+        let at = format!("{OPERATORS}{name}");
+        let Some(entry) = self.store.get(&at).await? else {
+            return Ok(false);
+        };
+        let gone = Transaction::new()
+            .when(at.clone(), entry.changed)
+            .delete(at);
+        self.commit(by, &[change("remove", "operator", name, Vec::new())], gone)
+            .await?;
+        Ok(true)
+    }
+}
+
+fn check(new: &NewOperator<'_>) -> Result<OperatorRole, Error> {
+    let mut faults = Vec::new();
+    let mut fault = |field: &str, why: String| {
+        faults.push(Fault {
+            field: field.to_owned(),
+            why,
+        });
+    };
+    if let Err(error) = new.name.parse::<NodeId>() {
+        fault("name", error.to_string());
+    } else if new.name == ROOT {
+        fault(
+            "name",
+            "`root` is the operator of the token file".to_owned(),
+        );
+    }
+    if new.ttl_s > TTL_S_MAX {
+        fault("ttl_s", format!("at most {TTL_S_MAX}, five years"));
+    }
+    let role = new.role.parse();
+    if let Err(error) = &role {
+        fault("role", UnknownOperatorRole::to_string(error));
+    }
+    match role {
+        Ok(role) if faults.is_empty() => Ok(role),
+        _ => Err(Error::Invalid(faults)),
     }
 }
 
@@ -81,7 +382,7 @@ fn secret_of(token: &str) -> Option<&str> {
     Some(rest.split_once('.').map_or(rest, |(secret, _)| secret))
 }
 
-fn hash(secret: &str) -> [u8; 32] {
+fn sha256(secret: &str) -> [u8; 32] {
     let mut bytes = [0; 32];
     bytes.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
     bytes

@@ -20,7 +20,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::Connected;
 
 use super::tls::Tls;
-use crate::{api::Connection, identity::Peer, telemetry::Metrics};
+use crate::{
+    api::{Certified, Connection},
+    identity::Peer,
+    telemetry::Metrics,
+};
 
 /// Connections open at once: two of each of 1,000 nodes, operators, and room to spare.
 const CONNECTIONS_MAX: usize = 4_096;
@@ -106,19 +110,23 @@ impl Listening {
             .1
             .peer_certificates()
             .and_then(|chain| chain.first());
-        let peer = match leaf {
-            None => None,
-            Some(leaf) => match Peer::of_leaf(leaf, &self.trust_domain) {
-                Some(peer) => Some(Arc::new(peer)),
-                None => {
-                    return self.failed(address, "the certificate names no node of this network");
-                }
-            },
-        };
+        let (mut peer, mut operator) = (None, None);
+        if let Some(leaf) = leaf {
+            peer = Peer::of_leaf(leaf, &self.trust_domain).map(Arc::new);
+            operator = Certified::of_leaf(leaf, &self.trust_domain).map(Arc::new);
+            if peer.is_none() && operator.is_none() {
+                let why = "the certificate names no node and no operator of this network";
+                return self.failed(address, why);
+            }
+        }
         self.metrics.connections.inc();
         let secured = Secured {
             stream,
-            connection: Connection { address, peer },
+            connection: Connection {
+                address,
+                peer,
+                operator,
+            },
             metrics: self.metrics,
             _permit: permit,
         };

@@ -39,6 +39,14 @@ pub(crate) struct Arguments {
         value_name = "FILE"
     )]
     pub(crate) token_file: Option<PathBuf>,
+    /// An operator's certificate instead of a token: the file that `operator add --certificate-out` wrote.
+    #[arg(
+        long,
+        global = true,
+        env = "VECTOR_ADMIN_CERTIFICATE",
+        value_name = "FILE"
+    )]
+    pub(crate) certificate: Option<PathBuf>,
     /// Print JSON with stable field names instead of tables.
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -73,6 +81,11 @@ pub(crate) enum Command {
     /// API keys of accounts.
     #[command(subcommand)]
     Key(Key),
+    /// Who may call control, and what they may.
+    #[command(subcommand)]
+    Operator(Operator),
+    /// Who changed what, and when.
+    Audit(Audit),
     /// Bring the configuration to what a file says, and show what changed.
     Apply(Apply),
     /// Show what `apply` would change.
@@ -298,6 +311,41 @@ pub(crate) enum Key {
     Enable { id: String },
 }
 
+#[derive(Debug, Subcommand)]
+pub(crate) enum Operator {
+    /// Make an operator with a token, which is shown this once, or with a certificate.
+    Add {
+        /// 1 to 63 of a-z 0-9 -.
+        name: String,
+        /// viewer (sees), operator (changes what is routed and sold) or admin (decides who belongs to the network).
+        #[arg(long)]
+        role: String,
+        /// Write a new key and its certificate to this file, instead of making a token. The key never leaves this machine.
+        #[arg(long = "certificate-out", value_name = "FILE")]
+        certificate_out: Option<PathBuf>,
+        /// Days until it ends. Without it a token has no end, a certificate lives 90 days.
+        #[arg(long, default_value_t = 0)]
+        days: u64,
+    },
+    /// All operators but `root`, who has the token of control's file.
+    List,
+    /// Take an operator's token or certificate away, at once.
+    Remove { name: String },
+    /// Who I am.
+    Me,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Audit {
+    /// Check every entry that is kept against the next, and the last against control's secret. Ends with code 1 when
+    /// somebody has altered the log.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Entries to show, newest last.
+    #[arg(long, default_value_t = 20)]
+    pub(crate) rows: u32,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Apply {
     /// The file; `-` for standard input.
@@ -306,6 +354,9 @@ pub(crate) struct Apply {
     /// Remove providers, credentials, models and default routes that the file does not name.
     #[arg(long)]
     pub(crate) prune: bool,
+    /// Only if the configuration still has this generation, as `diff` tells it: else somebody else has changed it since.
+    #[arg(long, default_value_t = 0, value_name = "GENERATION")]
+    pub(crate) base: u64,
     /// Change nothing, only show.
     #[arg(long)]
     pub(crate) dry_run: bool,

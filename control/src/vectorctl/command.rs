@@ -15,15 +15,17 @@ use vector_proto::control::v1 as pb;
 use crate::{
     Failure,
     args::{self, Arguments, Command},
-    connect::{Client, connect},
+    connect::{Client, Proof, connect},
     doctor, json, plan, sight, table,
 };
 
 mod account;
+mod audit;
 mod backup;
 pub(crate) mod edges;
 mod model;
 mod node;
+mod operator;
 mod provider;
 mod scores;
 
@@ -55,6 +57,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
         control,
         token,
         token_file,
+        certificate,
         json,
         command,
     } = arguments;
@@ -62,15 +65,19 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
         Some(file) if token.is_empty() => read_file(&file)?,
         _ => token,
     };
+    let proof = match certificate {
+        Some(file) => Proof::Certificate(read_file(&file)?.into()),
+        None => Proof::Token(token.into()),
+    };
     if matches!(command, Command::Doctor) {
-        return examined(&control, &token, json).await;
+        return examined(&control, &proof, json).await;
     }
     let shown = match command {
-        Command::Edges(args::Edges::Probe(asked)) => edges::probe(&control, &token, asked).await?,
+        Command::Edges(args::Edges::Probe(asked)) => edges::probe(&control, &proof, asked).await?,
         command => {
             // What can be wrong with a file is told before anything is dialled.
             let command = Ready::from(command)?;
-            let client = connect(&control, &token).await?;
+            let client = connect(&control, &proof).await?;
             command.run(client).await?
         }
     };
@@ -83,8 +90,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
 }
 
 /// The doctor's report. It stands on standard output whatever was found, and code 1 says that something is broken.
-async fn examined(control: &str, token: &str, as_json: bool) -> Result<String, Failure> {
-    let (value, text, bad) = doctor::run(control, token).await;
+async fn examined(control: &str, proof: &Proof, as_json: bool) -> Result<String, Failure> {
+    let (value, text, bad) = doctor::run(control, proof).await;
     let report = if as_json {
         serde_json::to_string_pretty(&value).map_err(|error| Failure::Refused(error.to_string()))?
     } else {
@@ -109,6 +116,7 @@ enum Ready {
         plan: pb::Plan,
         prune: bool,
         dry_run: bool,
+        base: u64,
         exit_code: bool,
     },
 }
@@ -119,11 +127,13 @@ impl Ready {
             Command::Apply(args::Apply {
                 file,
                 prune,
+                base,
                 dry_run,
             }) => Self::Apply {
                 plan: read_plan(&file)?,
                 prune,
                 dry_run,
+                base,
                 exit_code: false,
             },
             Command::Diff(args::Diff {
@@ -134,6 +144,7 @@ impl Ready {
                 plan: read_plan(&file)?,
                 prune,
                 dry_run: true,
+                base: 0,
                 exit_code,
             },
             Command::Credential(put @ args::Credential::Put { .. }) => {
@@ -153,8 +164,17 @@ impl Ready {
                 plan,
                 prune,
                 dry_run,
+                base,
                 exit_code,
-            } => apply(client, plan, prune, dry_run, exit_code).await,
+            } => {
+                let asked = pb::ApplyRequest {
+                    plan: Some(plan),
+                    dry_run,
+                    prune,
+                    base_revision: base,
+                };
+                apply(client, asked, exit_code).await
+            }
             Self::Credential(spec) => {
                 let view = client.put_credential(*spec).await?.into_inner();
                 let name = view.spec.as_ref().map_or("", |spec| &spec.name);
@@ -186,6 +206,8 @@ async fn plain(client: Client, command: Command) -> Done {
         Command::DefaultRoute(it) => model::default_route(client, it).await,
         Command::Account(it) => account::account(client, it).await,
         Command::Key(it) => account::key(client, it).await,
+        Command::Operator(it) => operator::operator(client, it).await,
+        Command::Audit(asked) => audit::audit(client, asked).await,
         Command::Explain(asked) => explain(client, asked).await,
         Command::Usage(asked) => usage(client, asked).await,
         Command::Upstreams => scores::upstreams(client).await,
@@ -204,26 +226,17 @@ async fn plain(client: Client, command: Command) -> Done {
 }
 
 /// Brings control to the plan, or only shows what that would change.
-async fn apply(
-    mut client: Client,
-    plan: pb::Plan,
-    prune: bool,
-    dry_run: bool,
-    exit_code: bool,
-) -> Done {
-    let asked = pb::ApplyRequest {
-        plan: Some(plan),
-        dry_run,
-        prune,
-        base_revision: 0,
-    };
+async fn apply(mut client: Client, asked: pb::ApplyRequest, exit_code: bool) -> Done {
+    let dry_run = asked.dry_run;
     let response = client.apply(asked).await?.into_inner();
     if exit_code && !response.changes.is_empty() {
         let _ = writeln!(io::stdout().lock(), "{}", table::changes(&response));
         return Err(Failure::Refused(String::new()));
     }
     let mut text = table::changes(&response);
-    if !dry_run && !response.changes.is_empty() {
+    if dry_run {
+        text += &format!("\ngeneration {}", response.revision);
+    } else if !response.changes.is_empty() {
         text = text
             .replace(" to create", " created")
             .replace(" to update", " updated")

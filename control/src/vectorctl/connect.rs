@@ -1,5 +1,6 @@
 //! Reaches control, and says in plain words why it cannot.
 
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use tonic::{
     Request, Status,
     metadata::{Ascii, MetadataValue},
@@ -8,30 +9,71 @@ use tonic::{
 };
 use vector_control::dial;
 use vector_proto::control::v1::admin_client::AdminClient;
+use zeroize::Zeroizing;
 
 use crate::Failure;
 
 /// Largest answer taken.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
-/// Every call carries the operator's token.
+/// Every call carries the operator's token, if it has one.
 pub(crate) type Client = AdminClient<InterceptedService<Channel, Token>>;
 
 #[derive(Clone)]
-pub(crate) struct Token(MetadataValue<Ascii>);
+pub(crate) struct Token(Option<MetadataValue<Ascii>>);
 
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        request
-            .metadata_mut()
-            .insert("authorization", self.0.clone());
+        if let Some(token) = &self.0 {
+            request
+                .metadata_mut()
+                .insert("authorization", token.clone());
+        }
         Ok(request)
     }
 }
 
-/// Dials control with `vadm_SECRET.PIN`: the first of these addresses, parted by commas, where one answers.
-pub(crate) async fn connect(urls: &str, token: &str) -> Result<Client, Failure> {
-    let token = token.trim();
+/// What an operator proves itself with.
+pub(crate) enum Proof {
+    /// `vadm_SECRET.PIN`.
+    Token(Zeroizing<String>),
+    /// PEM of a key, its certificate, and the network's root.
+    Certificate(Zeroizing<String>),
+}
+
+/// Dials control: the first of these addresses, parted by commas, where one answers.
+pub(crate) async fn connect(urls: &str, proof: &Proof) -> Result<Client, Failure> {
+    match proof {
+        Proof::Token(token) => with_token(urls, token.trim()).await,
+        Proof::Certificate(pem) => with_certificate(urls, pem).await,
+    }
+}
+
+async fn with_certificate(urls: &str, pem: &str) -> Result<Client, Failure> {
+    let wrong = |why: &str| {
+        Failure::Usage(format!(
+            "the certificate file is not what `vectorctl operator add --certificate-out` writes: {why}"
+        ))
+    };
+    let key =
+        PrivateKeyDer::from_pem_slice(pem.as_bytes()).map_err(|error| wrong(&error.to_string()))?;
+    let chain: Result<Vec<CertificateDer<'static>>, _> =
+        CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    let mut chain = chain.map_err(|error| wrong(&error.to_string()))?;
+    let root = chain.pop().filter(|_| !chain.is_empty());
+    let root = root.ok_or_else(|| wrong("it needs a certificate and the root"))?;
+    let pin = dial::pin_of(&root).ok_or_else(|| wrong("its root is no certificate"))?;
+    let channel = first(urls, &pin, Some((chain, key))).await?;
+    Ok(client(channel, None))
+}
+
+fn client(channel: Channel, token: Option<MetadataValue<Ascii>>) -> Client {
+    AdminClient::with_interceptor(channel, Token(token))
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+}
+
+/// Dials control with `vadm_SECRET.PIN`.
+async fn with_token(urls: &str, token: &str) -> Result<Client, Failure> {
     let no_token = || {
         Failure::Token(
             "this needs the operator's token, vadm_SECRET.PIN: set VECTOR_ADMIN_TOKEN, for instance\n  \
@@ -46,16 +88,22 @@ pub(crate) async fn connect(urls: &str, token: &str) -> Result<Client, Failure> 
         .parse()
         .map_err(|_| no_token())?;
     bearer.set_sensitive(true);
-    let channel = first(urls, pin).await?;
-    Ok(AdminClient::with_interceptor(channel, Token(bearer))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX))
+    let channel = first(urls, pin, None).await?;
+    Ok(client(channel, Some(bearer)))
 }
 
 /// Any replica does: they are equal. One that answers and is not ours is a fault, whatever the next one would be.
-async fn first(urls: &str, pin: &str) -> Result<Channel, Failure> {
+async fn first(
+    urls: &str,
+    pin: &str,
+    certificate: Option<dial::ClientCertificate>,
+) -> Result<Channel, Failure> {
     let mut last = None;
     for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
-        match dial::dial(url, pin, None).await {
+        let own = certificate
+            .as_ref()
+            .map(|(chain, key)| (chain.clone(), key.clone_key()));
+        match dial::dial(url, pin, own).await {
             Ok(channel) => return Ok(channel),
             Err(error @ dial::Error::Connect { .. }) => last = Some(unreachable(url, error)),
             Err(error) => return Err(unreachable(url, error)),

@@ -5,7 +5,12 @@
 
 use serde_json::{Value, json};
 
-use crate::{Failure, connect::connect, sight, sight::Sight};
+use crate::{
+    Failure,
+    connect::{Proof, connect},
+    sight,
+    sight::Sight,
+};
 
 mod nodes;
 mod reach;
@@ -90,8 +95,8 @@ pub(crate) fn examine(sight: &Sight) -> Vec<Finding> {
 }
 
 /// Looks at the network and answers the report, and whether a fault is in it.
-pub(crate) async fn run(url: &str, token: &str) -> (Value, String, bool) {
-    let findings = match connect(url, token).await {
+pub(crate) async fn run(url: &str, proof: &Proof) -> (Value, String, bool) {
+    let findings = match connect(url, proof).await {
         Err(failure) => vec![reach::finding(&failure, false)],
         Ok(client) => match sight::gather(&client).await {
             Ok(sight) => examine(&sight),

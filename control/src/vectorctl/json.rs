@@ -214,3 +214,10 @@ fn counted(usage: &Usage) -> Value {
         "output_image_tokens": usage.output_image_tokens, "seconds_milli": usage.seconds_milli, "reported": usage.reported,
     })
 }
+
+pub(crate) fn operator(view: &pb::OperatorView) -> Value {
+    json!({
+        "name": view.name, "role": view.role, "by": view.by, "created_unix_ms": view.created_unix_ms,
+        "created_by": view.created_by, "expires_unix_ms": view.expires_unix_ms,
+    })
+}

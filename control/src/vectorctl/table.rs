@@ -16,6 +16,9 @@ pub(crate) use glance::glance;
 mod scores;
 pub(crate) use scores::{paths, upstreams_seen};
 
+mod trust;
+pub(crate) use trust::{audit, operators};
+
 /// A table without lines, as wide as the terminal.
 fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();

@@ -12,6 +12,8 @@ mod identity;
 
 mod ledger;
 
+mod operators;
+
 mod replicas;
 
 mod words;

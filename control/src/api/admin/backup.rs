@@ -9,7 +9,7 @@ use vector_proto::control::v1 as pb;
 
 use crate::{
     api::{Rooms, unix_ms},
-    registry::{BACKUP_BYTES_MAX, BACKUP_ENTRIES_MAX, digest},
+    registry::{Actor, BACKUP_BYTES_MAX, BACKUP_ENTRIES_MAX, digest},
 };
 
 /// Bytes of keys and values in one part, but for one that is larger alone.
@@ -56,6 +56,7 @@ pub(super) async fn take(rooms: &Rooms) -> Result<Parts, Status> {
 /// Takes a whole backup in, checks it, and puts it in force.
 pub(super) async fn put(
     rooms: &Rooms,
+    by: &Actor,
     mut incoming: Streaming<pb::RestorePart>,
 ) -> Result<pb::RestoreResponse, Status> {
     let mut entries: Vec<(String, Bytes)> = Vec::new();
@@ -96,7 +97,7 @@ pub(super) async fn put(
              control.data_dir before its first start",
         ));
     }
-    let restored = rooms.registry.restore(entries, force).await?;
+    let restored = rooms.registry.restore(by, entries, force).await?;
     tracing::warn!(
         put = restored.put,
         removed = restored.removed,

@@ -1,11 +1,30 @@
 //! What operators see of nodes and credentials. Never a secret.
 
+use tonic::Status;
 use vector_proto::control::v1::{CredentialAt, CredentialView, NodeRecord, NodeView};
 
+use super::Operators;
 use crate::{
-    health::Presence,
-    registry::{NodeSpec, Seen, StoredCredential},
+    health::{self, Presence},
+    registry::{self, NodeSpec, Seen, StoredCredential},
 };
+
+impl Operators {
+    /// Every node, as this replica and the others know it.
+    pub(super) async fn node_views(&self) -> Result<Vec<NodeView>, Status> {
+        let nodes = self.rooms.registry.nodes().await?;
+        // Another replica may hear a node that this one does not; what the node says is known there only.
+        let store = self.rooms.registry.store().as_ref();
+        let heard = health::agreed(store).await.map_err(registry::Error::from)?;
+        let view = |(spec, seen)| {
+            let mut view = node(spec, seen, |id| self.rooms.fleet.presence(id));
+            let id = view.record.as_ref().map(|record| &record.id);
+            view.connected |= id.is_some_and(|id| heard.ids.contains(id));
+            view
+        };
+        Ok(nodes.into_iter().map(view).collect())
+    }
+}
 
 /// A node: its record, and what it says of itself.
 pub(super) fn node(

@@ -36,12 +36,17 @@ async fn configure(registry: &Registry) -> String {
             ..AccountSpec::default()
         });
     };
-    registry.edit(0, false, alter).await.unwrap();
+    registry.edit(&by(), 0, false, alter).await.unwrap();
     let spec = KeySpec {
         account: "acme".to_owned(),
         ..KeySpec::default()
     };
-    registry.create_key(spec, 1).await.unwrap().1.to_string()
+    registry
+        .create_key(&by(), spec, 1)
+        .await
+        .unwrap()
+        .1
+        .to_string()
 }
 
 fn pairs(entries: Vec<Entry>) -> Vec<(String, Bytes)> {
@@ -81,7 +86,7 @@ async fn what_was_there_is_there_again() {
     let ca = Transaction::new().put("/secrets/ca", b"its own".to_vec());
     new.store().commit(ca).await.unwrap();
     assert!(!is_admitted(&new, &key).await);
-    let restored = new.restore(backup.clone(), false).await.unwrap();
+    let restored = new.restore(&by(), backup.clone(), false).await.unwrap();
     assert_eq!((restored.put, restored.removed), (backup.len(), 0));
     assert_eq!(new.catalog().await.unwrap().generation, 1);
     assert!(
@@ -106,10 +111,10 @@ async fn a_network_is_replaced_only_by_force_and_then_wholly() {
     let old = registry(dir.path(), "old", &master).await;
     let backup = pairs(old.backup().await.unwrap());
     let key = configure(&old).await;
-    let refused = old.restore(backup.clone(), false).await.unwrap_err();
+    let refused = old.restore(&by(), backup.clone(), false).await.unwrap_err();
     assert!(matches!(refused, Error::Refused(_)), "{refused}");
     assert!(is_admitted(&old, &key).await, "nothing was changed");
-    let restored = old.restore(backup, true).await.unwrap();
+    let restored = old.restore(&by(), backup, true).await.unwrap();
     assert!(restored.removed >= 5, "{restored:?}");
     assert_eq!(old.catalog().await.unwrap(), Catalog::default());
     assert!(!is_admitted(&old, &key).await);
@@ -123,11 +128,14 @@ async fn a_backup_of_another_master_key_is_refused_before_anything_is_written() 
     let backup = pairs(old.backup().await.unwrap());
     let other = registry(dir.path(), "new", &dir.path().join("b.key")).await;
     let before = other.backup().await.unwrap();
-    let refused = other.restore(backup.clone(), true).await.unwrap_err();
+    let refused = other
+        .restore(&by(), backup.clone(), true)
+        .await
+        .unwrap_err();
     assert!(refused.to_string().contains("master.key"), "{refused}");
     let mut foreign = backup;
     foreign.push(("/elsewhere".to_owned(), Bytes::new()));
-    let refused = old.restore(foreign, true).await.unwrap_err();
+    let refused = old.restore(&by(), foreign, true).await.unwrap_err();
     assert!(refused.to_string().contains("/elsewhere"), "{refused}");
     assert_eq!(other.backup().await.unwrap(), before);
 }
@@ -154,4 +162,8 @@ fn large_restores_are_cut() {
         [1_000, 1_000, 500]
     );
     assert_eq!(sizes((0..4).map(|n| put(n, 700_000)).collect()), [1; 4]);
+}
+
+fn by() -> Actor {
+    Actor::operator("eve", String::new())
 }

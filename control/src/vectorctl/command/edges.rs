@@ -26,7 +26,7 @@ use vector_proto::control::v1 as pb;
 use super::{Done, Shown};
 use crate::{
     Failure, args,
-    connect::connect,
+    connect::{Proof, connect},
     sight::{has, is_draining},
     table,
 };
@@ -54,11 +54,11 @@ pub(crate) struct Edge {
 }
 
 /// Measures every ingress and names the nearest.
-pub(super) async fn probe(control: &str, token: &str, asked: args::Probe) -> Done {
+pub(super) async fn probe(control: &str, proof: &Proof, asked: args::Probe) -> Done {
     let tls = tls();
     let (urls, times) = match &asked.from {
         Some(url) => (told_by(url, &tls).await?, asked.times),
-        None => (told_by_control(control, token).await?, asked.times),
+        None => (told_by_control(control, proof).await?, asked.times),
     };
     if urls.is_empty() {
         return Err(Failure::Refused(
@@ -92,8 +92,8 @@ pub(super) async fn probe(control: &str, token: &str, asked: args::Probe) -> Don
     Ok(Shown::new(value, text))
 }
 
-async fn told_by_control(control: &str, token: &str) -> Result<Vec<String>, Failure> {
-    let mut client = connect(control, token).await?;
+async fn told_by_control(control: &str, proof: &Proof) -> Result<Vec<String>, Failure> {
+    let mut client = connect(control, proof).await?;
     let status = client.status(pb::StatusRequest {}).await?.into_inner();
     let open = status
         .nodes

@@ -1,0 +1,65 @@
+//! What follows from a change: those whom it concerns are told before the operator has the answer.
+
+use std::time::Duration;
+
+use tonic::Status;
+use vector_proto::control::v1 as pb;
+
+use super::{super::caller::Caller, Operators};
+use crate::registry::{Draft, Outcome};
+
+/// How long a change waits for the snapshot that follows from it. It is kept either way.
+const PUBLISH_WAIT: Duration = Duration::from_secs(2);
+
+impl Operators {
+    /// Makes one change, tells those whom it concerns, and returns when that is done.
+    pub(super) async fn edit(
+        &self,
+        caller: &Caller,
+        alter: impl Fn(&mut Draft) + Send + Sync,
+    ) -> Result<Outcome, Status> {
+        let registry = &self.rooms.registry;
+        let outcome = registry.edit(&caller.by, 0, false, alter).await?;
+        self.settle(&outcome).await?;
+        Ok(outcome)
+    }
+
+    pub(super) async fn settle(&self, outcome: &Outcome) -> Result<(), Status> {
+        for change in &outcome.changes {
+            tracing::info!(
+                action = change.action,
+                kind = change.kind,
+                name = change.name,
+                "configuration changed"
+            );
+        }
+        for account in outcome.accounts() {
+            let keys = self.rooms.registry.keys(account).await?;
+            self.forget(keys.into_iter().map(|key| key.id).collect())
+                .await?;
+        }
+        let published = self.rooms.publisher.published(outcome.generation);
+        if tokio::time::timeout(PUBLISH_WAIT, published).await.is_err() {
+            tracing::warn!(
+                generation = outcome.generation,
+                "the change is kept, but not published yet"
+            );
+        }
+        Ok(())
+    }
+
+    /// Has every ingress forget these keys. Returns when each stream has it.
+    pub(super) async fn forget(&self, keys: Vec<String>) -> Result<(), Status> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let event = pb::KeysChanged {
+            keys,
+            all: false,
+            // Out of turn: what came before it may not have been told yet.
+            revision: 0,
+        };
+        self.rooms.fleet.push_keys(event).await;
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! Makes operators, and tells one who it is.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use ring::digest::{SHA256, digest};
+use tonic::Status;
+use vector_proto::{control::v1 as pb, id::NodeId};
+
+use super::{super::caller::Caller, Operators, unix_ms};
+use crate::{api::unix_now, registry::NewOperator};
+
+/// Largest signing request.
+const CSR_BYTES_MAX: usize = 16 << 10;
+
+/// Life of a certificate when nothing is said: 90 days; and the longest.
+const CERTIFICATE_TTL_S: u64 = 90 * 86_400;
+const CERTIFICATE_TTL_S_MAX: u64 = 5 * 365 * 86_400;
+
+impl Operators {
+    /// The caller's own record; `root` has none.
+    pub(super) async fn myself(&self, caller: &Caller) -> Result<pb::OperatorView, Status> {
+        let all = self.rooms.registry.operators().await?;
+        let mine = all
+            .into_iter()
+            .find(|view| view.name == caller.operator.name);
+        Ok(mine.unwrap_or_else(|| pb::OperatorView {
+            name: caller.operator.name.clone(),
+            role: caller.operator.role.as_str().to_owned(),
+            by: "token".to_owned(),
+            ..pb::OperatorView::default()
+        }))
+    }
+
+    pub(super) async fn add(
+        &self,
+        caller: &Caller,
+        mut asked: pb::AddOperatorRequest,
+    ) -> Result<pb::AddedOperator, Status> {
+        let authority = &self.rooms.authority;
+        let leaf = self.certified(&mut asked)?;
+        let new = NewOperator {
+            name: &asked.name,
+            role: &asked.role,
+            certificate: leaf.as_ref().map(|leaf| sha256(leaf)),
+            ttl_s: asked.ttl_s,
+            now_unix_ms: unix_ms(),
+        };
+        let (view, secret) = self.rooms.registry.add_operator(&caller.by, new).await?;
+        let token = secret.map(|secret| format!("vadm_{}.{}", *secret, authority.pin()));
+        Ok(pb::AddedOperator {
+            operator: Some(view),
+            token: token.unwrap_or_default(),
+            certificate_chain: leaf.into_iter().collect(),
+            root: authority.root().to_vec().into(),
+        })
+    }
+
+    /// The certificate for the request's key, if it brings one and has a name; bad names are told with the other faults.
+    fn certified(&self, asked: &mut pb::AddOperatorRequest) -> Result<Option<Bytes>, Status> {
+        let Ok(name) = asked.name.parse::<NodeId>() else {
+            return Ok(None);
+        };
+        if asked.csr.is_empty() {
+            return Ok(None);
+        }
+        if asked.csr.len() > CSR_BYTES_MAX {
+            return Err(Status::invalid_argument("the request is absurdly large"));
+        }
+        if asked.ttl_s == 0 {
+            asked.ttl_s = CERTIFICATE_TTL_S;
+        }
+        let life = Duration::from_secs(asked.ttl_s.min(CERTIFICATE_TTL_S_MAX));
+        let authority = &self.rooms.authority;
+        let leaf = authority.operator_leaf(&asked.csr, &name, life, unix_now())?;
+        Ok(Some(leaf.to_vec().into()))
+    }
+}
+
+fn sha256(leaf: &[u8]) -> Bytes {
+    Bytes::copy_from_slice(digest(&SHA256, leaf).as_ref())
+}
