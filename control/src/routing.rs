@@ -7,7 +7,7 @@ mod explain;
 pub use explain::explain;
 
 mod steer;
-pub use steer::{Row, Steering, Table, difference, table};
+pub use steer::{Row, Steering, Table, difference, table, told};
 
 mod publish;
 pub use publish::{Published, Publisher, Share};

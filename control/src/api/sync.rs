@@ -22,7 +22,7 @@ use crate::{
     health::{Attached, EVENTS_MAX},
     identity::{Peer, Role},
     registry::{ChangedKeys, StoredCredential},
-    routing::{Published, Share, Table, difference},
+    routing::{Published, Share, Table, difference, told},
 };
 
 /// A node says who it is this soon, or is closed.
@@ -241,8 +241,9 @@ impl Session {
             return Ok(());
         }
         let newest = self.steering.borrow_and_update().clone();
-        let upstreams = difference(&self.told, &newest, Instant::now());
-        self.told = newest;
+        let now = Instant::now();
+        let upstreams = difference(&self.told, &newest, now);
+        self.told = Arc::new(told(&self.told, &newest, now));
         if upstreams.is_empty() && !whole {
             return Ok(());
         }

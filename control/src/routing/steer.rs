@@ -95,6 +95,24 @@ pub fn difference(before: &Table, after: &Table, now: Instant) -> Vec<UpstreamSc
         .collect()
 }
 
+/// What a node goes by once it was told the difference: a row that was not worth a word stays what it was, so that many
+/// small steps are told when they have added up.
+#[must_use]
+pub fn told(before: &Table, after: &Table, now: Instant) -> Table {
+    let known = |key, row: &Row| {
+        let known = before.get(key).copied().unwrap_or_default();
+        if is_same(&known, row, now) {
+            known
+        } else {
+            *row
+        }
+    };
+    after
+        .iter()
+        .map(|(key, row)| (key.clone(), known(key, row)))
+        .collect()
+}
+
 fn is_same(one: &Row, other: &Row, now: Instant) -> bool {
     let moment = |one: Option<Instant>, other: Option<Instant>| {
         let to_come = |at: Option<Instant>| at.filter(|at| *at > now);
@@ -252,5 +270,22 @@ mod tests {
         assert!(difference(&before, &of(950, 580_000), now).is_empty());
         assert_eq!(difference(&before, &of(900, 500_000), now).len(), 1);
         assert_eq!(difference(&before, &of(990, 700_000), now).len(), 1);
+    }
+
+    #[test]
+    fn small_steps_are_told_when_they_have_added_up() {
+        let now = Instant::now();
+        let at = |permille| {
+            let said = ingress(0, permille, 0);
+            table([("i", &said, now)], now)
+        };
+        let (mut known, mut heard) = (at(1_000), Vec::new());
+        for permille in (900..1_000).rev().step_by(10) {
+            let newest = at(permille);
+            heard.extend(difference(&known, &newest, now));
+            known = told(&known, &newest, now);
+        }
+        assert!(!heard.is_empty(), "a tenth less is news");
+        assert!(heard.len() < 5, "a hundredth is none");
     }
 }
