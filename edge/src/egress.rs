@@ -8,6 +8,8 @@
 //! key, a prompt or an answer. A journal that makes outcomes durable comes with money.
 
 // The road.
+mod carry;
+
 pub mod receive;
 
 pub mod dedupe;
@@ -41,9 +43,7 @@ mod watch;
 
 use std::{
     fmt,
-    future::pending,
     path::PathBuf,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -53,25 +53,20 @@ use std::{
 
 use tokio::sync::Notify;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument as _;
-use vector_proto::{
-    control::v1 as control, dialect::operation, id::ExchangeId, refusal::Code, tunnel::v1,
-};
+use vector_proto::{control::v1 as control, dialect::operation, tunnel::v1};
 
 use self::{
     answer::{Ending, micros},
     dedupe::Dedupe,
-    kept::{Kept, Place},
-    outlet::Outlet,
-    provider::{Metrics, Providers, Row, TlsError, Upload},
-    receive::{Exchange, receive, untouched},
-    watch::Watch,
+    kept::Kept,
+    provider::{Metrics, Providers, Row, TlsError},
+    receive::Exchange,
 };
 use crate::{
     config::Role,
     lookup::HashMap,
     telemetry::{self, Telemetry},
-    tunnel::{Arrival, ArrivalHandler, Cancelled, RequestBody},
+    tunnel::ArrivalHandler,
 };
 
 /// Where an egress tells what happened. Neither call may block.
@@ -121,12 +116,6 @@ pub struct Room {
 /// The egress role. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Egress(Arc<Room>);
-
-/// What came of a request.
-enum Outcome {
-    Ended(Ending),
-    Refused(String),
-}
 
 impl Egress {
     /// An egress without providers and keys yet. `tls_roots` are trusted besides the system's.
@@ -222,7 +211,7 @@ impl Egress {
     /// What the tunnel calls with every exchange that arrives.
     pub fn handler(&self) -> ArrivalHandler {
         let room = Arc::clone(&self.0);
-        Arc::new(move |arrival| Box::pin(serve(Arc::clone(&room), arrival)))
+        Arc::new(move |arrival| carry::serve(Arc::clone(&room), arrival))
     }
 
     /// The state of every key.
@@ -266,140 +255,6 @@ impl Egress {
         let _ = tokio::time::timeout(grace, ended).await;
         self.exchanges()
     }
-}
-
-/// Carries one exchange from its arrival to the end of its answer.
-async fn serve(room: Arc<Room>, mut arrival: Arrival) {
-    if arrival.open.replay.is_some() || arrival.open.adopt.is_some() {
-        // Rare: it must not count in the size of every exchange.
-        return Box::pin(replay::serve(room, arrival)).await;
-    }
-    let mut exchange = match receive(&room, &mut arrival, Instant::now()) {
-        Ok(exchange) => exchange,
-        Err(refused) => return arrival.refuse(*refused).await,
-    };
-    let keep = arrival.open.keep.take();
-    let place = match begin(&room, &exchange, keep.is_some()) {
-        Ok(place) => place,
-        Err(full) => {
-            exchange.running.refused();
-            let refused = untouched(Code::Overloaded, full.to_string(), true);
-            return arrival.refuse(refused).await;
-        }
-    };
-    let Ok((body, answer)) = arrival.accept().await else {
-        // Nobody heard that it was accepted, and nothing was executed.
-        return exchange.running.refused();
-    };
-    let cancelled = answer.canceller();
-    let reading = place.as_ref().and_then(|place| place.recording().read());
-    let (outlet, followed) = match (&place, reading) {
-        (Some(place), Some(reading)) => {
-            let first = replay::give(reading, answer, replay::Copy::First);
-            room.tasks.spawn(first);
-            (Outlet::Kept(Arc::clone(place.recording())), None)
-        }
-        _ => (Outlet::Tunnel(answer), Some(cancelled)),
-    };
-    let begun = AtomicBool::new(false);
-    let outcome = {
-        let span = room
-            .telemetry
-            .span(Role::Egress, exchange.id, &exchange.head.traceparent);
-        let id = exchange.id;
-        let run = pin!(run(&room, &mut exchange, body, outlet, &begun).instrument(span));
-        tokio::select! {
-            biased;
-            outcome = run => outcome,
-            () = unwanted(&room, id, followed, &begun) => Outcome::Ended(Ending::Cancelled),
-        }
-    };
-    if let Some(recording) = room.kept.adopted(exchange.id) {
-        // Adopted too late, or given up: who waits for it is told. What has ended stays as it is.
-        recording.end(kept::End::Lost);
-    }
-    match outcome {
-        Outcome::Refused(code) => room.refused(&mut exchange, &code),
-        Outcome::Ended(ending) => room.ended(&exchange, ending),
-    }
-    if let (Some(place), Some(keep)) = (place, keep) {
-        place.put_away(Duration::from_millis(keep.kept_ms)).await;
-    }
-}
-
-/// A recording for an exchange that is to be kept.
-fn begin(room: &Room, exchange: &Exchange, wanted: bool) -> Result<Option<Place>, kept::Full> {
-    // A conversation over a WebSocket has two sides: there is no answer to give again.
-    if !wanted || exchange.head.websocket {
-        return Ok(None);
-    }
-    let now = Instant::now();
-    let place = room.kept.begin(exchange.id, &exchange.head.account, now)?;
-    Ok(Some(place))
-}
-
-/// Resolves once nobody wants the answer any more. A kept one is always wanted, an adopted one for a while.
-async fn unwanted(room: &Room, id: ExchangeId, followed: Option<Cancelled>, begun: &AtomicBool) {
-    let Some(cancelled) = followed else {
-        return pending().await;
-    };
-    cancelled.cancelled().await;
-    if !begun.load(Ordering::Relaxed)
-        && let Some(recording) = room.kept.adopted(id)
-    {
-        recording.given_up().await;
-    }
-}
-
-/// Everything between acceptance and the answer's end.
-///
-/// `begun` is set once the answer goes to the ingress that asked, and can no longer be kept.
-async fn run(
-    room: &Room,
-    exchange: &mut Exchange,
-    body: RequestBody,
-    outlet: Outlet,
-    begun: &AtomicBool,
-) -> Outcome {
-    let mut watch = Watch::new(exchange.deadline, Instant::now());
-    let answer = match outlet {
-        Outlet::Tunnel(answer) if exchange.head.websocket => {
-            let carried =
-                Box::pin(websocket::carry(room, exchange, body, answer, &mut watch)).await;
-            return match carried {
-                Ok(ending) => Outcome::Ended(ending),
-                Err((refused, answer)) => say_no(*refused, Outlet::Tunnel(answer)).await,
-            };
-        }
-        outlet => outlet,
-    };
-    let (length, splice) = (exchange.head.body_bytes, translate::splice(&exchange.head));
-    let taken = Upload::take(body, length, splice);
-    match Box::pin(watch.within(taken, || 0)).await {
-        Ok(Ok(upload)) => exchange.upload = upload,
-        Ok(Err(_)) => return Outcome::Ended(Ending::Cancelled),
-        Err(expired) => {
-            let refused = attempt::Fault::of_time(expired, false).refusal(false, 0);
-            return say_no(refused, answer).await;
-        }
-    }
-    // Boxed, they are gone while the answer streams.
-    let attempted = Box::pin(attempt::attempt(room, exchange, &mut watch)).await;
-    let answer = answer.unless_adopted(&room.kept, exchange.id, &exchange.head.account);
-    begun.store(matches!(answer, Outlet::Tunnel(_)), Ordering::Relaxed);
-    match attempted {
-        Err(refused) => say_no(refused, answer).await,
-        Ok(answered) => {
-            let ending = answer::pass_on(room, exchange, answered, answer, &mut watch).await;
-            Outcome::Ended(ending)
-        }
-    }
-}
-
-async fn say_no(refused: v1::Refused, answer: Outlet) -> Outcome {
-    let code = refused.code.clone();
-    answer.refuse(refused).await;
-    Outcome::Refused(code)
 }
 
 impl Room {

@@ -64,7 +64,7 @@ pub async fn pass_on(
         permit,
     } = answered;
     let content = Content::of(&head.headers);
-    let mut rename = answer_rename(&exchange.head, content);
+    let mut rename = answer_rename(&exchange.head, content).map(Box::new);
     exchange.status = head.status.as_u16();
     let ask = Ask {
         row: exchange.row,
@@ -112,7 +112,7 @@ async fn chunks(
     room: &Room,
     exchange: &mut Exchange,
     live: &mut Live,
-    rename: &mut Option<Rename>,
+    rename: &mut Option<Box<Rename>>,
     answer: &mut Outlet,
     watch: &mut Watch,
 ) -> Result<Option<&'static str>, Lost> {

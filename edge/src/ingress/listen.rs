@@ -180,11 +180,13 @@ impl Door {
                         drain: drain.child_token(),
                         busy: Busy::default(),
                     };
-                    let serve = connection.handshake(socket, self.tls.clone());
+                    // Boxed, as every stage within is: a future that is moved takes its room twice, and thousands of
+                    // connections wait for slow answers at once.
+                    let mut serve = Box::pin(connection.handshake(socket, self.tls.clone()));
                     let kill = kill.child_token();
                     tasks.spawn(async move {
                         tokio::select! {
-                            () = serve => {}
+                            () = &mut serve => {}
                             () = kill.cancelled() => {}
                         }
                         drop(seat);
@@ -230,9 +232,9 @@ impl Connection {
         }
         let patience = self.ingress.config.header_read;
         let Some(tls) = tls else {
-            return self.greet(socket).await;
+            return Box::pin(self.greet(socket)).await;
         };
-        match tokio::time::timeout(patience, tls.accept(socket)).await {
+        match Box::pin(tokio::time::timeout(patience, tls.accept(socket))).await {
             Ok(Ok(stream)) => Box::pin(self.greet(stream)).await,
             Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => tracing::debug!("TLS handshake took too long"),
@@ -250,7 +252,7 @@ impl Connection {
             () = drain.cancelled() => return,
         };
         match version {
-            Ok(Ok(Version::Http1)) => self.http1(wire).await,
+            Ok(Ok(Version::Http1)) => Box::pin(self.http1(wire)).await,
             Ok(Ok(Version::Http2)) => Box::pin(self.http2(wire)).await,
             Ok(Err(_)) | Err(_) => {}
         }
@@ -316,7 +318,8 @@ impl Connection {
             .keep_alive_timeout(KEEP_ALIVE);
         let service = service_fn(move |request| {
             let ingress = Arc::clone(&ingress);
-            async move { Ok::<_, Infallible>(ingress.serve(request, peer.ip()).await) }
+            // Boxed, as for HTTP/1.
+            Box::pin(async move { Ok::<_, Infallible>(ingress.serve(request, peer.ip()).await) })
         });
         let mut connection = pin!(server.serve_connection(TokioIo::new(wire), service));
         let ended = tokio::select! {
@@ -400,9 +403,10 @@ struct OnTracker(TaskTracker, CancellationToken);
 impl<F: Future + Send + 'static> hyper::rt::Executor<F> for OnTracker {
     fn execute(&self, future: F) {
         let kill = self.1.clone();
+        let mut future = Box::pin(future);
         self.0.spawn(async move {
             tokio::select! {
-                _ = future => {}
+                _ = &mut future => {}
                 () = kill.cancelled() => {}
             }
         });

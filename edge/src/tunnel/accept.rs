@@ -13,6 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::{
     id::ExchangeId,
@@ -294,7 +295,12 @@ impl Stream {
         };
         let me = &self.acceptor.me.node;
         match &inbound.preamble {
-            Preamble::Open(open) if open.egress == *me => self.open(inbound).await,
+            Preamble::Open(open) if open.egress == *me => {
+                // Boxed and gone while the exchange runs.
+                if let Some(run) = Box::pin(self.open(inbound)).await {
+                    run.await;
+                }
+            }
             Preamble::Attach(attach) if attach.egress == *me => {
                 let Self {
                     link,
@@ -337,28 +343,31 @@ impl Stream {
         handler(transit).await;
     }
 
-    async fn open(self, inbound: Inbound) {
+    /// What executes the exchange that an OPEN begins; None if it is refused, or runs already.
+    async fn open(self, inbound: Inbound) -> Option<BoxFuture<'static, ()>> {
         let Inbound {
             exchange,
             preamble: Preamble::Open(open),
             rest,
         } = inbound
         else {
-            return;
+            return None;
         };
         let Some(handler) = self.acceptor.arrivals.clone() else {
-            return self.refuse(Code::Protocol, "this node is no egress").await;
+            self.refuse(Code::Protocol, "this node is no egress").await;
+            return None;
         };
         let origin: Arc<str> = match open.ingress.as_str() {
             "" => Arc::clone(&self.link.peer),
             ingress if self.link.is_relay() => ingress.into(),
             _ => {
                 let message = "only a relay passes on what others open";
-                return self.refuse(Code::Protocol, message).await;
+                self.refuse(Code::Protocol, message).await;
+                return None;
             }
         };
         if self.link.was_cancelled(exchange) {
-            return;
+            return None;
         }
         let known = self.link.tunnel.end(Side::Egress, exchange);
         let running = match known {
@@ -370,7 +379,7 @@ impl Stream {
             Some(end) => Err(end),
         };
         match running {
-            Ok(end) => self.arrive(*open, end, rest, handler).await,
+            Ok(end) => return Some(self.arrive(*open, end, rest, &handler)),
             Err(end) if end.far == origin && is_another_path(&end, &open) => {
                 self.again(&end, &open, rest).await;
             }
@@ -379,6 +388,7 @@ impl Stream {
                 self.refuse(Code::Protocol, message).await;
             }
         }
+        None
     }
 
     /// Makes the exchange known in place of `known`. The same OPEN may come over two paths at once: one of them enters, the
@@ -424,7 +434,13 @@ impl Stream {
         tunnel.reopened(end, &link, number, streams, rest).await;
     }
 
-    async fn arrive(self, open: v1::Open, end: Arc<End>, rest: Bytes, handler: ArrivalHandler) {
+    fn arrive(
+        self,
+        open: v1::Open,
+        end: Arc<End>,
+        rest: Bytes,
+        handler: &ArrivalHandler,
+    ) -> BoxFuture<'static, ()> {
         let Self {
             link,
             send,
@@ -441,7 +457,6 @@ impl Stream {
             receive,
             rest,
         })
-        .await;
     }
 
     async fn refuse(mut self, code: Code, message: &str) {
