@@ -2,7 +2,8 @@
 //!
 //! When every way to an egress is silent while other nodes are heard, the egress is dead, most likely, and its clients are told
 //! at once: that its links fell silent one by one was proof enough. When nobody is heard, it is this node's own line that is
-//! out, and waiting costs nothing: nothing else could be done with the exchange, and the line may be back in a moment.
+//! out, and waiting costs nothing: nothing else could be done with the exchange, and the line may be back in a moment. The
+//! same holds where the egress is the only node that is known.
 
 use std::time::Duration;
 
@@ -41,8 +42,10 @@ pub(super) fn judge(seen: Seen, waited: Duration, patience: &Patience) -> Verdic
         _ if seen.ways < 2 => patience.only_dead,
         Some(Condition::Up) => patience.all_dead,
         // Falling silent as well, or heard again and not yet trusted.
-        Some(Condition::Suspect) | None => patience.unsure,
-        Some(Condition::Down) => patience.cut_off,
+        Some(Condition::Suspect) => patience.unsure,
+        None if seen.gone => patience.unsure,
+        // No other node could take it, nor bear witness: an egress that is starved of its processor is silent, too.
+        None | Some(Condition::Down) => patience.cut_off,
     };
     match most.checked_sub(waited) {
         None | Some(Duration::ZERO) => Verdict::GiveUp,
@@ -81,10 +84,15 @@ mod tests {
             assert_eq!(dead, Some(100 * MS), "others are heard");
             let out = given_up(seen(3, gone, Some(Condition::Down)));
             assert_eq!(out, Some(2_000 * MS), "nobody is heard");
-            for unsure in [None, Some(Condition::Suspect)] {
-                assert_eq!(given_up(seen(3, gone, unsure)), Some(200 * MS));
-            }
+            let unsure = given_up(seen(3, gone, Some(Condition::Suspect)));
+            assert_eq!(unsure, Some(200 * MS), "others fall silent as well");
         }
+    }
+
+    #[test]
+    fn without_a_witness_only_an_end_of_the_connection_is_proof() {
+        assert_eq!(given_up(seen(3, false, None)), Some(2_000 * MS));
+        assert_eq!(given_up(seen(3, true, None)), Some(200 * MS));
     }
 
     #[test]
