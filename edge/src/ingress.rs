@@ -6,7 +6,12 @@
 //! Absences: no provider credential is ever here, no body is parsed whole or held whole, a client's key never leaves
 //! `authenticate`, and an answer that was cut never ends cleanly.
 
-use std::{io, net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    io,
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicBool},
+    time::Instant,
+};
 
 use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -311,6 +316,7 @@ impl Ingress {
             traceparent: record.trace(head::traceparent(&parts)),
             keeps: matches!(wish, Wish::Keyed(_)),
             lingers: matches!(wish, Wish::First | Wish::Again),
+            away: AtomicBool::new(false),
         };
         let sent = match wish {
             Wish::Plain | Wish::First => sending.send(upload, record).await?,

@@ -9,13 +9,14 @@
 mod recall;
 
 use std::{
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use http::{HeaderName, request::Parts};
 use ring::digest;
+use tokio::task::JoinHandle;
 use vector_proto::{
     control::v1::{ClaimOutcome, ClaimRequest, ClaimResponse, SettleRequest},
     dialect::operation::Operation,
@@ -109,6 +110,35 @@ enum TakenUp {
     NotYet(Denied),
 }
 
+/// A key that is taken for a request of which nothing is known yet. Dropped, because the client has left, it gives the key
+/// back if no egress has the request.
+struct Unsettled<'a> {
+    sending: &'a Sending<'a>,
+    claim: Option<ClaimRequest>,
+}
+
+impl Unsettled<'_> {
+    /// Tells control which egress has the request; none if it is nowhere.
+    fn settle(&mut self, egress: &str) -> Option<JoinHandle<()>> {
+        let claim = self.claim.take()?;
+        let ingress = self.sending.ingress;
+        Some(ingress.tasks.spawn(ingress.control.settle(SettleRequest {
+            account: claim.account,
+            key: claim.key,
+            exchange: claim.exchange,
+            egress: egress.to_owned(),
+        })))
+    }
+}
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        if !self.sending.away.load(Ordering::Relaxed) {
+            self.settle("");
+        }
+    }
+}
+
 impl Sending<'_> {
     /// Sends an SDK's retry, unless the request before it still runs.
     ///
@@ -138,7 +168,7 @@ impl Sending<'_> {
 
     /// Sends a request with a key, once.
     ///
-    /// Cancel safety: dropped, the key stays taken and the exchange runs on.
+    /// Cancel safety: dropped, the exchange runs on and keeps the key; one that no egress has yet gives it back.
     pub(super) async fn send_keyed(
         &self,
         text: &str,
@@ -181,23 +211,22 @@ impl Sending<'_> {
         upload: Upload,
         record: &mut Record,
     ) -> Result<Sent, Denied> {
+        let mut unsettled = Unsettled {
+            sending: self,
+            claim: Some(claim),
+        };
         let sent = self.send(upload, record).await;
         let egress = match &sent {
-            Err(denied) if !may_have_run(denied) => None,
+            Err(_) if !self.away.load(Ordering::Relaxed) => None,
             _ => record.egress.as_deref(),
         };
-        let settled = self.ingress.control.settle(SettleRequest {
-            account: claim.account,
-            key: claim.key,
-            exchange: claim.exchange,
-            egress: egress.unwrap_or_default().to_owned(),
-        });
-        if sent.is_ok() {
-            // The answer does not wait for it. Without it, a retry asks more nodes.
-            self.ingress.tasks.spawn(settled);
-        } else {
-            // The client may be back at once, and finds the key free.
-            settled.await;
+        let settling = unsettled.settle(egress.unwrap_or_default());
+        if sent.is_err()
+            && let Some(settling) = settling
+        {
+            // The client may be back at once, and finds the key free. The answer of one that was served does not wait for
+            // it: without it, a retry asks more nodes.
+            let _ended = settling.await;
         }
         sent
     }
@@ -359,22 +388,6 @@ fn hash(account: &str, key: &str) -> Bytes {
     context.update(account.as_bytes());
     context.update(key.as_bytes());
     Bytes::copy_from_slice(context.finish().as_ref())
-}
-
-/// Whether a provider may have begun, or still be at it, although the client got no answer.
-fn may_have_run(denied: &Denied) -> bool {
-    match denied {
-        Denied::Provider(_) => false,
-        Denied::Ours(refusal) => matches!(
-            refusal.code,
-            Code::PathBroken
-                | Code::Protocol
-                | Code::Deadline
-                | Code::Cancelled
-                | Code::ProviderBroke
-                | Code::ProviderTimeout
-        ),
-    }
 }
 
 fn refused(outcome: ClaimOutcome) -> Refusal {

@@ -111,6 +111,15 @@ impl Failed {
         }
     }
 
+    /// Whether the request is nowhere any more, by the word of who had it.
+    pub(super) fn is_back(&self) -> bool {
+        match self {
+            Self::Open(OpenError::NoLink) => true,
+            Self::Refused(refused) => !is_unknown(refused),
+            Self::Lost(_) | Self::Client(_) => false,
+        }
+    }
+
     /// How long the egress has nothing to serve it with.
     pub(super) fn rest(&self) -> Option<Duration> {
         let Self::Refused(refused) = self else {

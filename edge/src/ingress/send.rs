@@ -3,7 +3,13 @@
 //! `retry` has the one table of what may be tried again. A small body leaves in one flush with its OPEN; a larger one is
 //! pumped by a task of its own while the answer is awaited, and can be pumped again while nothing of it was forgotten.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -94,6 +100,8 @@ pub(super) struct Sending<'a> {
     pub(super) keeps: bool,
     /// The client may be back at once if it leaves before its answer begins (`linger`).
     pub(super) lingers: bool,
+    /// An egress may have it, or have had it and not said what came of it.
+    pub(super) away: AtomicBool,
 }
 
 impl Sending<'_> {
@@ -243,6 +251,9 @@ impl Sending<'_> {
 
     /// What follows from a failed attempt: the end, or what is not to be tried again.
     fn judge(&self, tries: &mut Tries, candidate: Candidate, failed: Failed) -> Option<Denied> {
+        if failed.is_back() {
+            self.away.store(false, Ordering::Relaxed);
+        }
         let mut next = retry::after(&failed, tries.can_send(), tries.twice);
         let free = tries.attempt == 1 && failed.is_untouched();
         let now_us = self.ingress.loads.at(Instant::now());
@@ -330,6 +341,7 @@ impl Sending<'_> {
     async fn attempt(&self, candidate: &Candidate, tries: &mut Tries) -> Result<Sent, Failed> {
         let began = Instant::now();
         let open = self.open(candidate, tries);
+        self.away.store(true, Ordering::Relaxed);
         let Call { request, response } = self
             .ingress
             .tunnel

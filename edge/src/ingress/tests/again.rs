@@ -77,6 +77,21 @@ async fn a_key_whose_request_was_refused_is_free_again() {
 }
 
 #[tokio::test]
+async fn a_key_is_free_again_when_its_client_leaves_before_anybody_has_the_request() {
+    let mut world = World::start().await;
+    let request = keyed(&world, "k-4", r#"{"model":"rest","messages":[]}"#);
+    let mut socket = world.connect().await;
+    socket.write_all(request.as_bytes()).await.unwrap();
+    // Both rest for a while, and the request waits for them.
+    for _ in 0..2 {
+        let event = world.events.recv().await.unwrap();
+        assert!(event.ends_with("rest"), "{event}");
+    }
+    drop(socket);
+    world.control.freed.notified().await;
+}
+
+#[tokio::test]
 async fn a_large_body_is_read_whole_before_its_key_is_claimed() {
     let world = World::start().await;
     let body = format!(

@@ -4,6 +4,7 @@ use std::{collections::HashMap, pin::Pin};
 
 use parking_lot::Mutex;
 use prost::Message as _;
+use tokio::sync::Notify;
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status, Streaming, transport::Endpoint};
 use vector_proto::control::v1::{
@@ -19,6 +20,8 @@ use crate::{
 
 pub(super) struct Control {
     pub(super) plane: ControlPlane,
+    /// Told of each idempotency key that is given back.
+    pub(super) freed: Arc<Notify>,
     _service: Service,
     _state: tempfile::TempDir,
 }
@@ -26,6 +29,7 @@ pub(super) struct Control {
 struct Keys {
     keys: HashMap<[u8; 32], KeyPolicy>,
     claims: Mutex<Claims>,
+    freed: Arc<Notify>,
 }
 
 /// By account and key: the request's hash, its exchange, and its egress.
@@ -82,9 +86,11 @@ pub(super) async fn start(egress: &[&str], keys: HashMap<[u8; 32], KeyPolicy>) -
     snapshot::save(state.path(), &snapshot_of(egress)).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
+    let freed = Arc::new(Notify::new());
     let server = tonic::transport::Server::builder().add_service(NodeServer::new(Keys {
         keys,
         claims: Mutex::default(),
+        freed: Arc::clone(&freed),
     }));
     // Ends with the test's runtime.
     TaskTracker::new().spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
@@ -104,6 +110,7 @@ pub(super) async fn start(egress: &[&str], keys: HashMap<[u8; 32], KeyPolicy>) -
     );
     Control {
         plane,
+        freed,
         _service: service,
         _state: state,
     }
@@ -171,6 +178,7 @@ impl Node for Keys {
         let key = (asked.account, asked.key.to_vec());
         if asked.egress.is_empty() {
             claims.remove(&key);
+            self.freed.notify_one();
         } else if let Some(claim) = claims.get_mut(&key) {
             claim.2 = asked.egress;
         }

@@ -54,6 +54,16 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, events: mpsc::Sender<Str
             return arrival.refuse(refused).await;
         }
         "refuse" => return arrival.refuse(rate_limited()).await,
+        "rest" => {
+            let refused = v1::Refused {
+                code: "no_credential".into(),
+                retryable: true,
+                untouched: true,
+                retry_after_ms: 5_000,
+                ..v1::Refused::default()
+            };
+            return arrival.refuse(refused).await;
+        }
         _ => {}
     }
     let (mut body, answer) = arrival.accept().await.unwrap();

@@ -13,7 +13,7 @@ pub(super) struct World {
     pub(super) drain: CancellationToken,
     pub(super) handle: Handle,
     pub(super) tunnel: Tunnel,
-    _control: control::Control,
+    pub(super) control: control::Control,
 }
 
 #[derive(Debug)]
@@ -143,7 +143,7 @@ impl World {
             drain,
             handle,
             tunnel,
-            _control: control,
+            control,
         }
     }
 
