@@ -161,7 +161,7 @@ impl Loads {
     ) -> bool {
         load.outcome(false, now_us);
         let failures = load.verdict.failed();
-        let retried = load.verdict.standing(now_us) == Standing::HalfOpen;
+        let retried = load.verdict.is_on_trial(now_us);
         let worse = || {
             load.tries.load(Ordering::Relaxed) >= TRIES_MIN
                 && load.success(now_us) < SUCCESS_BAD_PERMILLE
@@ -500,6 +500,20 @@ mod tests {
                 assert!(!alone.failed(&load, &provider, &egress, turn));
             }
         }
+    }
+
+    #[test]
+    fn a_pair_that_fails_its_trial_is_ejected_again() {
+        let (loads, provider, egress) = pairs(2);
+        assert!(fail(&loads, 0, &egress, 1));
+        let load = loads.of(&provider, &egress[0]);
+        // Late answers of before the ejection: the failures are no longer in a row.
+        load.answered(MS, 2);
+        let later_us = 31 * SECOND_US;
+        let trial = load.enter(later_us);
+        assert!(loads.failed(&load, &provider, &egress, later_us));
+        drop(trial);
+        assert_eq!(load.standing(later_us + 1), Standing::Ejected);
     }
 
     #[test]

@@ -81,6 +81,12 @@ impl Verdict {
         )
     }
 
+    /// Ejected, and that is over: the next answer or failure decides.
+    pub(super) fn is_on_trial(&self, now_us: u64) -> bool {
+        let until = self.ejected_until_us.load(Ordering::Relaxed);
+        until != 0 && until <= now_us
+    }
+
     /// Time until this node tries it again.
     pub(super) fn ejected_us(&self, now_us: u64) -> u64 {
         self.ejected_until_us
@@ -134,8 +140,7 @@ impl Verdict {
 
     /// Claims the trial of a half-open pair.
     pub(super) fn begin_trial(&self, now_us: u64) -> bool {
-        let until = self.ejected_until_us.load(Ordering::Relaxed);
-        until != 0 && until <= now_us && !self.trial.swap(true, Ordering::Relaxed)
+        self.is_on_trial(now_us) && !self.trial.swap(true, Ordering::Relaxed)
     }
 
     pub(super) fn end_trial(&self) {
