@@ -4,6 +4,7 @@
 //! reset. Only an answer that was read to its end gives its connection back.
 
 use std::{
+    error::Error as _,
     future::{Future, poll_fn},
     pin::{Pin, pin},
     sync::Arc,
@@ -11,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use h2::Reason;
 use http::{Request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
@@ -32,9 +34,17 @@ pub struct SendError {
 }
 
 impl SendError {
-    /// No byte of the request was written.
+    /// The provider did nothing: no byte of the request was written, or it refused the stream (RFC 9113, 8.7).
     pub fn is_unsent(&self) -> bool {
-        self.error.is_canceled()
+        self.error.is_canceled() || self.is_refused_stream()
+    }
+
+    fn is_refused_stream(&self) -> bool {
+        let cause = self.error.source();
+        let cause = cause.and_then(|cause| cause.downcast_ref::<h2::Error>());
+        cause.is_some_and(|error| {
+            error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)
+        })
     }
 
     /// The connection went away, rather than the answer being wrong.
