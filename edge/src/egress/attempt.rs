@@ -10,7 +10,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use http::response::Parts;
+use http::{StatusCode, response::Parts};
 use vector_proto::{refusal::Code, tunnel::v1};
 
 use super::{
@@ -122,6 +122,11 @@ impl Fault {
         Self::new(Code::ProviderBroke, message, true, Next::Nothing)
     }
 
+    /// The provider's side of a handshake is none.
+    pub fn of_handshake(message: &str) -> Self {
+        Self::new(Code::ProviderBroke, message, true, Next::Nothing)
+    }
+
     /// It took too long.
     pub fn of_time(expired: Expired, touched: bool) -> Self {
         match expired {
@@ -172,7 +177,7 @@ impl Fault {
 }
 
 /// Takes a key for the exchange: the one that made its object, or the freest.
-pub fn take_key(room: &Room, exchange: &Exchange, avoid: Option<&Permit>) -> Result<Permit, NoKey> {
+fn take_key(room: &Room, exchange: &Exchange, avoid: Option<&Permit>) -> Result<Permit, NoKey> {
     let (provider, now) = (&exchange.provider.row.name, Instant::now());
     let wish = Wish {
         avoid: avoid.map(Permit::key),
@@ -186,7 +191,7 @@ pub fn take_key(room: &Room, exchange: &Exchange, avoid: Option<&Permit>) -> Res
 }
 
 /// The refusal when no key can be taken.
-pub fn no_key(exchange: &Exchange, why: NoKey) -> v1::Refused {
+fn no_key(exchange: &Exchange, why: NoKey) -> v1::Refused {
     let pinned = !exchange.head.credential.is_empty();
     match why {
         NoKey::Unknown if pinned => untouched(
@@ -221,28 +226,9 @@ pub async fn attempt(
     let origin = &exchange.provider.origin;
     let draft = Draft::new(&exchange.head, exchange.id, origin)
         .map_err(|error| Fault::of_head(&error).refusal(false, 0))?;
-    let (mut last, mut once_more, mut touched) = (None::<(Permit, Fault)>, true, false);
+    let mut turns = Turns::default();
     loop {
-        let taken = take_key(room, exchange, last.as_ref().map(|(permit, _)| permit));
-        let permit = match (taken, last.take()) {
-            (Ok(permit), None) => permit,
-            (Ok(permit), Some((before, fault))) => {
-                let same = before.key().name() == permit.key().name();
-                if same && fault.next == Next::OtherOnce {
-                    return Err(fault.refusal(touched, exchange.tries));
-                }
-                permit
-            }
-            (Err(why), Some((_, mut fault))) => {
-                if let (NoKey::Resting(shortest), Some(_)) = (why, fault.rest) {
-                    fault.rest = Some(shortest);
-                }
-                return Err(fault.refusal(touched, exchange.tries));
-            }
-            (Err(why), None) => return Err(no_key(exchange, why)),
-        };
-        exchange.tries += 1;
-        exchange.credential = Some(permit.key().name().clone());
+        let permit = turns.key(room, exchange).map_err(|refused| *refused)?;
         let fault = match call(exchange, &draft, &permit, watch).await {
             Ok((head, live)) => match judge(exchange, head, live, &permit).await {
                 Ok((head, live)) => return Ok(Answered { head, live, permit }),
@@ -257,17 +243,83 @@ pub async fn attempt(
                 fault
             }
         };
-        touched |= fault.touched;
+        let repeatable = exchange.upload.is_repeatable();
+        let failed = turns.failed(room, exchange, (permit, fault), repeatable);
+        failed.map_err(|refused| *refused)?;
+    }
+}
+
+/// Which keys an exchange has been tried with here, and what may follow.
+#[derive(Debug, Default)]
+pub struct Turns {
+    last: Option<(Permit, Fault)>,
+    was_repeated: bool,
+    touched: bool,
+}
+
+impl Turns {
+    /// The key for the next call.
+    ///
+    /// # Errors
+    /// What goes to the ingress when there is none.
+    pub fn key(
+        &mut self,
+        room: &Room,
+        exchange: &mut Exchange,
+    ) -> Result<Permit, Box<v1::Refused>> {
+        let before = self.last.as_ref().map(|(permit, _)| permit);
+        let taken = take_key(room, exchange, before);
+        let permit = match (taken, self.last.take()) {
+            (Ok(permit), None) => permit,
+            (Ok(permit), Some((before, fault))) => {
+                let same = before.key().name() == permit.key().name();
+                if same && fault.next == Next::OtherOnce {
+                    return Err(Box::new(fault.refusal(self.touched, exchange.tries)));
+                }
+                permit
+            }
+            (Err(why), Some((_, mut fault))) => {
+                if let (NoKey::Resting(shortest), Some(_)) = (why, fault.rest) {
+                    fault.rest = Some(shortest);
+                }
+                return Err(Box::new(fault.refusal(self.touched, exchange.tries)));
+            }
+            (Err(why), None) => return Err(Box::new(no_key(exchange, why))),
+        };
+        exchange.tries += 1;
+        exchange.credential = Some(permit.key().name().clone());
+        Ok(permit)
+    }
+
+    /// Takes in that a call gave no answer. `repeatable`: the whole request can be sent again.
+    ///
+    /// # Errors
+    /// What goes to the ingress when no other call may follow.
+    pub fn failed(
+        &mut self,
+        room: &Room,
+        exchange: &Exchange,
+        (permit, mut fault): (Permit, Fault),
+        repeatable: bool,
+    ) -> Result<(), Box<v1::Refused>> {
+        self.touched |= fault.touched;
         tell(exchange, &permit, &fault);
         let go_on = match fault.next {
             Next::Credential => true,
-            Next::Once | Next::OtherOnce => std::mem::take(&mut once_more),
+            Next::Once | Next::OtherOnce => !std::mem::replace(&mut self.was_repeated, true),
             Next::Nothing => false,
         };
-        if !go_on || exchange.tries >= TRIES_MAX || !exchange.upload.is_repeatable() {
-            return Err(fault.refusal(touched, exchange.tries));
+        if go_on && exchange.tries < TRIES_MAX && repeatable {
+            self.last = Some((permit, fault));
+            return Ok(());
         }
-        last = Some((permit, fault));
+        if fault.rest.is_some() && exchange.head.credential.is_empty() {
+            // The ingress takes it for what the next call will find, which gets another key if there is one.
+            let (provider, body_bytes) = (&exchange.provider.row.name, exchange.head.body_bytes);
+            let body_bytes = body_bytes.unwrap_or_default();
+            fault.rest = room.keys.rests(provider, body_bytes, Instant::now());
+        }
+        Err(Box::new(fault.refusal(self.touched, exchange.tries)))
     }
 }
 
@@ -342,12 +394,22 @@ async fn judge(
     live: Live,
     permit: &Permit,
 ) -> Result<(Parts, Live), Fault> {
-    let status = head.status.as_u16();
-    if !matches!(status, 401..=403 | 429 | 500..) {
+    if !is_refusal(head.status) {
         permit.accepted(&head.headers, Instant::now());
         return Ok((head, live));
     }
     let body = read_error(live).await;
+    Err(refused(exchange, &head, body, permit))
+}
+
+/// Whether a status says that another credential or another egress may do better.
+pub fn is_refusal(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 401..=403 | 429 | 500..)
+}
+
+/// What follows from a provider's refusal, for the credential, too. `body`: what it said.
+pub fn refused(exchange: &Exchange, head: &Parts, body: Bytes, permit: &Permit) -> Fault {
+    let status = head.status.as_u16();
     let now = Instant::now();
     let mut fault = Fault::new(
         Code::ProviderRefused,
@@ -361,7 +423,7 @@ async fn judge(
             fault.code = Code::NoCredential;
             fault.message = "A credential of this network is used up.".into();
             fault.next = Next::Credential;
-            return Err(fault);
+            return fault;
         }
         429 => {
             let rest = permit.limited(&head.headers, now, SystemTime::now());
@@ -375,13 +437,13 @@ async fn judge(
             fault.code = Code::NoCredential;
             fault.message = "The provider does not take this network's credential.".into();
             fault.next = Next::Credential;
-            return Err(fault);
+            return fault;
         }
         _ => {}
     }
-    let said = response_head(&head, false, permit.key().name(), exchange.tries);
+    let said = response_head(head, false, permit.key().name(), exchange.tries);
     fault.said = Some((said, body));
-    Err(fault)
+    fault
 }
 
 /// A 403 that any key would get for this model says nothing about the key, and must not let one client put it out for all.

@@ -170,6 +170,17 @@ impl Pool {
         }
     }
 
+    /// How long no key of a provider is ready for a call of this length; None if one is, or there is none at all.
+    pub fn rests(&self, provider: &str, body_bytes: u64, now: Instant) -> Option<Duration> {
+        let (pool, now_us) = (self.keys.load(), self.micros(now));
+        let keys = pool.get(provider)?.iter().filter(|key| !key.disabled);
+        let shortest = keys.map(|key| key.wait_us(key.estimate(body_bytes), now_us));
+        shortest
+            .min()
+            .filter(|wait_us| *wait_us > 0)
+            .map(Duration::from_micros)
+    }
+
     /// When no key is ready: if all are out, the least bad one is tried now and then, since a balance is topped up and a
     /// permission given without telling us. One that rests is left alone: its provider said until when.
     fn none_ready(

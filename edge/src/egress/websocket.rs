@@ -12,19 +12,16 @@ use http_body_util::BodyExt as _;
 use hyper::{body::Incoming, client::conn::http1, upgrade::Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
-use vector_proto::{
-    refusal::Code,
-    tunnel::{fields::Fields, v1},
-};
+use vector_proto::tunnel::{fields::Fields, v1};
 
 use super::{
     Room,
     answer::{Ending, trailers},
-    attempt::{Fault, no_key, take_key},
+    attempt::{self, Fault, Turns},
     credential::Permit,
     meter::Meter,
     provider::UploadBody,
-    receive::{Exchange, untouched},
+    receive::Exchange,
     translate::{Draft, response_head},
     watch::Watch,
 };
@@ -57,34 +54,32 @@ pub async fn carry(
     mut answer: Answer,
     watch: &mut Watch,
 ) -> Result<Ending, (Box<v1::Refused>, Answer)> {
-    let permit = match take_key(room, exchange, None) {
-        Ok(permit) => permit,
-        Err(why) => return Err((Box::new(no_key(exchange, why)), answer)),
-    };
-    exchange.tries = 1;
-    exchange.credential = Some(permit.key().name().clone());
-    let joined = match join(room, exchange, &permit, watch).await {
-        Ok(joined) => joined,
-        Err(refused) => return Err((refused, answer)),
-    };
-    let (head, upgraded) = match joined {
-        Joined::Answered(head, said) => {
-            if let Some(refused) = refuse(&head, &said, &permit, exchange) {
-                return Err((Box::new(refused), answer));
+    let mut turns = Turns::default();
+    let (permit, response) = loop {
+        let permit = match turns.key(room, exchange) {
+            Ok(permit) => permit,
+            Err(refused) => return Err((refused, answer)),
+        };
+        let fault = match join(room, exchange, &permit, watch).await {
+            Ok(Joined::Upgraded(response)) => break (permit, response),
+            Ok(Joined::Answered(head, said)) if attempt::is_refusal(head.status) => {
+                attempt::refused(exchange, &head, said, &permit)
             }
-            return Ok(pass(exchange, &head, &permit, answer, said).await);
-        }
-        Joined::Upgraded(response) => {
-            let (head, body) = response.into_parts();
-            match hyper::upgrade::on(Response::from_parts(head.clone(), body)).await {
-                Ok(upgraded) => (head, upgraded),
-                Err(_) => {
-                    let message = "The provider's connection broke off.";
-                    let refused = touched(Code::ProviderBroke, message);
-                    return Err((Box::new(refused), answer));
-                }
+            Ok(Joined::Answered(head, said)) => {
+                return Ok(pass(exchange, &head, &permit, answer, said).await);
             }
+            Err(fault) => fault,
+        };
+        // Of the conversation itself nothing has left.
+        if let Err(refused) = turns.failed(room, exchange, (permit, fault), true) {
+            return Err((refused, answer));
         }
+    };
+    let (head, rest) = response.into_parts();
+    let upgraded = hyper::upgrade::on(Response::from_parts(head.clone(), rest)).await;
+    let Ok(upgraded) = upgraded else {
+        let fault = Fault::of_handshake("The provider's connection broke off.");
+        return Err((Box::new(fault.refusal(false, exchange.tries)), answer));
     };
     permit.accepted(&HeaderMap::new(), Instant::now());
     exchange.status = 101;
@@ -98,64 +93,26 @@ pub async fn carry(
     Ok(splice(exchange, upgraded, body, answer).await)
 }
 
-fn touched(code: Code, message: &str) -> v1::Refused {
-    v1::Refused {
-        untouched: false,
-        upstream_attempts: 1,
-        ..untouched(code, message, true)
-    }
-}
-
-/// Whether an answer to the handshake leads to another candidate.
-fn refuse(
-    head: &http::response::Parts,
-    said: &Bytes,
-    permit: &Permit,
-    exchange: &Exchange,
-) -> Option<v1::Refused> {
-    let (status, now) = (head.status.as_u16(), Instant::now());
-    let mut refused = touched(Code::ProviderRefused, "The provider refused the WebSocket.");
-    match status {
-        429 => {
-            let date = std::time::SystemTime::now();
-            let rest = permit.limited(&head.headers, now, date);
-            refused.retry_after_ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX);
-        }
-        401..=402 => {
-            permit.refused(status, now);
-            refused.code = Code::NoCredential.to_string();
-            return Some(refused);
-        }
-        500.. => {}
-        _ => return None,
-    }
-    let credential = permit.key().name();
-    refused.provider_head = Some(response_head(head, false, credential, exchange.tries));
-    refused.provider_body = said.clone();
-    Some(refused)
-}
-
 /// Makes the handshake with the provider.
 async fn join(
     room: &Room,
     exchange: &Exchange,
     permit: &Permit,
     watch: &mut Watch,
-) -> Result<Joined, Box<v1::Refused>> {
-    let fail = |fault: Fault| Box::new(fault.refusal(false, 1));
+) -> Result<Joined, Fault> {
     let provider = &exchange.provider;
     watch.begin(provider.row.connect, Instant::now());
     let stream = watch
         .within(provider.origin.websocket(provider.row.connect), || 0)
         .await
-        .map_err(|expired| fail(Fault::of_time(expired, false)))?
-        .map_err(|error| fail(Fault::of_dial(&error)))?;
+        .map_err(|expired| Fault::of_time(expired, false))?
+        .map_err(|error| Fault::of_dial(&error))?;
     let draft = Draft::new(&exchange.head, exchange.id, &provider.origin)
-        .map_err(|error| fail(Fault::of_head(&error)))?;
+        .map_err(|error| Fault::of_head(&error))?;
     let (kind, key) = (&provider.row.kind, permit.key());
     let mut request = draft
         .request(&provider.origin, kind, key, false, UploadBody::Whole(None))
-        .map_err(|error| fail(Fault::of_head(&error)))?;
+        .map_err(|error| Fault::of_head(&error))?;
     let nonce = STANDARD.encode(fastrand::u128(..).to_be_bytes());
     ask_to_upgrade(request.headers_mut(), &exchange.head.headers, &nonce);
     watch.begin(provider.row.first_byte, Instant::now());
@@ -167,11 +124,8 @@ async fn join(
     let response = watch
         .within(answered, || 0)
         .await
-        .map_err(|expired| fail(Fault::of_time(expired, true)))?
-        .map_err(|_| {
-            let message = "The provider broke off the WebSocket's handshake.";
-            Box::new(touched(Code::ProviderBroke, message))
-        })?;
+        .map_err(|expired| Fault::of_time(expired, true))?
+        .map_err(|_| Fault::of_handshake("The provider broke off the WebSocket's handshake."))?;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (head, body) = response.into_parts();
         let body = http_body_util::Limited::new(body, ERROR_BYTES_MAX);
@@ -183,7 +137,7 @@ async fn join(
     let accepted = response.headers().get(header::SEC_WEBSOCKET_ACCEPT);
     if accepted.is_none_or(|value| value.as_bytes() != accept(&nonce).as_bytes()) {
         let message = "The provider's answer breaks the rules of WebSocket.";
-        return Err(Box::new(touched(Code::ProviderBroke, message)));
+        return Err(Fault::of_handshake(message));
     }
     Ok(Joined::Upgraded(response))
 }

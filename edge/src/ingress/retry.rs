@@ -125,12 +125,19 @@ impl Failed {
         let Self::Refused(refused) = self else {
             return None;
         };
-        let limited = match &refused.provider_head {
+        (self.is_limited() && refused.retry_after_ms > 0)
+            .then(|| Duration::from_millis(refused.retry_after_ms))
+    }
+
+    /// Whether credentials are at their limit: one or, if it rests, all that the egress has.
+    pub(super) fn is_limited(&self) -> bool {
+        let Self::Refused(refused) = self else {
+            return false;
+        };
+        match &refused.provider_head {
             Some(head) => head.status == 429,
             None => refused.code.parse() == Ok(Code::NoCredential),
-        };
-        (limited && refused.retry_after_ms > 0)
-            .then(|| Duration::from_millis(refused.retry_after_ms))
+        }
     }
 
     /// Whether it speaks against the provider as this egress reaches it.

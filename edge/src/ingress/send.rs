@@ -302,6 +302,10 @@ impl Sending<'_> {
             }
             return;
         }
+        if failed.is_limited() {
+            // One credential's limit, while others have room.
+            return;
+        }
         load.sample(FAILURE, now_us);
         if !failed.is_fault() {
             return;

@@ -21,6 +21,19 @@ async fn a_limited_key_rests_and_the_next_one_serves() {
 }
 
 #[tokio::test]
+async fn a_key_at_its_limit_says_nothing_of_the_others() {
+    // Too long to be kept for another key: the ingress hears of the limit.
+    let body = vec![b'x'; 3 << 20];
+    for (keys, all_rest) in [(&["one", "two"][..], false), (&["one"], true)] {
+        let address = fussy(429, "retry-after: 7\r\n", "{}").await;
+        let town = Town::new(&url(address), keys).await;
+        let refused = town.ask(chat(body.len()), &body).await.unwrap_err();
+        assert_eq!(refused.provider_head.unwrap().status, 429);
+        assert_eq!(refused.retry_after_ms > 0, all_rest, "{keys:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_key_that_runs_dry_is_used_last_and_shown() {
     let address = provider(move |_, mut caller: Caller| async move {
         while let Some((head, _)) = caller.request().await {

@@ -21,28 +21,22 @@ async fn converse(caller: &mut Caller) {
     }
 }
 
-#[tokio::test]
-async fn a_websocket_is_joined_with_our_key() {
-    let (seen, mut heads) = mpsc::channel(1);
-    let address = provider(move |_, mut caller: Caller| {
-        let seen = seen.clone();
-        async move {
-            let (head, _) = caller.request().await.unwrap();
-            let nonce = head.lines().find_map(|line| line.strip_prefix("sec-websocket-key: "));
-            let mut hash = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
-            hash.update(nonce.unwrap().as_bytes());
-            hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
-            use base64::Engine as _;
-            let accept = base64::engine::general_purpose::STANDARD.encode(hash.finish());
-            seen.send(head).await.unwrap();
-            caller
-                .say(&format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-protocol: realtime\r\nsec-websocket-accept: {accept}\r\n\r\n"))
-                .await;
-            converse(&mut caller).await;
-        }
-    })
-    .await;
-    let town = Town::new(&url(address), &["one"]).await;
+/// Answers a handshake as RFC 6455 wants it.
+async fn upgrade(caller: &mut Caller, head: &str) {
+    use base64::Engine as _;
+    let nonce = head
+        .lines()
+        .find_map(|line| line.strip_prefix("sec-websocket-key: "));
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY);
+    hash.update(nonce.unwrap().as_bytes());
+    hash.update(b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
+    let accept = base64::engine::general_purpose::STANDARD.encode(hash.finish());
+    caller
+        .say(&format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-protocol: realtime\r\nsec-websocket-accept: {accept}\r\n\r\n"))
+        .await;
+}
+
+fn realtime() -> v1::RequestHead {
     let mut request = chat(0);
     request.method = "GET".into();
     request.path = "/realtime?model=gpt-public".into();
@@ -54,6 +48,49 @@ async fn a_websocket_is_joined_with_our_key() {
         "sec-websocket-protocol",
         "realtime, openai-insecure-api-key.sk-client",
     )]);
+    request
+}
+
+#[tokio::test]
+async fn a_limited_key_is_not_the_end_of_a_handshake() {
+    let address = provider(move |_, mut caller: Caller| async move {
+        let (head, _) = caller.request().await.unwrap();
+        if head.contains("secret-one") {
+            return caller.answer(429, "retry-after: 7\r\n", "{}").await;
+        }
+        upgrade(&mut caller, &head).await;
+        converse(&mut caller).await;
+    })
+    .await;
+    let town = Town::new(&url(address), &["one", "two"]).await;
+    let open = v1::Open {
+        request: Some(realtime()),
+        ..v1::Open::default()
+    };
+    let mut call = town.open(ExchangeId::fresh(), open).await;
+    call.request.flush().await.unwrap();
+    let head = call.response.head().await.unwrap();
+    assert_eq!((head.status, head.credential.as_str()), (101, "two"));
+    assert_eq!(head.upstream_attempts, 2);
+    let status = town.egress.status();
+    assert_eq!(status[0].state(), control::CredentialState::Resting);
+}
+
+#[tokio::test]
+async fn a_websocket_is_joined_with_our_key() {
+    let (seen, mut heads) = mpsc::channel(1);
+    let address = provider(move |_, mut caller: Caller| {
+        let seen = seen.clone();
+        async move {
+            let (head, _) = caller.request().await.unwrap();
+            upgrade(&mut caller, &head).await;
+            seen.send(head).await.unwrap();
+            converse(&mut caller).await;
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    let request = realtime();
     let open = v1::Open {
         request: Some(request),
         ..v1::Open::default()
