@@ -213,11 +213,15 @@ impl State {
 }
 
 impl Permit {
+    /// Whether [`Self::used_tokens`] makes a difference.
+    #[must_use]
+    pub fn counts_tokens(&self) -> bool {
+        self.state.is_some() && self.tokens_per_minute > 0
+    }
+
     /// Counts what the request used. More than the rate allows makes later requests wait.
     pub fn used_tokens(&self, tokens: u64, now: Instant) {
-        if let Some(state) = &self.state
-            && self.tokens_per_minute > 0
-        {
+        if let Some(state) = self.state.as_ref().filter(|_| self.counts_tokens()) {
             state
                 .lock()
                 .tokens

@@ -87,7 +87,12 @@ struct Events {
     tail: [u8; 4],
     heard: Instant,
     timer: Option<Pin<Box<Sleep>>>,
+    /// How many began so far; counted only where it may be needed.
+    begun: Option<u64>,
 }
+
+/// Most tokens that a request's length stands for where nobody told its usage: what is longer holds pictures.
+const ASKED_TOKENS_MAX: u64 = 32_000;
 
 impl Answer {
     pub(super) const fn whole(body: Bytes) -> Self {
@@ -151,6 +156,7 @@ impl Stream {
             tail: *b"\n\n\n\n",
             heard: Instant::now(),
             timer: None,
+            begun: around.permit.counts_tokens().then_some(0),
         });
         Self {
             response,
@@ -305,6 +311,24 @@ impl Stream {
     }
 }
 
+impl Drop for Stream {
+    /// A client that leaves before its usage is told, or never asks for it, must not get around its key's limit: an event
+    /// counts as a token then, which is what most providers send, and four bytes of the request as another.
+    fn drop(&mut self) {
+        let begun = self.events.as_ref().and_then(|events| events.begun);
+        let Some(begun) = begun.filter(|begun| *begun > 0) else {
+            return;
+        };
+        let record = &self.record;
+        if record.usage.is_none() && record.replays.is_none() && record.request_bytes > 0 {
+            let asked = (record.request_bytes / 4).min(ASKED_TOKENS_MAX);
+            self.around
+                .permit
+                .used_tokens(asked + begun, Instant::now());
+        }
+    }
+}
+
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stream")
@@ -326,6 +350,9 @@ const fn code(lost: &Lost) -> Code {
 impl Events {
     fn saw(&mut self, bytes: &[u8]) {
         self.heard = Instant::now();
+        if let Some(begun) = &mut self.begun {
+            *begun += memchr::memmem::find_iter(bytes, b"data:").count() as u64;
+        }
         let new = &bytes[bytes.len().saturating_sub(4)..];
         self.tail.rotate_left(new.len());
         self.tail[4 - new.len()..].copy_from_slice(new);
@@ -342,6 +369,7 @@ impl Events {
             tail: _,
             heard,
             timer,
+            begun: _,
         } = self;
         let timer = timer
             .get_or_insert_with(|| Box::pin(tokio::time::sleep_until((*heard + every).into())));

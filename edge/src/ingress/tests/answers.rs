@@ -302,3 +302,27 @@ async fn anybody_may_ask_which_edges_there_are() {
     let refused = world.raw(ask("POST")).await;
     assert!(refused.starts_with("HTTP/1.1 405 "), "{refused}");
 }
+
+#[tokio::test]
+async fn a_stream_that_its_client_leaves_counts_for_the_keys_tokens() {
+    let mut world = World::start().await;
+    let request = world
+        .post(
+            "/v1/chat/completions",
+            r#"{"model":"talk-stream","messages":[]}"#,
+        )
+        .replace(&world.key, &world.metered_key);
+    let mut socket = world.connect().await;
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let (mut seen, mut part) = (Vec::new(), [0; 4096]);
+    while !seen.ends_with(b"data: {}\n\n\r\n") {
+        let count = socket.read(&mut part).await.unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&part[..count]);
+    }
+    drop(socket);
+    assert!(world.events.recv().await.unwrap().ends_with("talk-stream"));
+    assert_eq!(world.events.recv().await.unwrap(), "cancelled");
+    let answer = world.raw(request).await;
+    refused(&answer, 429, "tokens_limit_exceeded");
+}

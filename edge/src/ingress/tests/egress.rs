@@ -162,9 +162,12 @@ async fn reply(
             (head, vec!["{\"a\":1234}".into()], "provider_broke")
         }
         "count" => (head("text/plain", &[]), vec![bytes.to_string().into()], ""),
-        "hang" | "hang-stream" => {
-            if name == "hang-stream" {
+        "hang" | "hang-stream" | "talk-stream" => {
+            if name != "hang" {
                 answer.head(&head("text/event-stream", &[]));
+                if name == "talk-stream" {
+                    answer.data("data: {}\n\n".into()).await.unwrap();
+                }
                 answer.flush().await.unwrap();
             } else {
                 events.send("hanging".to_owned()).await.unwrap();

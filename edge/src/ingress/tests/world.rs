@@ -9,6 +9,8 @@ pub(super) struct World {
     pub(super) address: SocketAddr,
     pub(super) key: String,
     pub(super) limited_key: String,
+    /// For two tokens a minute.
+    pub(super) metered_key: String,
     pub(super) events: Events,
     pub(super) drain: CancellationToken,
     pub(super) handle: Handle,
@@ -110,6 +112,7 @@ impl World {
         link("egress-b", told, &tunnel, &tasks).await;
         let key = ApiKey::assemble("0123456789", &"s".repeat(ApiKey::SECRET_CHARS));
         let limited_key = ApiKey::assemble("limited789", &"s".repeat(ApiKey::SECRET_CHARS));
+        let metered_key = ApiKey::assemble("metered789", &"s".repeat(ApiKey::SECRET_CHARS));
         let policy = |id: &str| KeyPolicy {
             key: id.into(),
             account: "acme".into(),
@@ -120,7 +123,12 @@ impl World {
             requests_per_minute: 2,
             ..policy("limited789")
         };
+        let metered = KeyPolicy {
+            tokens_per_minute: 2,
+            ..policy("metered789")
+        };
         let keys = [
+            (digest_of(&metered_key), metered),
             (digest_of(&key), policy("0123456789")),
             (digest_of(&limited_key), limited),
         ];
@@ -139,6 +147,7 @@ impl World {
             address: handle.address,
             key,
             limited_key,
+            metered_key,
             events,
             drain,
             handle,
