@@ -26,6 +26,8 @@ pub use backup::{
     BYTES_MAX as BACKUP_BYTES_MAX, ENTRIES_MAX as BACKUP_ENTRIES_MAX, Restored, digest,
 };
 
+mod bounds;
+
 mod catalog;
 pub use catalog::{Catalog, StoredCredential};
 
@@ -34,7 +36,7 @@ mod check;
 mod change;
 
 mod edit;
-pub use edit::{Draft, Outcome};
+pub use edit::{Draft, Judge, Judgement, Outcome, Terms};
 
 mod key;
 pub use key::{Admission, ChangedKeys, StoredKey};

@@ -6,6 +6,9 @@ pub use compile::{Inputs, compile, seal};
 mod explain;
 pub use explain::explain;
 
+mod judge;
+pub use judge::judge;
+
 mod steer;
 pub use steer::{Row, Steering, Table, difference, table, told};
 

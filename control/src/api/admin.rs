@@ -360,15 +360,10 @@ impl pb::admin_server::Admin for Operators {
         let asked = request.into_inner();
         let plan = asked.plan.unwrap_or_default();
         let alter = |draft: &mut Draft| draft.apply(plan.clone(), asked.prune);
-        let outcome = self
-            .rooms
-            .registry
-            .edit(&caller.by, asked.base_revision, asked.dry_run, alter)
-            .await?;
-        if !asked.dry_run {
-            self.settle(&outcome).await?;
-        }
+        let (base, dry_run) = (asked.base_revision, asked.dry_run);
+        let outcome = self.edit_on(&caller, base, dry_run, alter).await?;
         Ok(Response::new(pb::ApplyResponse {
+            losses: outcome.losses.iter().map(ToString::to_string).collect(),
             changes: outcome.changes,
             revision: outcome.generation,
         }))

@@ -114,6 +114,7 @@ impl Rooms {
         Ok(Caller {
             by: Actor::operator(&operator.name, address.unwrap_or_default()),
             operator,
+            force: false,
         })
     }
 }
@@ -126,4 +127,6 @@ pub(super) struct Caller {
     pub(super) operator: Operator,
     /// The same, as the log names it.
     pub(super) by: Actor,
+    /// It means what would be refused as too large a loss.
+    pub(super) force: bool,
 }

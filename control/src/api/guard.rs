@@ -61,6 +61,9 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("RemoveOperator", Admin),
 ];
 
+/// Metadata of a call that means what would be refused as too large a loss: `true`. Not a field, since every change may have it.
+const FORCE: &str = "vector-force";
+
 /// A service behind its guard.
 #[derive(Clone, Debug)]
 pub struct Guarded<S> {
@@ -103,10 +106,15 @@ where
         let call = request.uri().path().rsplit('/').next().unwrap_or_default();
         let call = call.to_owned();
         let token = bearer(request.headers());
+        let force = request
+            .headers()
+            .get(FORCE)
+            .is_some_and(|value| value == "true");
         let connection = request.extensions().get::<Connection>().cloned();
         Box::pin(async move {
             match admit(&rooms, &call, token.as_deref(), connection.as_ref()).await {
-                Ok(caller) => {
+                Ok(mut caller) => {
+                    caller.force = force;
                     request.extensions_mut().insert(caller);
                     inner.call(request).await
                 }

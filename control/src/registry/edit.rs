@@ -13,13 +13,13 @@ use vector_proto::control::v1::{
 use zeroize::Zeroizing;
 
 use super::{
-    Actor, Catalog, Error, Registry, StoredCredential, audit,
+    Actor, Catalog, Error, Fault, Registry, StoredCredential, audit, bounds,
     catalog::GENERATION,
     change::Difference,
     check::{self, Faults},
 };
 use crate::{
-    coordinate::{Transaction, WRITES_MAX},
+    coordinate::{Transaction, WRITES_MAX, Write},
     vault,
 };
 
@@ -33,6 +33,60 @@ pub struct Outcome {
     pub changes: Vec<Change>,
     /// Generation of the configuration after it.
     pub generation: u64,
+    /// Of a dry run: what it would be refused for, unless it is forced.
+    pub losses: Vec<Fault>,
+}
+
+/// What others than the registry have against a change.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Judgement {
+    /// It would do harm.
+    pub faults: Vec<Fault>,
+    /// It takes so much away that somebody must say it is meant.
+    pub losses: Vec<Fault>,
+}
+
+/// Looks at what is and what shall be.
+pub type Judge<'a> = &'a (dyn Fn(&Catalog, &Catalog) -> Judgement + Send + Sync);
+
+/// On what terms a change is made.
+#[derive(Clone, Copy)]
+pub struct Terms<'a> {
+    /// Who makes it.
+    pub by: &'a Actor,
+    /// The generation it was meant for; 0: any.
+    pub base: u64,
+    /// Only tells what would be different.
+    pub dry_run: bool,
+    /// Losses are meant.
+    pub force: bool,
+    /// Says what is against it.
+    pub judge: Judge<'a>,
+}
+
+impl std::fmt::Debug for Terms<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Terms")
+            .field("by", self.by)
+            .field("base", &self.base)
+            .field("dry_run", &self.dry_run)
+            .field("force", &self.force)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Terms<'a> {
+    /// To whatever is there, with nobody but the registry against it.
+    #[must_use]
+    pub fn plain(by: &'a Actor) -> Self {
+        Self {
+            by,
+            base: 0,
+            dry_run: false,
+            force: false,
+            judge: &|_, _| Judgement::default(),
+        }
+    }
 }
 
 impl Outcome {
@@ -197,20 +251,19 @@ impl Draft {
 }
 
 impl Registry {
-    /// Lets `alter` change a draft, and makes it so. `base` is the generation it was meant for; 0: any.
+    /// Lets `alter` change a draft, and makes it so.
     ///
     /// # Errors
-    /// [`Error::Invalid`] with every fault; [`Error::Conflict`] when the generation is another.
+    /// [`Error::Invalid`] with every fault; [`Error::Conflict`] when the generation is another than `terms` say.
     pub async fn edit(
         &self,
-        by: &Actor,
-        base: u64,
-        dry_run: bool,
+        terms: Terms<'_>,
         alter: impl Fn(&mut Draft) + Send + Sync,
     ) -> Result<Outcome, Error> {
         let mut tries = 0;
         loop {
             let old = self.catalog().await?;
+            let base = terms.base;
             if base != 0 && base != old.generation {
                 return Err(Error::Conflict(format!(
                     "the configuration was changed meanwhile (generation {}, expected {base}): look at the difference again",
@@ -219,31 +272,26 @@ impl Registry {
             }
             let new = self.draft(&old, &alter)?;
             let difference = Difference::between(&old, &new);
-            let generation = old.generation + 1;
-            if difference.writes.is_empty() || dry_run {
-                return Ok(Outcome {
-                    changes: difference.changes,
-                    generation: old.generation,
-                });
+            let mut outcome = Outcome {
+                changes: difference.changes,
+                generation: old.generation,
+                losses: Vec::new(),
+            };
+            if difference.writes.is_empty() {
+                return Ok(outcome);
             }
-            if difference.writes.len() + 1 + audit::WRITES > WRITES_MAX {
-                return Err(Error::Refused(format!(
-                    "{} changes at once are more than the {WRITES_MAX} there may be: apply in parts",
-                    difference.writes.len()
-                )));
+            outcome.losses = judged(&old, &new, &difference.writes, &terms)?;
+            if terms.dry_run {
+                return Ok(outcome);
             }
+            outcome.generation += 1;
             let mut transaction = Transaction::new()
                 .when(GENERATION, old.generation_changed)
-                .put(GENERATION, generation.to_be_bytes().to_vec());
+                .put(GENERATION, outcome.generation.to_be_bytes().to_vec());
             transaction.writes.extend(difference.writes);
             tries += 1;
-            match self.commit(by, &difference.changes, transaction).await {
-                Ok(_) => {
-                    return Ok(Outcome {
-                        changes: difference.changes,
-                        generation,
-                    });
-                }
+            match self.commit(terms.by, &outcome.changes, transaction).await {
+                Ok(_) => return Ok(outcome),
                 // Somebody else's change came in between. Without a base it is made to what is there now.
                 Err(Error::Conflict(_)) if tries < TRIES_MAX => {}
                 Err(error) => return Err(error),
@@ -267,6 +315,7 @@ impl Registry {
             ..
         } = draft;
         check::catalog(&catalog, &mut faults);
+        bounds::values(old, &catalog, &mut faults);
         if !faults.0.is_empty() {
             return Err(Error::Invalid(faults.0));
         }
@@ -290,6 +339,36 @@ impl Registry {
         stored.sealed = self.vault.seal(&name, secret.as_bytes())?.into();
         stored.hint = hint(secret);
         Ok(())
+    }
+}
+
+/// What a change would be refused for, unless it is forced; only a dry run hears of it.
+fn judged(
+    old: &Catalog,
+    new: &Catalog,
+    writes: &[Write],
+    terms: &Terms<'_>,
+) -> Result<Vec<Fault>, Error> {
+    let mut faults = Faults::default();
+    let count = writes.len() + 1 + audit::WRITES;
+    if count > WRITES_MAX {
+        let why =
+            format!("{count} at once are more than the {WRITES_MAX} there may be: apply in parts");
+        faults.push("changes".to_owned(), why);
+    }
+    bounds::sizes(old, new, writes, 0, &mut faults);
+    let Judgement {
+        faults: others,
+        losses,
+    } = (terms.judge)(old, new);
+    faults.0.extend(others);
+    if !terms.force && !terms.dry_run {
+        faults.0.extend(losses.iter().cloned());
+    }
+    if faults.0.is_empty() {
+        Ok(losses)
+    } else {
+        Err(Error::Invalid(faults.0))
     }
 }
 

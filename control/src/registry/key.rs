@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::{
     Actor, Error, Registry,
     audit::change,
+    bounds,
     catalog::{Kind, decode},
     check::{self, Faults},
 };
@@ -132,6 +133,7 @@ impl Registry {
     ) -> Result<(KeyView, Zeroizing<String>), Error> {
         let mut faults = Faults::default();
         check::key(&spec, &mut faults);
+        bounds::key(&spec, &mut faults);
         if spec.expires_unix_ms != 0 && spec.expires_unix_ms <= now_unix_ms {
             faults.push("expires_unix_ms".to_owned(), "is in the past");
         }

@@ -63,11 +63,17 @@ impl Inputs<'_> {
 /// The snapshot, without revision and digest.
 #[must_use]
 pub fn compile(inputs: Inputs<'_>) -> Snapshot {
+    let stored = inputs.catalog.credentials.values();
+    // Once, and not for each provider: there may be many of both.
+    let served: BTreeSet<&str> = stored
+        .filter(|stored| !stored.spec.disabled)
+        .map(|stored| stored.spec.provider.as_str())
+        .collect();
     let providers: Vec<Provider> = inputs
         .catalog
         .providers
         .values()
-        .map(|spec| provider(inputs, spec))
+        .map(|spec| provider(inputs, spec, served.contains(spec.name.as_str())))
         .collect();
     let models = inputs.catalog.models.values().map(|spec| Model {
         name: spec.name.clone(),
@@ -125,10 +131,8 @@ fn nodes(inputs: Inputs<'_>) -> Vec<NodeRecord> {
         .collect()
 }
 
-fn provider(inputs: Inputs<'_>, spec: &ProviderSpec) -> Provider {
-    let mut credentials = inputs.catalog.credentials.values();
-    let served =
-        credentials.any(|stored| stored.spec.provider == spec.name && !stored.spec.disabled);
+/// A provider with those who may call it; nobody without a credential.
+fn provider(inputs: Inputs<'_>, spec: &ProviderSpec, served: bool) -> Provider {
     let allowed: Vec<&NodeSpec> = inputs
         .known("egress")
         .filter(|node| served && may_call(spec, node))

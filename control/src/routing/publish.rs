@@ -31,6 +31,9 @@ const DEBOUNCE: Duration = Duration::from_millis(20);
 /// After a failure of the store.
 const RETRY: Duration = Duration::from_millis(250);
 
+/// Largest snapshot handed out: nodes take 64 MiB in one message, and it has a frame.
+const SNAPSHOT_BYTES_MAX: usize = 63 << 20;
+
 /// Holds revision and digest of the snapshot in force.
 const PUBLISHED: &str = "/routing/published";
 
@@ -230,6 +233,14 @@ impl Publisher {
                 nodes: &nodes,
                 usable: &usable,
             });
+            if bare.encoded_len() > SNAPSHOT_BYTES_MAX && self.current().snapshot.revision > 0 {
+                // No change leads here: so many nodes have come. The last one that they can take stays.
+                tracing::error!(
+                    bytes = bare.encoded_len(),
+                    "the snapshot is larger than nodes take and is not handed out"
+                );
+                return Ok(in_force);
+            }
             let content = seal(bare.clone(), 0).digest.to_vec();
             let now = if content == in_force.content {
                 in_force

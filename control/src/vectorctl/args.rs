@@ -50,6 +50,10 @@ pub(crate) struct Arguments {
     /// Print JSON with stable field names instead of tables.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// Do what control refuses as too large a loss: more than half of all models, upstreams or paths at once, or, for
+    /// `restore`, a network that is configured already.
+    #[arg(long, global = true)]
+    pub(crate) force: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -110,11 +114,8 @@ pub(crate) enum Command {
     },
     /// Put a backup in the place of what control's store holds.
     Restore {
-        /// The file.
+        /// The file. A network that is configured already is replaced only with --force.
         file: PathBuf,
-        /// Replace a network that is configured already.
-        #[arg(long)]
-        force: bool,
     },
     /// A completion script for a shell, such as: source <(vectorctl completion bash)
     Completion {

@@ -15,7 +15,7 @@ use vector_proto::control::v1 as pb;
 use crate::{
     Failure,
     args::{self, Arguments, Command},
-    connect::{Client, Proof, connect},
+    connect::{Client, Proof, connect_to},
     doctor, json, plan, sight, table,
 };
 
@@ -59,6 +59,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
         token_file,
         certificate,
         json,
+        force,
         command,
     } = arguments;
     let token = match token_file {
@@ -76,8 +77,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
         Command::Edges(args::Edges::Probe(asked)) => edges::probe(&control, &proof, asked).await?,
         command => {
             // What can be wrong with a file is told before anything is dialled.
-            let command = Ready::from(command)?;
-            let client = connect(&control, &proof).await?;
+            let command = Ready::from(command, force)?;
+            let client = connect_to(&control, &proof, force).await?;
             command.run(client).await?
         }
     };
@@ -122,7 +123,7 @@ enum Ready {
 }
 
 impl Ready {
-    fn from(command: Command) -> Result<Self, Failure> {
+    fn from(command: Command, force: bool) -> Result<Self, Failure> {
         Ok(match command {
             Command::Apply(args::Apply {
                 file,
@@ -150,7 +151,7 @@ impl Ready {
             Command::Credential(put @ args::Credential::Put { .. }) => {
                 Self::Credential(Box::new(provider::credential_spec(put)?))
             }
-            Command::Restore { file, force } => Self::Restore {
+            Command::Restore { file } => Self::Restore {
                 parts: backup::read(&file)?,
                 force,
             },
@@ -235,6 +236,9 @@ async fn apply(mut client: Client, asked: pb::ApplyRequest, exit_code: bool) -> 
     }
     let mut text = table::changes(&response);
     if dry_run {
+        for loss in &response.losses {
+            text += &format!("\nwould be refused: {loss}");
+        }
         text += &format!("\ngeneration {}", response.revision);
     } else if !response.changes.is_empty() {
         text = text

@@ -20,14 +20,20 @@ const MESSAGE_BYTES_MAX: usize = 64 << 20;
 pub(crate) type Client = AdminClient<InterceptedService<Channel, Token>>;
 
 #[derive(Clone)]
-pub(crate) struct Token(Option<MetadataValue<Ascii>>);
+pub(crate) struct Token {
+    bearer: Option<MetadataValue<Ascii>>,
+    /// What control refuses as too large a loss is meant.
+    force: bool,
+}
 
 impl Interceptor for Token {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        if let Some(token) = &self.0 {
-            request
-                .metadata_mut()
-                .insert("authorization", token.clone());
+        let metadata = request.metadata_mut();
+        if let Some(bearer) = &self.bearer {
+            metadata.insert("authorization", bearer.clone());
+        }
+        if self.force {
+            metadata.insert("vector-force", MetadataValue::from_static("true"));
         }
         Ok(request)
     }
@@ -43,13 +49,20 @@ pub(crate) enum Proof {
 
 /// Dials control: the first of these addresses, parted by commas, where one answers.
 pub(crate) async fn connect(urls: &str, proof: &Proof) -> Result<Client, Failure> {
-    match proof {
-        Proof::Token(token) => with_token(urls, token.trim()).await,
-        Proof::Certificate(pem) => with_certificate(urls, pem).await,
-    }
+    connect_to(urls, proof, false).await
 }
 
-async fn with_certificate(urls: &str, pem: &str) -> Result<Client, Failure> {
+/// The same; with `force`, each call says that losses are meant.
+pub(crate) async fn connect_to(urls: &str, proof: &Proof, force: bool) -> Result<Client, Failure> {
+    let (channel, bearer) = match proof {
+        Proof::Token(token) => with_token(urls, token.trim()).await?,
+        Proof::Certificate(pem) => (with_certificate(urls, pem).await?, None),
+    };
+    let client = AdminClient::with_interceptor(channel, Token { bearer, force });
+    Ok(client.max_decoding_message_size(MESSAGE_BYTES_MAX))
+}
+
+async fn with_certificate(urls: &str, pem: &str) -> Result<Channel, Failure> {
     let wrong = |why: &str| {
         Failure::Usage(format!(
             "the certificate file is not what `vectorctl operator add --certificate-out` writes: {why}"
@@ -63,17 +76,14 @@ async fn with_certificate(urls: &str, pem: &str) -> Result<Client, Failure> {
     let root = chain.pop().filter(|_| !chain.is_empty());
     let root = root.ok_or_else(|| wrong("it needs a certificate and the root"))?;
     let pin = dial::pin_of(&root).ok_or_else(|| wrong("its root is no certificate"))?;
-    let channel = first(urls, &pin, Some((chain, key))).await?;
-    Ok(client(channel, None))
-}
-
-fn client(channel: Channel, token: Option<MetadataValue<Ascii>>) -> Client {
-    AdminClient::with_interceptor(channel, Token(token))
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    first(urls, &pin, Some((chain, key))).await
 }
 
 /// Dials control with `vadm_SECRET.PIN`.
-async fn with_token(urls: &str, token: &str) -> Result<Client, Failure> {
+async fn with_token(
+    urls: &str,
+    token: &str,
+) -> Result<(Channel, Option<MetadataValue<Ascii>>), Failure> {
     let no_token = || {
         Failure::Token(
             "this needs the operator's token, vadm_SECRET.PIN: set VECTOR_ADMIN_TOKEN, for instance\n  \
@@ -89,7 +99,7 @@ async fn with_token(urls: &str, token: &str) -> Result<Client, Failure> {
         .map_err(|_| no_token())?;
     bearer.set_sensitive(true);
     let channel = first(urls, pin, None).await?;
-    Ok(client(channel, Some(bearer)))
+    Ok((channel, Some(bearer)))
 }
 
 /// Any replica does: they are equal. One that answers and is not ours is a fault, whatever the next one would be.

@@ -168,7 +168,9 @@ pub(crate) fn changes(response: &pb::ApplyResponse) -> Value {
     let rows = response.changes.iter().map(|change| {
         json!({ "action": change.action, "kind": change.kind, "name": change.name, "details": change.details })
     });
-    json!({ "generation": response.revision, "changes": rows.collect::<Vec<_>>() })
+    json!({
+        "generation": response.revision, "changes": rows.collect::<Vec<_>>(), "losses": response.losses,
+    })
 }
 
 pub(crate) fn explanation(response: &pb::ExplainRouteResponse) -> Value {

@@ -16,6 +16,8 @@ mod operators;
 
 mod replicas;
 
+mod rollout;
+
 mod words;
 
 use std::time::Duration;
@@ -109,6 +111,7 @@ impl Control {
         Admin {
             client: AdminClient::new(channel),
             token: token.to_owned(),
+            force: false,
         }
     }
 
@@ -161,6 +164,8 @@ impl Control {
 struct Admin {
     client: AdminClient<Channel>,
     token: String,
+    /// Losses are meant.
+    force: bool,
 }
 
 impl Admin {
@@ -177,6 +182,10 @@ impl Admin {
             "authorization",
             format!("Bearer {}", self.token).parse().unwrap(),
         );
+        if self.force {
+            let metadata = request.metadata_mut();
+            metadata.insert("vector-force", "true".parse().unwrap());
+        }
         call(self.client.clone(), request)
             .await
             .map(tonic::Response::into_inner)

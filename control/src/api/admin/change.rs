@@ -6,7 +6,10 @@ use tonic::Status;
 use vector_proto::control::v1 as pb;
 
 use super::{super::caller::Caller, Operators};
-use crate::registry::{Draft, Outcome};
+use crate::{
+    registry::{Draft, Outcome, Terms},
+    routing::judge,
+};
 
 /// How long a change waits for the snapshot that follows from it. It is kept either way.
 const PUBLISH_WAIT: Duration = Duration::from_secs(2);
@@ -18,13 +21,34 @@ impl Operators {
         caller: &Caller,
         alter: impl Fn(&mut Draft) + Send + Sync,
     ) -> Result<Outcome, Status> {
+        self.edit_on(caller, 0, false, alter).await
+    }
+
+    /// The same, of one generation (0: any), or only tells what would be different.
+    pub(super) async fn edit_on(
+        &self,
+        caller: &Caller,
+        base: u64,
+        dry_run: bool,
+        alter: impl Fn(&mut Draft) + Send + Sync,
+    ) -> Result<Outcome, Status> {
         let registry = &self.rooms.registry;
-        let outcome = registry.edit(&caller.by, 0, false, alter).await?;
-        self.settle(&outcome).await?;
+        let nodes = registry.nodes().await?;
+        let terms = Terms {
+            by: &caller.by,
+            base,
+            dry_run,
+            force: caller.force,
+            judge: &|old, new| judge(old, new, &nodes),
+        };
+        let outcome = registry.edit(terms, alter).await?;
+        if !dry_run {
+            self.settle(&outcome).await?;
+        }
         Ok(outcome)
     }
 
-    pub(super) async fn settle(&self, outcome: &Outcome) -> Result<(), Status> {
+    async fn settle(&self, outcome: &Outcome) -> Result<(), Status> {
         for change in &outcome.changes {
             tracing::info!(
                 action = change.action,

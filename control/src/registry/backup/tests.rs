@@ -5,7 +5,11 @@ use std::{path::Path, sync::Arc};
 use vector_proto::control::v1::{AccountSpec, CredentialSpec, KeySpec, ProviderSpec};
 
 use super::*;
-use crate::{coordinate::Embedded, registry::Admission, vault::Vault};
+use crate::{
+    coordinate::Embedded,
+    registry::{Admission, Terms},
+    vault::Vault,
+};
 
 const SECRET: &str = "sk-provider-secret-0123456789";
 
@@ -36,7 +40,7 @@ async fn configure(registry: &Registry) -> String {
             ..AccountSpec::default()
         });
     };
-    registry.edit(&by(), 0, false, alter).await.unwrap();
+    registry.edit(Terms::plain(&by()), alter).await.unwrap();
     let spec = KeySpec {
         account: "acme".to_owned(),
         ..KeySpec::default()
