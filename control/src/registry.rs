@@ -7,6 +7,7 @@
 //! /keys/ID             an API key: its MAC, never its text
 //! /nodes/ID            who may have a certificate          /seen/nodes/ID   what the node said of itself last
 //! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA; hashed: root's token
+//! /history/GENERATION  what that change of /cfg replaced, without secrets; the last 100
 //! /operators/NAME      operators, by the hash of a token or certificate     /audit/...       every change
 //! ```
 //! A change is checked against all that would then be there; all faults are told, each with its field.
@@ -38,6 +39,9 @@ mod change;
 mod edit;
 pub use edit::{Draft, Judge, Judgement, Outcome, Terms};
 
+mod history;
+pub use history::Generation;
+
 mod key;
 pub use key::{Admission, ChangedKeys, StoredKey};
 
@@ -46,6 +50,8 @@ pub use node::{Enrolment, Invite, NodeSpec, Seen};
 
 mod operator;
 pub use operator::{NewOperator, Operator, OperatorRole};
+
+mod undo;
 
 /// One thing that is wrong with what was asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]

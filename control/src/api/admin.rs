@@ -7,14 +7,16 @@ use super::{Rooms, unix_ms};
 use crate::{
     health,
     ledger::UsageQuery,
-    registry::{self, Draft, Invite},
+    registry::{self, Draft},
     routing::{self, Inputs},
 };
 
 mod backup;
 mod change;
+mod nodes;
 mod operators;
 mod pages;
+mod rollout;
 mod scores;
 
 mod view;
@@ -57,28 +59,8 @@ impl pb::admin_server::Admin for Operators {
         request: Request<pb::InviteNodeRequest>,
     ) -> Answer<pb::InviteNodeResponse> {
         let caller = self.rooms.operator(&request)?;
-        let asked = request.into_inner();
-        let invite = Invite {
-            roles: asked.roles,
-            region: asked.region,
-            node: asked.node,
-            expires_unix_ms: 0,
-        };
-        let (secret, invite) = self
-            .rooms
-            .registry
-            .invite(&caller.by, invite, asked.ttl_s, unix_ms())
-            .await?;
-        tracing::info!(
-            node.region = invite.region,
-            node.roles = invite.roles.join("+"),
-            node.id = invite.node,
-            "node invited"
-        );
-        Ok(Response::new(pb::InviteNodeResponse {
-            token: format!("vinv_{}.{}", *secret, self.rooms.authority.pin()),
-            expires_unix_ms: invite.expires_unix_ms,
-        }))
+        let invited = self.invited(&caller, request.into_inner()).await?;
+        Ok(Response::new(invited))
     }
 
     async fn list_nodes(&self, request: Request<pb::ListRequest>) -> Answer<pb::ListNodesResponse> {
@@ -98,26 +80,8 @@ impl pb::admin_server::Admin for Operators {
 
     async fn drain_node(&self, request: Request<pb::DrainNodeRequest>) -> Answer<pb::NodeView> {
         let caller = self.rooms.operator(&request)?;
-        let asked = request.into_inner();
-        let spec = self
-            .rooms
-            .registry
-            .drain_node(&caller.by, &asked.node, asked.on)
-            .await?;
-        let drain = pb::ControlEvent {
-            event: Some(pb::control_event::Event::Drain(pb::Drain { on: asked.on })),
-        };
-        self.rooms.fleet.push(&asked.node, drain).await;
-        tracing::info!(node.id = spec.id, draining = asked.on, "node drain set");
-        let nodes = self.node_views().await?;
-        let is_it = |view: &pb::NodeView| {
-            view.record
-                .as_ref()
-                .is_some_and(|record| record.id == asked.node)
-        };
-        let view = nodes.into_iter().find(is_it);
-        view.map(Response::new)
-            .ok_or_else(|| Status::not_found("the node was removed meanwhile"))
+        let view = self.drained(&caller, request.into_inner()).await?;
+        Ok(Response::new(view))
     }
 
     async fn remove_node(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
@@ -367,6 +331,31 @@ impl pb::admin_server::Admin for Operators {
             changes: outcome.changes,
             revision: outcome.generation,
         }))
+    }
+
+    async fn list_generations(
+        &self,
+        request: Request<pb::ListGenerationsRequest>,
+    ) -> Answer<pb::ListGenerationsResponse> {
+        self.rooms.operator(&request)?;
+        let listed = self.generations(request.into_inner()).await?;
+        Ok(Response::new(listed))
+    }
+
+    async fn diff_generations(
+        &self,
+        request: Request<pb::DiffGenerationsRequest>,
+    ) -> Answer<pb::DiffGenerationsResponse> {
+        self.rooms.operator(&request)?;
+        let asked = request.into_inner();
+        let changes = self.rooms.registry.between(asked.from, asked.to).await?;
+        Ok(Response::new(pb::DiffGenerationsResponse { changes }))
+    }
+
+    async fn undo(&self, request: Request<pb::UndoRequest>) -> Answer<pb::UndoResponse> {
+        let caller = self.rooms.operator(&request)?;
+        let undone = self.undone(&caller, request.into_inner()).await?;
+        Ok(Response::new(undone))
     }
 
     async fn explain_route(

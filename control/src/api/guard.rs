@@ -36,6 +36,8 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("ListUsage", Viewer),
     ("ListOperators", Viewer),
     ("ListAudit", Viewer),
+    ("ListGenerations", Viewer),
+    ("DiffGenerations", Viewer),
     ("ExplainRoute", Viewer),
     ("ShowScores", Viewer),
     // To change what is routed and sold.
@@ -52,6 +54,7 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("CreateKey", Operator),
     ("SetKeyState", Operator),
     ("Apply", Operator),
+    ("Undo", Operator),
     // To decide who belongs to the network.
     ("Backup", Admin),
     ("Restore", Admin),

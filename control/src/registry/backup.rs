@@ -9,6 +9,7 @@ use ring::digest::{Context, SHA256};
 use super::{
     Actor, Catalog, Error, Registry, audit,
     catalog::{GENERATION, PREFIX as CONFIGURED, StoredCredential, decode, number},
+    history,
     key::{self, StoredKey},
     node::{NodeSpec, Seen},
     operator,
@@ -194,7 +195,11 @@ fn writes(entries: Vec<(String, Bytes)>, now: &[Entry]) -> Vec<Write> {
         .map_or(0, |entry| revision_of(&entry.value));
     let gone = now
         .iter()
-        .filter(|entry| is_kept(&entry.key) && !named.contains(&entry.key))
+        .filter(|entry| {
+            // What led to the configuration that is replaced does not lead to the other.
+            let past = entry.key.starts_with(history::PREFIX);
+            past || (is_kept(&entry.key) && !named.contains(&entry.key))
+        })
         .map(|entry| Write::Delete {
             key: entry.key.clone(),
         });

@@ -10,7 +10,7 @@ use prost::Message as _;
 use vector_proto::control::v1::{CredentialSpec, KeySpec, ProviderSpec, Upstream};
 
 use super::{Catalog, StoredCredential, check::Faults};
-use crate::coordinate::Write;
+use crate::coordinate::{VALUE_BYTES_MAX, Write};
 
 /// Connections to one provider: no machine has more ports towards one address.
 const CONNECTIONS_MAX: u32 = 65_535;
@@ -84,10 +84,9 @@ pub(super) fn sizes(
         faults.push("credentials".to_owned(), why);
     }
     let written: usize = writes.iter().map(written).sum();
-    if written + kept > CHANGE_BYTES_MAX {
+    if written + kept > CHANGE_BYTES_MAX || kept > VALUE_BYTES_MAX {
         let why = format!(
-            "{} bytes at once, with what they replace, are more than the {CHANGE_BYTES_MAX} there may be: apply in parts",
-            written + kept
+            "{written} bytes at once that replace {kept} are more than the {CHANGE_BYTES_MAX} there may be: apply in parts"
         );
         faults.push("changes".to_owned(), why);
     }

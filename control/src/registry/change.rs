@@ -11,14 +11,25 @@ use vector_proto::control::v1::{
 use super::{
     audit::{change, hash},
     catalog::{Catalog, Kind, StoredCredential},
+    history::{Earlier, without_secrets},
 };
 use crate::coordinate::Write;
 
 /// A spec as lines of field and value, as people read it. Never holds a secret.
 type Lines = Vec<(&'static str, String)>;
 
-trait Described: Message + PartialEq {
+trait Described: Message + PartialEq + Sized {
     fn lines(&self) -> Lines;
+
+    /// As it is kept when it is replaced.
+    fn kept(&self) -> Bytes {
+        self.encode_to_vec().into()
+    }
+
+    /// What is different in `other` and is not kept.
+    fn hidden(&self, _other: &Self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 impl Described for ProviderSpec {
@@ -55,6 +66,19 @@ impl Described for StoredCredential {
             ("weight", spec.weight.to_string()),
             ("headers", headers.join(" ")),
         ]
+    }
+
+    fn kept(&self) -> Bytes {
+        without_secrets(self).encode_to_vec().into()
+    }
+
+    fn hidden(&self, other: &Self) -> Vec<String> {
+        let rows = [
+            ("secret: changed", self.sealed != other.sealed),
+            ("headers: changed", self.spec.headers != other.spec.headers),
+        ];
+        let changed = rows.into_iter().filter(|(_, changed)| *changed);
+        changed.map(|(line, _)| line.to_owned()).collect()
     }
 }
 
@@ -106,6 +130,8 @@ fn upstreams(upstreams: &[Upstream]) -> String {
 pub(super) struct Difference {
     pub(super) changes: Vec<Change>,
     pub(super) writes: Vec<Write>,
+    /// What the writes replace.
+    pub(super) earlier: Vec<Earlier>,
 }
 
 impl Difference {
@@ -151,9 +177,15 @@ impl Difference {
             let value: Bytes = spec.encode_to_vec().into();
             let change = self.note(action, kind, name, details);
             change.after = hash(&value);
-            if let Some(before) = old.get(name) {
+            let before = old.get(name);
+            if let Some(before) = before {
                 change.before = hash(&before.encode_to_vec());
             }
+            self.earlier.push(Earlier {
+                key: kind.key(name),
+                value: before.map(S::kept),
+                hidden: before.map(|before| before.hidden(spec)).unwrap_or_default(),
+            });
             self.writes.push(Write::Put {
                 key: kind.key(name),
                 value,
@@ -162,6 +194,11 @@ impl Difference {
         }
         for (name, before) in old.iter().filter(|(name, _)| !new.contains_key(*name)) {
             self.note("remove", kind, name, Vec::new()).before = hash(&before.encode_to_vec());
+            self.earlier.push(Earlier {
+                key: kind.key(name),
+                value: Some(before.kept()),
+                hidden: Vec::new(),
+            });
             self.writes.push(Write::Delete {
                 key: kind.key(name),
             });

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use prost::Message as _;
 use subtle::ConstantTimeEq as _;
 use vector_proto::control::v1::{
     AccountSpec, Change, CredentialSpec, DefaultRouteSpec, ModelSpec, Plan, ProviderSpec,
@@ -17,6 +18,7 @@ use super::{
     catalog::GENERATION,
     change::Difference,
     check::{self, Faults},
+    history,
 };
 use crate::{
     coordinate::{Transaction, WRITES_MAX, Write},
@@ -191,6 +193,11 @@ impl Draft {
         self.catalog.default_routes.remove(operation);
     }
 
+    /// Makes it what it shall be as a whole. Secrets are sealed in it.
+    pub(super) fn become_as(&mut self, catalog: &Catalog) {
+        self.catalog = catalog.clone();
+    }
+
     /// Sets all that a plan names; with `prune`, takes away the rest. Accounts are never taken away: keys
     /// and usage belong to them.
     pub fn apply(&mut self, plan: Plan, prune: bool) {
@@ -280,7 +287,9 @@ impl Registry {
             if difference.writes.is_empty() {
                 return Ok(outcome);
             }
-            outcome.losses = judged(&old, &new, &difference.writes, &terms)?;
+            let replaced = history::Stored::new(terms.by, difference.earlier, now_unix_ms());
+            let sizes = (difference.writes.as_slice(), replaced.encoded_len());
+            outcome.losses = judged(&old, &new, sizes, &terms)?;
             if terms.dry_run {
                 return Ok(outcome);
             }
@@ -289,6 +298,7 @@ impl Registry {
                 .when(GENERATION, old.generation_changed)
                 .put(GENERATION, outcome.generation.to_be_bytes().to_vec());
             transaction.writes.extend(difference.writes);
+            transaction = replaced.with(transaction, outcome.generation);
             tries += 1;
             match self.commit(terms.by, &outcome.changes, transaction).await {
                 Ok(_) => return Ok(outcome),
@@ -346,17 +356,17 @@ impl Registry {
 fn judged(
     old: &Catalog,
     new: &Catalog,
-    writes: &[Write],
+    (writes, replaced): (&[Write], usize),
     terms: &Terms<'_>,
 ) -> Result<Vec<Fault>, Error> {
     let mut faults = Faults::default();
-    let count = writes.len() + 1 + audit::WRITES;
+    let count = writes.len() + 1 + audit::WRITES + history::WRITES;
     if count > WRITES_MAX {
         let why =
             format!("{count} at once are more than the {WRITES_MAX} there may be: apply in parts");
         faults.push("changes".to_owned(), why);
     }
-    bounds::sizes(old, new, writes, 0, &mut faults);
+    bounds::sizes(old, new, writes, replaced, &mut faults);
     let Judgement {
         faults: others,
         losses,
@@ -382,8 +392,12 @@ fn hint(secret: &str) -> String {
 }
 
 fn now_unix_s() -> u64 {
+    now_unix_ms() / 1_000
+}
+
+fn now_unix_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.unwrap_or_default().as_secs()
+    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -94,6 +94,9 @@ pub(crate) enum Command {
     Apply(Apply),
     /// Show what `apply` would change.
     Diff(Diff),
+    /// What was changed, and the way back.
+    #[command(subcommand)]
+    Rollout(Rollout),
     /// Where a request for a model would go now, and why.
     Explain(Explain),
     /// How each provider fares over each egress: credentials, successes, speed.
@@ -374,6 +377,33 @@ pub(crate) struct Diff {
     /// End with code 1 when something would change.
     #[arg(long)]
     pub(crate) exit_code: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Rollout {
+    /// The last changes of the configuration, newest first; 100 are kept.
+    History {
+        #[arg(long, default_value_t = 20)]
+        rows: u32,
+    },
+    /// What is different between two generations.
+    Diff {
+        /// A generation, as `history` tells it; 0 is before the first change.
+        from: u64,
+        to: u64,
+    },
+    /// Bring the configuration back to what it was. No credential or account goes, comes, or is switched on or off by it, and
+    /// secrets stay; what is left as it is for that is told.
+    Undo {
+        /// To what it was at this generation; before the last change without it.
+        generation: Option<u64>,
+        /// As in `apply`.
+        #[arg(long, default_value_t = 0, value_name = "GENERATION")]
+        base: u64,
+        /// Change nothing, only show.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -27,6 +27,7 @@ mod model;
 mod node;
 mod operator;
 mod provider;
+mod rollout;
 mod scores;
 
 /// Rows asked for at once.
@@ -209,6 +210,7 @@ async fn plain(client: Client, command: Command) -> Done {
         Command::Key(it) => account::key(client, it).await,
         Command::Operator(it) => operator::operator(client, it).await,
         Command::Audit(asked) => audit::audit(client, asked).await,
+        Command::Rollout(it) => rollout::rollout(client, it).await,
         Command::Explain(asked) => explain(client, asked).await,
         Command::Usage(asked) => usage(client, asked).await,
         Command::Upstreams => scores::upstreams(client).await,
@@ -231,10 +233,16 @@ async fn apply(mut client: Client, asked: pb::ApplyRequest, exit_code: bool) -> 
     let dry_run = asked.dry_run;
     let response = client.apply(asked).await?.into_inner();
     if exit_code && !response.changes.is_empty() {
-        let _ = writeln!(io::stdout().lock(), "{}", table::changes(&response));
+        let _ = writeln!(io::stdout().lock(), "{}", table::changes(&response.changes));
         return Err(Failure::Refused(String::new()));
     }
-    let mut text = table::changes(&response);
+    let text = done(&response, dry_run);
+    Ok(Shown::new(json::changes(&response), text))
+}
+
+/// What a change did, or would do.
+fn done(response: &pb::ApplyResponse, dry_run: bool) -> String {
+    let mut text = table::changes(&response.changes);
     if dry_run {
         for loss in &response.losses {
             text += &format!("\nwould be refused: {loss}");
@@ -246,7 +254,7 @@ async fn apply(mut client: Client, asked: pb::ApplyRequest, exit_code: bool) -> 
             .replace(" to update", " updated")
             .replace(" to remove", " removed");
     }
-    Ok(Shown::new(json::changes(&response), text))
+    text
 }
 
 async fn explain(mut client: Client, asked: args::Explain) -> Done {

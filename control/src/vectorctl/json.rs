@@ -164,10 +164,22 @@ pub(crate) fn key(view: &pb::KeyView) -> Value {
     })
 }
 
-pub(crate) fn changes(response: &pb::ApplyResponse) -> Value {
-    let rows = response.changes.iter().map(|change| {
-        json!({ "action": change.action, "kind": change.kind, "name": change.name, "details": change.details })
+pub(crate) fn change(change: &pb::Change) -> Value {
+    json!({ "action": change.action, "kind": change.kind, "name": change.name, "details": change.details })
+}
+
+pub(crate) fn generations(listed: &pb::ListGenerationsResponse) -> Value {
+    let rows = listed.generations.iter().map(|row| {
+        json!({
+            "generation": row.generation, "unix_ms": row.unix_ms, "actor": row.actor,
+            "changes": row.changes.iter().map(change).collect::<Vec<_>>(),
+        })
     });
+    json!({ "generation": listed.generation, "generations": rows.collect::<Vec<_>>() })
+}
+
+pub(crate) fn changes(response: &pb::ApplyResponse) -> Value {
+    let rows = response.changes.iter().map(change);
     json!({
         "generation": response.revision, "changes": rows.collect::<Vec<_>>(), "losses": response.losses,
     })

@@ -16,6 +16,9 @@ pub(crate) use glance::glance;
 mod scores;
 pub(crate) use scores::{paths, upstreams_seen};
 
+mod rollout;
+pub(crate) use rollout::{changes, generations};
+
 mod trust;
 pub(crate) use trust::{audit, operators};
 
@@ -346,37 +349,6 @@ pub(crate) fn keys(views: &[pb::KeyView]) -> String {
             "created",
         ],
         rows,
-    )
-}
-
-pub(crate) fn changes(response: &pb::ApplyResponse) -> String {
-    if response.changes.is_empty() {
-        return "no changes".to_owned();
-    }
-    let mut text = String::new();
-    for change in &response.changes {
-        let mark = match change.action.as_str() {
-            "create" => '+',
-            "remove" => '-',
-            _ => '~',
-        };
-        text += &format!("{mark} {} {}\n", change.kind, change.name);
-        for detail in &change.details {
-            text += &format!("    {detail}\n");
-        }
-    }
-    let count = |action: &str| {
-        response
-            .changes
-            .iter()
-            .filter(|change| change.action == action)
-            .count()
-    };
-    text + &format!(
-        "{} to create, {} to update, {} to remove",
-        count("create"),
-        count("update"),
-        count("remove")
     )
 }
 

@@ -72,3 +72,57 @@ async fn poison_is_refused_and_a_large_loss_must_be_meant() {
     assert!(after.revision > before.revision);
     control.stop().await;
 }
+
+#[tokio::test]
+async fn what_was_changed_is_told_and_taken_back() {
+    let control = Control::start().await;
+    let admin = control.admin().await;
+    let egress = control.enroll("egress", "e-1").await;
+    let mut stream = Stream::open(&mut control.node(&egress).await, 0).await;
+    let first = admin.apply(models(2), false).await.unwrap();
+    stream.snapshot(|snapshot| snapshot.models.len() == 2).await;
+    let second = admin.apply(models(1), true).await.unwrap();
+    stream.snapshot(|snapshot| snapshot.models.len() == 1).await;
+
+    let listed = admin
+        .call(
+            pb::ListGenerationsRequest { page_size: 1 },
+            |mut c, r| async move { c.list_generations(r).await },
+        )
+        .await
+        .unwrap();
+    assert_eq!(listed.generation, second.revision);
+    assert_eq!(listed.generations.len(), 1);
+    assert_eq!(listed.generations[0].actor, "operator/root");
+    assert_eq!(listed.generations[0].changes[0].name, "model-01");
+    let asked = pb::DiffGenerationsRequest {
+        from: second.revision,
+        to: first.revision,
+    };
+    let differ = admin
+        .call(asked, |mut c, r| async move { c.diff_generations(r).await })
+        .await
+        .unwrap();
+    assert_eq!(differ.changes[0].action, "create");
+
+    let undo = async |asked: pb::UndoRequest| {
+        admin
+            .call(asked, |mut c, r| async move { c.undo(r).await })
+            .await
+    };
+    let stale = pb::UndoRequest {
+        base_revision: first.revision,
+        ..pb::UndoRequest::default()
+    };
+    assert_eq!(undo(stale).await.unwrap_err().code(), Code::Aborted);
+    let lost = pb::UndoRequest {
+        generation: Some(77),
+        ..pb::UndoRequest::default()
+    };
+    let lost = undo(lost).await.unwrap_err();
+    assert_eq!(lost.code(), Code::FailedPrecondition, "{lost}");
+    let undone = undo(pb::UndoRequest::default()).await.unwrap();
+    assert_eq!((undone.changes.len(), undone.left.len()), (1, 0));
+    stream.snapshot(|snapshot| snapshot.models.len() == 2).await;
+    control.stop().await;
+}

@@ -48,7 +48,7 @@ impl Operators {
         Ok(outcome)
     }
 
-    async fn settle(&self, outcome: &Outcome) -> Result<(), Status> {
+    pub(super) async fn settle(&self, outcome: &Outcome) -> Result<(), Status> {
         for change in &outcome.changes {
             tracing::info!(
                 action = change.action,
