@@ -103,6 +103,7 @@ use self::{
     authenticate::Caller,
     budget::Budget,
     edges::Edges,
+    linger::Afterwards,
     load::Loads,
     queue::Queue,
     record::Record,
@@ -143,6 +144,8 @@ pub struct Ingress {
     edges: Arc<Edges>,
     /// Uploads, WebSockets and connections.
     tasks: TaskTracker,
+    /// No client is taken any more.
+    drain: CancellationToken,
     /// Ends what still runs when the time to drain is over.
     kill: CancellationToken,
 }
@@ -218,6 +221,7 @@ impl Ingress {
             queue: Queue::default(),
             edges,
             tasks,
+            drain: drain.clone(),
             kill: CancellationToken::new(),
         });
         let door = listen::Door::new(ingress, certificate)?;
@@ -301,6 +305,7 @@ impl Ingress {
             &self.limiter,
             &caller.policy,
             ask.model.as_deref(),
+            matches!(wish, Wish::Again | Wish::Keyed(_)),
             record.start,
         )?;
         let target = route::target(&self.control, &caller.policy, found.operation, &ask).await?;
@@ -308,6 +313,7 @@ impl Ingress {
             ingress: self,
             exchange: record.id,
             policy: &caller.policy,
+            permit: &permit,
             parts: &parts,
             found: &found,
             ask: &ask,
@@ -323,10 +329,12 @@ impl Ingress {
             Wish::Again => Box::pin(sending.send_again(upload, record)).await?,
             Wish::Keyed(key) => Box::pin(sending.send_keyed(key, upload, record)).await?,
         };
+        let outlives = sent.kept && sent.head.replays.is_empty() && permit.is_watched();
         let around = Box::new(Around {
             control: self.control.clone(),
             permit,
             ping: if sent.kept { NO_PING } else { self.config.ping },
+            afterwards: outlives.then(|| Box::new(Afterwards::new(self))),
         });
         let (Some(key), Some(upgrade)) = (socket_key, upgrade) else {
             return Ok(Carried::Sent(parts.method, Box::new(sent), around));
@@ -347,7 +355,8 @@ impl Ingress {
             let answer = models::answer(&routes, caller, parts, found.model)?;
             return Ok(Carried::Local(answer));
         };
-        let permit = admit::admit(&self.limiter, &caller.policy, None, record.start)?;
+        let permit = admit::admit(&self.limiter, &caller.policy, None, true, record.start)?;
+        permit.gives_again();
         let from = head::parameter(parts.uri.query(), "from");
         let account = &caller.policy.account;
         let sent = self.stream_again(account, exchange, from, record).await?;
@@ -355,6 +364,7 @@ impl Ingress {
             control: self.control.clone(),
             permit,
             ping: NO_PING,
+            afterwards: None,
         });
         Ok(Carried::Sent(parts.method.clone(), Box::new(sent), around))
     }

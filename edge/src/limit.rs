@@ -7,7 +7,10 @@
 use std::{
     collections::hash_map::RandomState,
     hash::BuildHasher as _,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -24,6 +27,9 @@ const SHARDS: usize = 16;
 
 /// Keys of one part. 16 parts x 8,192 keys x about 200 bytes = 26 MiB at the worst.
 const SHARD_KEYS_MAX: usize = 8_192;
+
+/// When to look again for a place: any of those that run may end.
+const BUSY: Duration = Duration::from_secs(1);
 
 /// What was too much.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -82,13 +88,32 @@ type Shard = HashMap<Box<str>, Arc<Mutex<State>>>;
 struct State {
     requests: Gcra,
     tokens: Gcra,
+    /// As the policy said last; 0 for no limit.
+    concurrency: u32,
+    /// Exchanges, whether or not their clients are still there.
     running: u32,
+    /// Answers that are given again, or looked for. They run at no provider.
+    again: u32,
 }
 
-/// One running request of a key. Dropped, it makes room.
+/// What a permit takes of its key's concurrency.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[repr(u8)]
+enum Place {
+    /// Nothing: another permit has it.
+    Nowhere,
+    /// An exchange.
+    Running,
+    /// An answer that is given again.
+    Again,
+}
+
+/// One request of a key. Dropped, it makes room.
 #[derive(Debug)]
 pub struct Permit {
     state: Option<Arc<Mutex<State>>>,
+    /// A [`Place`]; changes only under the state's lock.
+    place: AtomicU8,
     tokens_per_minute: u64,
     /// Where the rates stood when it was given, for `x-ratelimit-*`.
     pub rates: Rates,
@@ -115,12 +140,26 @@ impl Limiter {
     /// # Errors
     /// [`Refused`] with the limit that was reached first.
     pub fn check(&self, policy: &KeyPolicy, now: Instant) -> Result<Permit, Refused> {
+        self.start(policy, false, now)
+    }
+
+    /// [`Self::check`] for a request that may ask for the answer of one that runs, whose place it then needs none beside. It
+    /// becomes an exchange by [`Permit::begin`].
+    ///
+    /// # Errors
+    /// As [`Self::check`].
+    pub fn check_again(&self, policy: &KeyPolicy, now: Instant) -> Result<Permit, Refused> {
+        self.start(policy, true, now)
+    }
+
+    fn start(&self, policy: &KeyPolicy, again: bool, now: Instant) -> Result<Permit, Refused> {
         let limited = policy.requests_per_minute > 0
             || policy.tokens_per_minute > 0
             || policy.concurrency > 0;
         if !limited {
             return Ok(Permit {
                 state: None,
+                place: AtomicU8::new(Place::Nowhere as u8),
                 tokens_per_minute: 0,
                 rates: Rates::default(),
             });
@@ -130,9 +169,10 @@ impl Limiter {
             retry_after: Duration::from_secs(1),
             rates: Rates::default(),
         })?;
-        let rates = state.lock().start(policy, now)?;
+        let (place, rates) = state.lock().start(policy, again, now)?;
         Ok(Permit {
             state: Some(state),
+            place: AtomicU8::new(place as u8),
             tokens_per_minute: policy.tokens_per_minute,
             rates,
         })
@@ -164,7 +204,13 @@ impl Limiter {
 }
 
 impl State {
-    fn start(&mut self, policy: &KeyPolicy, now: Instant) -> Result<Rates, Refused> {
+    fn start(
+        &mut self,
+        policy: &KeyPolicy,
+        again: bool,
+        now: Instant,
+    ) -> Result<(Place, Rates), Refused> {
+        self.concurrency = policy.concurrency;
         let per_minute = u64::from(policy.requests_per_minute);
         let refuse = |state: &Self, which, retry_after| {
             Err(Refused {
@@ -173,9 +219,11 @@ impl State {
                 rates: state.rates(policy, now),
             })
         };
-        if policy.concurrency > 0 && self.running >= policy.concurrency {
-            return refuse(self, Which::Concurrency, Duration::from_secs(1));
-        }
+        let place = match (self.is_full(), again) {
+            (false, _) => Place::Running,
+            (true, true) if self.again < self.concurrency => Place::Again,
+            (true, _) => return refuse(self, Which::Concurrency, BUSY),
+        };
         // Tokens are known when they were used: a request may start while the rate is not overdrawn.
         let wait = self.tokens.wait(policy.tokens_per_minute, 1, now);
         if policy.tokens_per_minute > 0 && !wait.is_zero() {
@@ -188,8 +236,21 @@ impl State {
             }
             self.requests.take(per_minute, 1, now);
         }
-        self.running += 1;
-        Ok(self.rates(policy, now))
+        *self.count(place) += 1;
+        Ok((place, self.rates(policy, now)))
+    }
+
+    /// Whether no further exchange may run.
+    const fn is_full(&self) -> bool {
+        self.concurrency > 0 && self.running >= self.concurrency
+    }
+
+    /// How many have such a place. Called for those that have one.
+    const fn count(&mut self, place: Place) -> &mut u32 {
+        match place {
+            Place::Again => &mut self.again,
+            Place::Running | Place::Nowhere => &mut self.running,
+        }
     }
 
     fn rates(&self, policy: &KeyPolicy, now: Instant) -> Rates {
@@ -208,11 +269,84 @@ impl State {
 
     fn idle(&self, now: Instant) -> bool {
         let rested = self.requests.reset(now).is_zero() && self.tokens.reset(now).is_zero();
-        self.running == 0 && rested
+        self.running == 0 && self.again == 0 && rested
+    }
+}
+
+impl Place {
+    const fn of(number: u8) -> Self {
+        match number {
+            1 => Self::Running,
+            2 => Self::Again,
+            _ => Self::Nowhere,
+        }
     }
 }
 
 impl Permit {
+    /// The request becomes an exchange of its own, if it is none yet.
+    ///
+    /// # Errors
+    /// [`Refused`] when as many run as may.
+    pub fn begin(&self) -> Result<(), Refused> {
+        let Some(state) = &self.state else {
+            return Ok(());
+        };
+        let mut state = state.lock();
+        if self.place() != Place::Again {
+            return Ok(());
+        }
+        if state.is_full() {
+            return Err(Refused {
+                which: Which::Concurrency,
+                retry_after: BUSY,
+                rates: self.rates,
+            });
+        }
+        self.moves(&mut state, Place::Running);
+        Ok(())
+    }
+
+    /// The request is given an answer that another has paid for: it needs no exchange's place.
+    pub fn gives_again(&self) {
+        let Some(state) = &self.state else { return };
+        let mut state = state.lock();
+        let room = state.concurrency == 0 || state.again < state.concurrency;
+        if self.place() == Place::Running && room {
+            self.moves(&mut state, Place::Again);
+        }
+    }
+
+    /// Gives its place to a permit for what goes on without the client.
+    #[must_use]
+    pub fn hand_over(&self) -> Self {
+        let _lock = self.state.as_ref().map(|state| state.lock());
+        Self {
+            state: self.state.clone(),
+            place: AtomicU8::new(self.place.swap(Place::Nowhere as u8, Ordering::Relaxed)),
+            tokens_per_minute: self.tokens_per_minute,
+            rates: self.rates,
+        }
+    }
+
+    /// Whether it makes a difference when the exchange ends, or what it uses.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        let holds = |state: &Arc<Mutex<State>>| state.lock().concurrency > 0;
+        self.counts_tokens() || self.state.as_ref().is_some_and(holds)
+    }
+
+    fn place(&self) -> Place {
+        Place::of(self.place.load(Ordering::Relaxed))
+    }
+
+    fn moves(&self, state: &mut State, to: Place) {
+        let from = state.count(self.place());
+        *from = from.saturating_sub(1);
+        *state.count(to) += 1;
+        self.place.store(to as u8, Ordering::Relaxed);
+    }
+
     /// Whether [`Self::used_tokens`] makes a difference.
     #[must_use]
     pub fn counts_tokens(&self) -> bool {
@@ -232,9 +366,11 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(state) = &self.state {
+        if let (Some(state), place @ (Place::Running | Place::Again)) = (&self.state, self.place())
+        {
             let mut state = state.lock();
-            state.running = state.running.saturating_sub(1);
+            let count = state.count(place);
+            *count = count.saturating_sub(1);
         }
     }
 }
@@ -280,6 +416,27 @@ mod tests {
                 .remaining,
             8
         );
+    }
+
+    #[test]
+    fn what_goes_on_without_its_client_keeps_its_place_and_a_retry_shares_it() {
+        let (limiter, now) = (Limiter::new(), Instant::now());
+        let policy = policy(0, 0, 1);
+        let first = limiter.check(&policy, now).unwrap();
+        let left = first.hand_over();
+        drop(first);
+        let full = |refused: Result<_, Refused>| refused.map(|_: Permit| ()).unwrap_err().which;
+        assert_eq!(full(limiter.check(&policy, now)), Which::Concurrency);
+        let retry = limiter.check_again(&policy, now).unwrap();
+        assert_eq!(retry.begin().unwrap_err().which, Which::Concurrency);
+        assert_eq!(full(limiter.check_again(&policy, now)), Which::Concurrency);
+        drop(left);
+        assert!(retry.begin().is_ok());
+        assert_eq!(full(limiter.check(&policy, now)), Which::Concurrency);
+        retry.gives_again();
+        drop((limiter.check(&policy, now).unwrap(), retry));
+        let state = limiter.state("k", now).unwrap();
+        assert_eq!((state.lock().running, state.lock().again), (0, 0));
     }
 
     #[test]

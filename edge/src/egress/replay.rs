@@ -1,7 +1,7 @@
 //! Gives kept answers: to the client that caused them, and again to whoever of its account asks.
 //!
 //! A replay calls no provider and consumes nothing. It begins at any byte, and follows an answer that still runs. An ingress
-//! whose client has left before the answer's head asks here for the exchange to be adopted.
+//! whose client has left before the answer's head asks here for the exchange to be adopted, and hears when that is over.
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
@@ -17,7 +17,7 @@ use vector_proto::{
 
 use super::{
     Room,
-    kept::{End, Next, Place, Reading},
+    kept::{End, Next, Place, Reading, Recording},
     receive::untouched,
 };
 use crate::tunnel::{Answer, Arrival};
@@ -71,13 +71,34 @@ async fn adopted(room: &Arc<Room>, arrival: Arrival, adopt: &v1::Adopt) {
             return arrival.refuse(refused).await;
         }
     };
+    let recording = Arc::clone(place.recording());
     let window = Duration::from_millis(adopt.window_ms);
     room.tasks.spawn(place.wait_for_readers(window));
-    if let Ok((_, mut answer)) = arrival.accept().await {
-        answer.head(&v1::ResponseHead::default());
-        // If it cannot be said, the ingress cancels the exchange, which is kept all the same.
-        let _ = answer.finish(&v1::Trailers::default()).await;
+    // If that cannot be said, the ingress cancels the exchange, which is kept all the same.
+    let Ok((_, answer)) = arrival.accept().await else {
+        return;
+    };
+    let gone = answer.canceller();
+    tokio::select! {
+        biased;
+        () = gone.cancelled() => {}
+        () = tell_its_end(&recording, answer) => {}
     }
+}
+
+/// Waits for the end of an adopted exchange, so that its ingress counts it until then, and knows what it consumed.
+async fn tell_its_end(recording: &Recording, mut answer: Answer) {
+    let usage = match recording.ended().await {
+        End::Whole(trailers) => trailers.usage,
+        End::Refused(_) | End::Lost => None,
+    };
+    answer.head(&v1::ResponseHead::default());
+    let trailers = v1::Trailers {
+        usage,
+        ..v1::Trailers::default()
+    };
+    // If it cannot be said, the link is gone and the ingress knows.
+    let _ = answer.finish(&trailers).await;
 }
 
 /// Passes a kept answer on to its end, or until nobody waits for it.

@@ -12,11 +12,13 @@ use vector_proto::{
 
 use crate::limit::{Limiter, Permit, Rate, Rates, Refused, Which};
 
-/// Lets a request start, or says what forbids it.
+/// Lets a request start, or says what forbids it. `again`: it may ask for the answer of another that runs, and needs no place
+/// beside that one's, unless it comes to [`begin`].
 pub(super) fn admit(
     limiter: &Limiter,
     policy: &Arc<KeyPolicy>,
     model: Option<&str>,
+    again: bool,
     now: Instant,
 ) -> Result<Permit, Refusal> {
     if let Some(model) = model
@@ -25,9 +27,17 @@ pub(super) fn admit(
         let message = format!("This API key may not use the model `{model}`.");
         return Err(Refusal::new(Code::ModelNotAllowed, message).at("model"));
     }
-    limiter
-        .check(policy, now)
-        .map_err(|refused| limited(policy, &refused))
+    let permit = if again {
+        limiter.check_again(policy, now)
+    } else {
+        limiter.check(policy, now)
+    };
+    permit.map_err(|refused| limited(policy, &refused))
+}
+
+/// A request turns out to need an exchange of its own.
+pub(super) fn begin(permit: &Permit, policy: &KeyPolicy) -> Result<(), Refusal> {
+    permit.begin().map_err(|refused| limited(policy, &refused))
 }
 
 /// Whether a key's list of models has this one.
@@ -136,8 +146,8 @@ mod tests {
             ..KeyPolicy::default()
         });
         let now = Instant::now();
-        assert!(admit(&limiter, &policy, None, now).is_ok());
-        let refusal = admit(&limiter, &policy, None, now).unwrap_err();
+        assert!(admit(&limiter, &policy, None, false, now).is_ok());
+        let refusal = admit(&limiter, &policy, None, false, now).unwrap_err();
         assert_eq!(refusal.code, Code::RequestsLimited);
         assert!(refusal.message.contains("1 requests per minute"));
         assert_eq!(refusal.retry_after_ms, Some(60_000));

@@ -4,18 +4,26 @@
 //! [`Waiting`] stands by: dropped, it has the exchange adopted at its egress under the request's fingerprint, so that the retry
 //! finds it (`replay`), and only then lets go of it. While all goes well this costs nothing. An exchange with an
 //! idempotency key runs on anyway; here only the rest of its body is seen off.
+//!
+//! What goes on without its client still has its place among those that its key may have at once, until it is over: who
+//! leaves and asks again could have any number running otherwise.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::{
     id::ExchangeId,
     tunnel::v1::{self, ResponseHead},
 };
 
-use super::{print::Printer, pump::Pump, retry::Failed, send::Sending, upload::Upload};
-use crate::tunnel::{Call, Path, ResponseReader, Tunnel};
+use super::{
+    Ingress, print::Printer, pump::Pump, retry::Failed, send::Sending, upload::Upload,
+};
+use crate::{
+    limit::Permit,
+    tunnel::{Call, Part, Path, ResponseReader, Tunnel},
+};
 
 /// How long an exchange goes on with nobody attached. SDKs are back after half a second, 8 s at most.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -121,6 +129,10 @@ impl Drop for Waiting<'_> {
             }),
             printer: Printer::new(sending.policy.key.as_bytes(), sending.parts),
             response,
+            watch: Watch {
+                permit: sending.permit.hand_over(),
+                drain: sending.ingress.drain.clone(),
+            },
         };
         let tasks: &TaskTracker = &sending.ingress.tasks;
         tasks.spawn(lingering.run(body));
@@ -145,6 +157,67 @@ struct Lingering {
     printer: Printer,
     /// Dropped, it cancels the exchange, unless that is kept.
     response: ResponseReader,
+    watch: Watch,
+}
+
+/// Keeps an eye on what goes on without its client.
+struct Watch {
+    permit: Permit,
+    /// Nobody is counted any more.
+    drain: CancellationToken,
+}
+
+/// What a kept answer needs once its client has left.
+#[derive(Debug)]
+pub(super) struct Afterwards {
+    tasks: TaskTracker,
+    drain: CancellationToken,
+}
+
+impl Afterwards {
+    pub(super) fn new(ingress: &Ingress) -> Self {
+        Self {
+            tasks: ingress.tasks.clone(),
+            drain: ingress.drain.clone(),
+        }
+    }
+
+    /// Holds the place of a kept exchange whose client left in the middle of its answer, until that is over. `told`: tokens
+    /// that it used at least, unless its end says better.
+    pub(super) fn watch(self, response: ResponseReader, permit: Permit, told: u64) {
+        let Self { tasks, drain } = self;
+        let watch = Watch { permit, drain };
+        tasks.spawn(watch.to_the_end(response, told));
+    }
+}
+
+impl Watch {
+    /// Reads, for nobody, what comes after a head, and counts what was used.
+    async fn to_the_end(self, mut response: ResponseReader, told: u64) {
+        let usage = self.drain.run_until_cancelled(async {
+            let mut usage = None;
+            while let Ok(part) = response.next().await {
+                match part {
+                    Part::Data(_) => {}
+                    Part::Trailers(trailers) => usage = trailers.usage,
+                    Part::End => break,
+                }
+            }
+            usage
+        });
+        let tokens = usage.await.flatten().map_or(told, |usage| {
+            usage.input_tokens.saturating_add(usage.output_tokens)
+        });
+        self.permit.used_tokens(tokens, Instant::now());
+    }
+
+    /// As [`Self::to_the_end`], from an answer's head on.
+    async fn from_the_head(self, mut response: ResponseReader) {
+        let head = self.drain.run_until_cancelled(response.head()).await;
+        if let Some(Ok(_)) = head {
+            self.to_the_end(response, 0).await;
+        }
+    }
 }
 
 impl Lingering {
@@ -156,19 +229,31 @@ impl Lingering {
                 _ => Vec::new(),
             },
         };
-        if let Some(mut adopt) = self.adopt.take().filter(|_| !chunks.is_empty()) {
-            chunks.iter().for_each(|chunk| self.printer.feed(chunk));
-            adopt.print = Bytes::copy_from_slice(&self.printer.clone().finish());
-            // If it comes to nothing, the exchange is cancelled as that of any client that leaves.
-            let asked = ask_to_adopt(&self.tunnel, &self.path, adopt);
-            let adopted = tokio::time::timeout(ADOPTION, asked).await == Ok(Some(()));
-            tracing::info!(exchange = %self.exchange, key = self.key, adopted, "a client left before its answer began");
+        let left = match self.adopt.take() {
+            // It is kept.
+            None => self.response,
+            Some(_) if chunks.is_empty() => return,
+            Some(mut adopt) => {
+                chunks.iter().for_each(|chunk| self.printer.feed(chunk));
+                adopt.print = Bytes::copy_from_slice(&self.printer.clone().finish());
+                let asked = ask_to_adopt(&self.tunnel, &self.path, adopt);
+                let adopted = tokio::time::timeout(ADOPTION, asked).await.ok().flatten();
+                let known = adopted.is_some();
+                tracing::info!(exchange = %self.exchange, key = self.key, adopted = known, "a client left before its answer began");
+                // If it came to nothing, the exchange is cancelled as that of any client that leaves.
+                drop(self.response);
+                let Some(adopted) = adopted else { return };
+                adopted
+            }
+        };
+        if self.watch.permit.is_watched() {
+            self.watch.from_the_head(left).await;
         }
-        drop(self.response);
     }
 }
 
-async fn ask_to_adopt(tunnel: &Tunnel, path: &Path, adopt: v1::Adopt) -> Option<()> {
+/// Has an exchange adopted. What is returned ends with it.
+async fn ask_to_adopt(tunnel: &Tunnel, path: &Path, adopt: v1::Adopt) -> Option<ResponseReader> {
     let exchange = ExchangeId::fresh();
     let open = v1::Open {
         exchange: Bytes::copy_from_slice(&exchange.to_bytes()),
@@ -182,7 +267,8 @@ async fn ask_to_adopt(tunnel: &Tunnel, path: &Path, adopt: v1::Adopt) -> Option<
         mut response,
     } = tunnel.open(path, exchange, &open).await.ok()?;
     request.end().await.ok()?;
-    response.accepted().await.ok()
+    response.accepted().await.ok()?;
+    Some(response)
 }
 
 /// Whether a body can be fingerprinted from memory.

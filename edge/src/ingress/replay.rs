@@ -27,7 +27,7 @@ use vector_proto::{
 
 use self::recall::{Recalled, begun};
 use super::{
-    Ingress,
+    Ingress, admit,
     linger::is_printable,
     print::Printer,
     record::Record,
@@ -160,9 +160,11 @@ impl Sending<'_> {
             if let Recalled::Found(egress, response) = recalled
                 && let Ok(Ok(sent)) = self.within(begun(response)).await
             {
+                self.permit.gives_again();
                 return Ok(note(record, egress, sent));
             }
         }
+        admit::begin(self.permit, self.policy)?;
         self.send(upload, record).await
     }
 
@@ -215,7 +217,10 @@ impl Sending<'_> {
             sending: self,
             claim: Some(claim),
         };
-        let sent = self.send(upload, record).await;
+        let sent = match admit::begin(self.permit, self.policy) {
+            Ok(()) => self.send(upload, record).await,
+            Err(refusal) => Err(refusal.into()),
+        };
         let egress = match &sent {
             Err(_) if !self.away.load(Ordering::Relaxed) => None,
             _ => record.egress.as_deref(),
@@ -242,7 +247,10 @@ impl Sending<'_> {
         let egresses = self.egresses(&claimed.egress);
         match self.ingress.ask(&egresses, &asked, RECALL).await {
             Recalled::Found(egress, response) => match self.within(begun(response)).await {
-                Ok(Ok(sent)) => TakenUp::Sent(Box::new(note(record, egress, sent))),
+                Ok(Ok(sent)) => {
+                    self.permit.gives_again();
+                    TakenUp::Sent(Box::new(note(record, egress, sent)))
+                }
                 // Refused there, it may be running elsewhere by now, or its key be free.
                 Ok(Err(failed)) => TakenUp::NotYet(failed.into_denied()),
                 Err(denied) => TakenUp::Denied(denied),

@@ -36,7 +36,10 @@ use super::{
     upload::Upload,
     websocket,
 };
-use crate::tunnel::{Call, Lost, Path, RequestWriter, ResponseReader};
+use crate::{
+    limit::Permit,
+    tunnel::{Call, Lost, Path, RequestWriter, ResponseReader},
+};
 
 /// Tries of one request over all its candidates, until it has to wait for one.
 const ATTEMPTS_MAX: u32 = 4;
@@ -88,6 +91,7 @@ pub(super) struct Sending<'a> {
     pub(super) ingress: &'a Ingress,
     pub(super) exchange: ExchangeId,
     pub(super) policy: &'a KeyPolicy,
+    pub(super) permit: &'a Permit,
     pub(super) parts: &'a Parts,
     pub(super) found: &'a Match<'a>,
     pub(super) ask: &'a Ask,

@@ -23,6 +23,7 @@ use vector_proto::{
 };
 
 use super::{
+    linger::Afterwards,
     load::InFlight,
     record::{Outcome, Record},
     refuse,
@@ -62,11 +63,14 @@ pub(super) struct Around {
     pub(super) control: ControlPlane,
     pub(super) permit: Permit,
     pub(super) ping: Duration,
+    /// Set for an exchange that goes on without its client.
+    pub(super) afterwards: Option<Box<Afterwards>>,
 }
 
 /// An answer that comes from an egress.
 pub(super) struct Stream {
-    response: ResponseReader,
+    /// Gone once the client has left an exchange that goes on.
+    response: Option<ResponseReader>,
     around: Around,
     record: Record,
     /// For event streams.
@@ -159,7 +163,7 @@ impl Stream {
             begun: around.permit.counts_tokens().then_some(0),
         });
         Self {
-            response,
+            response: Some(response),
             around,
             record,
             events,
@@ -172,10 +176,10 @@ impl Stream {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BrokenOff>>> {
         loop {
-            if self.over {
+            let Some(response) = self.response.as_mut().filter(|_| !self.over) else {
                 return Poll::Ready(None);
-            }
-            match self.response.poll_next(cx) {
+            };
+            match response.poll_next(cx) {
                 Poll::Ready(Ok(Part::Data(bytes))) => {
                     if let Some(bytes) = self.pass(bytes) {
                         return Poll::Ready(Some(Ok(Frame::data(bytes))));
@@ -311,20 +315,35 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
-    /// A client that leaves before its usage is told, or never asks for it, must not get around its key's limit: an event
-    /// counts as a token then, which is what most providers send, and four bytes of the request as another.
-    fn drop(&mut self) {
+impl Stream {
+    /// Tokens that were used without anybody saying so. A client that leaves before its usage is told, or never asks for it,
+    /// must not get around its key's limit: an event counts as a token then, which is what most providers send, and four bytes
+    /// of the request as another.
+    fn told(&self) -> u64 {
         let begun = self.events.as_ref().and_then(|events| events.begun);
-        let Some(begun) = begun.filter(|begun| *begun > 0) else {
-            return;
-        };
         let record = &self.record;
-        if record.usage.is_none() && record.replays.is_none() && record.request_bytes > 0 {
-            let asked = (record.request_bytes / 4).min(ASKED_TOKENS_MAX);
-            self.around
-                .permit
-                .used_tokens(asked + begun, Instant::now());
+        match begun {
+            Some(begun @ 1..)
+                if record.usage.is_none()
+                    && record.replays.is_none()
+                    && record.request_bytes > 0 =>
+            {
+                (record.request_bytes / 4).min(ASKED_TOKENS_MAX) + begun
+            }
+            _ => 0,
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let told = self.told();
+        let afterwards = self.around.afterwards.take().filter(|_| !self.over);
+        if let (Some(afterwards), Some(response)) = (afterwards, self.response.take()) {
+            return afterwards.watch(response, self.around.permit.hand_over(), told);
+        }
+        if told > 0 {
+            self.around.permit.used_tokens(told, Instant::now());
         }
     }
 }

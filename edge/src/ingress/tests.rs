@@ -44,4 +44,6 @@ mod uploads;
 
 mod again;
 
+mod places;
+
 mod world;

@@ -229,8 +229,31 @@ async fn an_exchange_whose_client_left_before_its_head_is_adopted_and_taken_up()
     let answered = read(&mut retry).await.unwrap();
     assert!(answered.text().ends_with("data: [DONE]\n\n"));
     assert_eq!(answered.head.replays, exchange.to_bytes()[..]);
-    assert_eq!(town.told.record().await.outcome, "whole");
+    let recorded = town.told.record().await;
+    assert_eq!(recorded.outcome, "whole");
     assert_eq!(calls.load(Ordering::SeqCst), 1);
+    let ended = read(&mut adopted).await.unwrap();
+    assert_eq!(ended.trailers.usage, recorded.usage);
+    assert!(answered.trailers.usage.is_none(), "it counts once");
+}
+
+#[tokio::test]
+async fn who_has_an_exchange_adopted_hears_when_it_is_over() {
+    let (calls, go_on) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+    let address = halting(Arc::clone(&calls), Arc::clone(&go_on), true).await;
+    let town = Town::new(&url(address), &["one"]).await;
+    let exchange = ExchangeId::fresh();
+    let mut first = begin(&town, exchange, plain()).await;
+    first.response.accepted().await.unwrap();
+    let mut adopted = again(&town, adopt(ACCOUNT, exchange, 10_000)).await;
+    adopted.response.accepted().await.unwrap();
+    drop(first);
+    let mut told = std::pin::pin!(read(&mut adopted));
+    let early = futures_util::FutureExt::now_or_never(&mut told);
+    assert!(early.is_none(), "it runs");
+    go_on.notify_one();
+    assert_eq!(town.told.record().await.outcome, "whole");
+    assert!(told.await.is_ok());
 }
 
 #[tokio::test]

@@ -204,6 +204,20 @@ impl Recording {
         self.news.notify_waiters();
     }
 
+    /// How it ended, once it has.
+    ///
+    /// Cancel safety: may be called again.
+    pub async fn ended(&self) -> End {
+        loop {
+            let mut news = std::pin::pin!(self.news.notified());
+            news.as_mut().enable();
+            if let Some(end) = &self.state.lock().end {
+                return end.clone();
+            }
+            news.await;
+        }
+    }
+
     fn break_off(&self, why: &str) {
         tracing::warn!(exchange = %self.exchange, why, "a kept answer breaks off");
         self.end(End::Whole(v1::Trailers {

@@ -5,7 +5,7 @@ use super::{
     *,
 };
 
-fn keyed(world: &World, key: &str, body: &str) -> String {
+pub(super) fn keyed(world: &World, key: &str, body: &str) -> String {
     let head = format!("POST /v1/chat/completions HTTP/1.1\r\nIdempotency-Key: {key}");
     world.post("/v1/chat/completions", body).replacen(
         "POST /v1/chat/completions HTTP/1.1",
@@ -14,7 +14,7 @@ fn keyed(world: &World, key: &str, body: &str) -> String {
     )
 }
 
-fn counted(world: &World, count: u32, model: &str) -> String {
+pub(super) fn counted(world: &World, count: u32, model: &str) -> String {
     let head = format!("POST /v1/chat/completions HTTP/1.1\r\nx-stainless-retry-count: {count}");
     let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
     world.post("/v1/chat/completions", &body).replacen(

@@ -1,5 +1,6 @@
 //! A made-up egress: what it does stands in the upstream's model name.
 
+use tokio::sync::Notify;
 use vector_proto::tunnel::fields::Block;
 
 use super::*;
@@ -23,14 +24,24 @@ fn head(content_type: &str, more: &[(&str, &str)]) -> v1::ResponseHead {
     }
 }
 
+/// How the tests hear of an egress, and make it go on.
+#[derive(Clone)]
+pub(super) struct Strings {
+    pub(super) events: mpsc::Sender<String>,
+    /// Ends one answer of the model `talk-on`, or one adopted exchange.
+    pub(super) release: Arc<Notify>,
+}
+
 /// Serves one exchange and tells what it sees.
-pub(super) async fn act(arrival: Arrival, me: Arc<str>, events: mpsc::Sender<String>) {
+pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
+    let Strings { events, release } = &strings;
     if let Some(asked) = arrival.open.replay.clone() {
-        return replay(arrival, asked, &me, &events).await;
+        return replay(arrival, asked, &me, events).await;
     }
     if arrival.open.adopt.is_some() {
         events.send(format!("{me} adopt")).await.unwrap();
         let (_, mut answer) = arrival.accept().await.unwrap();
+        release.notified().await;
         answer.head(&v1::ResponseHead::default());
         return answer.finish(&v1::Trailers::default()).await.unwrap();
     }
@@ -71,7 +82,7 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, events: mpsc::Sender<Str
         "lost" => drop(answer),
         "socket" => echo_frames(body, answer).await,
         _ => match read(&mut body).await {
-            Some(read) => reply(&request, read, answer, &events).await,
+            Some(read) => reply(&request, read, answer, &strings).await,
             None => events.send("upload broke".to_owned()).await.unwrap(),
         },
     }
@@ -130,8 +141,9 @@ async fn reply(
     request: &v1::RequestHead,
     read: (usize, Vec<u8>),
     mut answer: Answer,
-    events: &mpsc::Sender<String>,
+    strings: &Strings,
 ) {
+    let Strings { events, release } = strings;
     let (bytes, begin) = read;
     let length = begin.len().to_string();
     let json = [("content-length", length.as_str()), ("set-cookie", "a=b")];
@@ -174,6 +186,21 @@ async fn reply(
             }
             answer.canceller().cancelled().await;
             return events.send("cancelled".to_owned()).await.unwrap();
+        }
+        "talk-on" => {
+            answer.head(&head("text/event-stream", &[]));
+            answer.data("data: {}\n\n".into()).await.unwrap();
+            answer.flush().await.unwrap();
+            release.notified().await;
+            let usage = v1::Usage {
+                input_tokens: 100,
+                ..v1::Usage::default()
+            };
+            let trailers = v1::Trailers {
+                usage: Some(usage),
+                ..v1::Trailers::default()
+            };
+            return answer.finish(&trailers).await.unwrap();
         }
         _ => (head("application/json", &json), vec![begin.into()], ""),
     };

@@ -1,5 +1,7 @@
 //! One ingress, one or two egress nodes, and how to talk to them.
 
+use tokio::sync::Notify;
+
 use super::*;
 
 /// What the egress saw or felt, as short texts.
@@ -11,7 +13,11 @@ pub(super) struct World {
     pub(super) limited_key: String,
     /// For two tokens a minute.
     pub(super) metered_key: String,
+    /// For one request at once.
+    pub(super) narrow_key: String,
     pub(super) events: Events,
+    /// See `egress::Strings`.
+    pub(super) release: Arc<Notify>,
     pub(super) drain: CancellationToken,
     pub(super) handle: Handle,
     pub(super) tunnel: Tunnel,
@@ -48,11 +54,11 @@ fn hello(node: &str) -> v1::Hello {
     }
 }
 
-async fn link(egress: &str, events: mpsc::Sender<String>, tunnel: &Tunnel, tasks: &TaskTracker) {
+async fn link(egress: &str, strings: egress::Strings, tunnel: &Tunnel, tasks: &TaskTracker) {
     let name: Arc<str> = egress.into();
     let handler: ArrivalHandler = Arc::new({
         let name = Arc::clone(&name);
-        move |arrival| Box::pin(egress::act(arrival, Arc::clone(&name), events.clone()))
+        move |arrival| Box::pin(egress::act(arrival, Arc::clone(&name), strings.clone()))
     });
     let acceptor = Acceptor::new(
         Tunnel::default(),
@@ -108,11 +114,17 @@ impl World {
         let (told, events) = mpsc::channel(1024);
         let tunnel = Tunnel::default();
         let tasks = TaskTracker::new();
-        link("egress-a", told.clone(), &tunnel, &tasks).await;
-        link("egress-b", told, &tunnel, &tasks).await;
+        let release = Arc::new(Notify::new());
+        let strings = egress::Strings {
+            events: told,
+            release: Arc::clone(&release),
+        };
+        link("egress-a", strings.clone(), &tunnel, &tasks).await;
+        link("egress-b", strings, &tunnel, &tasks).await;
         let key = ApiKey::assemble("0123456789", &"s".repeat(ApiKey::SECRET_CHARS));
         let limited_key = ApiKey::assemble("limited789", &"s".repeat(ApiKey::SECRET_CHARS));
         let metered_key = ApiKey::assemble("metered789", &"s".repeat(ApiKey::SECRET_CHARS));
+        let narrow_key = ApiKey::assemble("narrow6789", &"s".repeat(ApiKey::SECRET_CHARS));
         let policy = |id: &str| KeyPolicy {
             key: id.into(),
             account: "acme".into(),
@@ -127,7 +139,13 @@ impl World {
             tokens_per_minute: 2,
             ..policy("metered789")
         };
+        let narrow = KeyPolicy {
+            concurrency: 1,
+            tokens_per_minute: 100,
+            ..policy("narrow6789")
+        };
         let keys = [
+            (digest_of(&narrow_key), narrow),
             (digest_of(&metered_key), metered),
             (digest_of(&key), policy("0123456789")),
             (digest_of(&limited_key), limited),
@@ -148,7 +166,9 @@ impl World {
             key,
             limited_key,
             metered_key,
+            narrow_key,
             events,
+            release,
             drain,
             handle,
             tunnel,
