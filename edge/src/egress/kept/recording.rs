@@ -245,6 +245,10 @@ impl Recording {
             }
         };
         self.write_out().await?;
+        if !self.state.lock().tape.is_in_file() {
+            // A write that failed is not made again: the file has a hole where it was to be.
+            return Err(io::Error::other("a part of the answer could not be written"));
+        }
         let this = Arc::clone(self);
         let put = tokio::task::spawn_blocking(move || {
             let file = this.state.lock().file.clone();
@@ -430,6 +434,26 @@ mod tests {
         };
         assert_eq!(trailers.broken, TOO_LARGE);
         assert!(matches!(recording.push(b"x").await, Err(Error::Ended)));
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_written_is_never_put_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let recording = recording(dir.path());
+        recording.begin(v1::ResponseHead::default());
+        let path = dir.path().join("full");
+        File::create(&path).unwrap();
+        let full = Arc::new(File::open(&path).unwrap());
+        recording.state.lock().file = Some(full);
+        let pushed = recording.push(&[7; 100_000]).await;
+        assert!(matches!(pushed, Err(Error::Disk(_))), "{pushed:?}");
+        // There is room again.
+        let file = recording.shelf.create(recording.exchange).unwrap();
+        recording.state.lock().file = Some(Arc::new(file));
+        assert!(recording.put_away(u64::MAX).await.is_err());
+        let now = std::time::SystemTime::now();
+        let found = recording.shelf.take_down(recording.exchange, now);
+        assert!(found.unwrap().is_none());
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Tape {
         self.writing = Bytes::new();
     }
 
+    /// Whether all of it is in the file.
+    pub(super) fn is_in_file(&self) -> bool {
+        self.writing.is_empty() && self.held.is_empty()
+    }
+
     /// What stands at `offset`.
     pub(super) fn at(&self, offset: u64) -> At {
         let short = |bytes: u64| {
