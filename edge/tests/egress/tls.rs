@@ -17,6 +17,31 @@ async fn echo(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infal
     Ok(Response::new(Full::new(said.into())))
 }
 
+type Stream = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
+
+/// Reads a client's frames until its first request, and says that nothing of it was or will be done.
+async fn go_away(mut stream: Stream) {
+    const PREFACE_BYTES: usize = 24;
+    const HEADERS: u8 = 1;
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    stream.write_all(&settings).await.unwrap();
+    stream.read_exact(&mut [0; PREFACE_BYTES]).await.unwrap();
+    loop {
+        let mut head = [0; 9];
+        if stream.read_exact(&mut head).await.is_err() {
+            return;
+        }
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).await.unwrap();
+        if head[3] == HEADERS {
+            let (last_stream, no_error) = ([0; 4], [0; 4]);
+            let goaway = [&[0, 0, 8, 7, 0, 0, 0, 0, 0], &last_stream[..], &no_error].concat();
+            stream.write_all(&goaway).await.unwrap();
+        }
+    }
+}
+
 /// A provider that speaks HTTP/2 and nothing else.
 struct Provider {
     port: u16,
@@ -31,6 +56,24 @@ impl Provider {
         F: Fn(Request<Incoming>) -> S + Clone + Send + Sync + 'static,
         S: Future<Output = Result<Response<Full<Bytes>>, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
+    {
+        Self::serving(move |stream, _| {
+            let answer = answer.clone();
+            async move {
+                // The connection ends when the test does.
+                let _ = http2::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service_fn(answer))
+                    .await;
+            }
+        })
+        .await
+    }
+
+    /// Leaves each connection, with its number, to `serve`.
+    async fn serving<F, S>(serve: F) -> Self
+    where
+        F: Fn(Stream, usize) -> S + Clone + Send + Sync + 'static,
+        S: Future<Output = ()> + Send + 'static,
     {
         let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
         let folder = tempfile::tempdir().unwrap();
@@ -52,14 +95,10 @@ impl Provider {
         let tasks = TaskTracker::new();
         tasks.clone().spawn(async move {
             while let Ok((socket, _)) = listener.accept().await {
-                counted.fetch_add(1, Ordering::SeqCst);
-                let (acceptor, answer) = (acceptor.clone(), answer.clone());
+                let number = counted.fetch_add(1, Ordering::SeqCst);
+                let (acceptor, serve) = (acceptor.clone(), serve.clone());
                 tasks.spawn(async move {
-                    let io = TokioIo::new(acceptor.accept(socket).await.unwrap());
-                    // The connection ends when the test does.
-                    let _ = http2::Builder::new(TokioExecutor::new())
-                        .serve_connection(io, service_fn(answer))
-                        .await;
+                    serve(acceptor.accept(socket).await.unwrap(), number).await;
                 });
             }
         });
@@ -113,4 +152,30 @@ async fn a_stream_that_the_provider_refuses_is_asked_for_again() {
     let answered = provider.town().await.ask(chat(2), b"{}").await.unwrap();
     assert!(answered.text().ends_with(" 2"), "{}", answered.text());
     assert_eq!(asked.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_provider_that_goes_away_before_a_request_is_asked_again() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&asked);
+    let provider = Provider::serving(move |stream, number| {
+        let counted = Arc::clone(&counted);
+        async move {
+            if number == 0 {
+                return go_away(stream).await;
+            }
+            let answer = service_fn(move |request| {
+                counted.fetch_add(1, Ordering::SeqCst);
+                echo(request)
+            });
+            // The connection ends when the test does.
+            let _ = http2::Builder::new(TokioExecutor::new())
+                .serve_connection(TokioIo::new(stream), answer)
+                .await;
+        }
+    })
+    .await;
+    let answered = provider.town().await.ask(chat(2), b"{}").await.unwrap();
+    assert!(answered.text().ends_with(" 2"), "{}", answered.text());
+    assert_eq!(asked.load(Ordering::SeqCst), 1);
 }

@@ -34,7 +34,8 @@ pub struct SendError {
 }
 
 impl SendError {
-    /// The provider did nothing: no byte of the request was written, or it refused the stream (RFC 9113, 8.7).
+    /// The provider did nothing: no byte of the request was written, or it refused the stream (RFC 9113, 8.7), or went away
+    /// before it (6.8).
     pub fn is_unsent(&self) -> bool {
         self.error.is_canceled() || self.is_refused_stream()
     }
@@ -43,7 +44,9 @@ impl SendError {
         let cause = self.error.source();
         let cause = cause.and_then(|cause| cause.downcast_ref::<h2::Error>());
         cause.is_some_and(|error| {
-            error.is_remote() && error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM)
+            let refused = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
+            // h2 gives a provider's GOAWAY only to streams above the last one that it names. The others go on.
+            error.is_remote() && (refused || error.is_go_away())
         })
     }
 
