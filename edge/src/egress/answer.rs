@@ -81,6 +81,7 @@ pub async fn pass_on(
         credential,
         exchange.tries,
     ));
+    exchange.meter.charge(permit);
     // Its values are slices of the connection's first read buffer, which a long stream must not keep.
     drop(head);
     watch.begin(exchange.provider.row.idle, Instant::now());
@@ -95,10 +96,7 @@ pub async fn pass_on(
     }
     let cut = broken.is_none() && exchange.meter.is_cut();
     let broken = if cut { Some("cut") } else { broken };
-    if let Some(usage) = exchange.meter.usage() {
-        let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
-        permit.used(tokens, Instant::now());
-    }
+    exchange.meter.settle(Instant::now());
     let trailers = trailers(&exchange.meter, broken, Instant::now());
     match (answer.finish(trailers).await, broken) {
         (Err(_), _) => Ending::Cancelled,

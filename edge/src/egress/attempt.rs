@@ -11,7 +11,11 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use http::{StatusCode, response::Parts};
-use vector_proto::{refusal::Code, tunnel::v1};
+use vector_proto::{
+    dialect::operation::{Body, ModelAt},
+    refusal::Code,
+    tunnel::v1,
+};
 
 use super::{
     Room,
@@ -182,11 +186,23 @@ fn take_key(room: &Room, exchange: &Exchange, avoid: Option<&Permit>) -> Result<
     let wish = Wish {
         avoid: avoid.map(Permit::key),
         affinity: exchange.head.affinity,
-        body_bytes: exchange.head.body_bytes.unwrap_or_default(),
+        prompt_bytes: prompt_bytes(exchange),
     };
     match exchange.head.credential.as_str() {
         "" => room.keys.take(provider, wish, now),
         named => room.keys.take_named(provider, named, wish, now),
+    }
+}
+
+/// Bytes that are read as a prompt, which the exchange's tokens can be judged by. What names no model uses none, and a form's
+/// bytes are pictures or sound.
+fn prompt_bytes(exchange: &Exchange) -> Option<u64> {
+    let whole = exchange.head.body_bytes.unwrap_or_default();
+    match exchange.row {
+        Some(row) if row.websocket || row.method != "POST" => None,
+        Some(row) if row.model == ModelAt::Nowhere => None,
+        Some(row) if matches!(row.body, Body::Multipart | Body::Form) => Some(0),
+        _ => Some(whole),
     }
 }
 
@@ -303,6 +319,9 @@ impl Turns {
         repeatable: bool,
     ) -> Result<(), Box<v1::Refused>> {
         self.touched |= fault.touched;
+        if !fault.touched {
+            permit.unsent(Instant::now());
+        }
         tell(exchange, &permit, &fault);
         let go_on = match fault.next {
             Next::Credential => true,
@@ -315,9 +334,9 @@ impl Turns {
         }
         if fault.rest.is_some() && exchange.head.credential.is_empty() {
             // The ingress takes it for what the next call will find, which gets another key if there is one.
-            let (provider, body_bytes) = (&exchange.provider.row.name, exchange.head.body_bytes);
-            let body_bytes = body_bytes.unwrap_or_default();
-            fault.rest = room.keys.rests(provider, body_bytes, Instant::now());
+            let provider = &exchange.provider.row.name;
+            let prompt_bytes = prompt_bytes(exchange);
+            fault.rest = room.keys.rests(provider, prompt_bytes, Instant::now());
         }
         Err(Box::new(fault.refusal(self.touched, exchange.tries)))
     }

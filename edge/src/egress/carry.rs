@@ -126,6 +126,7 @@ async fn carry(room: &Arc<Room>, taken: Taken) {
             () = unwanted(room, id, followed, &begun) => Outcome::Ended(Ending::Cancelled),
         }
     };
+    exchange.meter.settle(Instant::now());
     if let Some(recording) = room.kept.adopted(exchange.id) {
         // Adopted too late, or given up: who waits for it is told. What has ended stays as it is.
         recording.end(kept::End::Lost);

@@ -77,8 +77,8 @@ pub struct Wish<'a> {
     pub avoid: Option<&'a Arc<Key>>,
     /// Calls of the same number should get the same key; 0 for any.
     pub affinity: u64,
-    /// Length of the call's body.
-    pub body_bytes: u64,
+    /// Bytes of the prompt; none for a call that uses no tokens, as far as is known before.
+    pub prompt_bytes: Option<u64>,
 }
 
 type Keys = HashMap<Box<str>, Vec<Arc<Key>>>;
@@ -147,7 +147,7 @@ impl Pool {
             if key.disabled {
                 continue;
             }
-            let wait_us = key.wait_us(key.estimate(wish.body_bytes), now_us);
+            let wait_us = key.wait_us(key.estimate(wish.prompt_bytes), now_us);
             if wait_us > 0 {
                 shortest = Some(shortest.map_or(wait_us, |least: u64| least.min(wait_us)));
                 continue;
@@ -164,17 +164,22 @@ impl Pool {
             wish.affinity != 0 && best.is_some_and(|best| known.may_stand_for(&best))
         });
         match (known.or(best), shortest) {
-            (Some(found), _) => Ok(Permit::new(found.key, self.begun, wish.body_bytes, now_us)),
-            (None, Some(wait_us)) => self.none_ready(keys, wish.body_bytes, (wait_us, now_us)),
+            (Some(found), _) => Ok(Permit::new(found.key, self.begun, wish.prompt_bytes, now_us)),
+            (None, Some(wait_us)) => self.none_ready(keys, wish.prompt_bytes, (wait_us, now_us)),
             (None, None) => Err(NoKey::Unknown),
         }
     }
 
-    /// How long no key of a provider is ready for a call of this length; None if one is, or there is none at all.
-    pub fn rests(&self, provider: &str, body_bytes: u64, now: Instant) -> Option<Duration> {
+    /// How long no key of a provider is ready for a call with such a prompt; None if one is, or there is none at all.
+    pub fn rests(
+        &self,
+        provider: &str,
+        prompt_bytes: Option<u64>,
+        now: Instant,
+    ) -> Option<Duration> {
         let (pool, now_us) = (self.keys.load(), self.micros(now));
         let keys = pool.get(provider)?.iter().filter(|key| !key.disabled);
-        let shortest = keys.map(|key| key.wait_us(key.estimate(body_bytes), now_us));
+        let shortest = keys.map(|key| key.wait_us(key.estimate(prompt_bytes), now_us));
         shortest
             .min()
             .filter(|wait_us| *wait_us > 0)
@@ -186,7 +191,7 @@ impl Pool {
     fn none_ready(
         &self,
         keys: &[Arc<Key>],
-        body_bytes: u64,
+        prompt_bytes: Option<u64>,
         at: (u64, u64),
     ) -> Result<Permit, NoKey> {
         let (mut wait_us, now_us) = at;
@@ -196,7 +201,7 @@ impl Pool {
             if let Some(key) = soonest {
                 let panic_us = key.panic_us(now_us);
                 if panic_us == 0 && key.claim_panic(now_us) {
-                    return Ok(Permit::new(key, self.begun, body_bytes, now_us));
+                    return Ok(Permit::new(key, self.begun, prompt_bytes, now_us));
                 }
                 wait_us = wait_us.min(panic_us.max(1));
             }
@@ -223,8 +228,8 @@ impl Pool {
             .find(|key| *key.name == *name && !key.disabled)
             .ok_or(NoKey::Unknown)?;
         let now_us = self.micros(now);
-        match key.wait_us(key.estimate(wish.body_bytes), now_us) {
-            0 => Ok(Permit::new(key, self.begun, wish.body_bytes, now_us)),
+        match key.wait_us(key.estimate(wish.prompt_bytes), now_us) {
+            0 => Ok(Permit::new(key, self.begun, wish.prompt_bytes, now_us)),
             wait_us => Err(NoKey::Resting(Duration::from_micros(wait_us))),
         }
     }

@@ -1,7 +1,7 @@
 //! Reads what an answer consumed and what it made, while it passes.
 //!
 //! Numbers and one id are all that is kept. Only a POST consumes: fetching a response that ran earlier shows its
-//! usage again, and must not count twice.
+//! usage again, and must not count twice. Whatever becomes of the answer, the key that was used is told what it cost.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use vector_proto::{
     tunnel::v1,
 };
 
-use super::translate::Content;
+use super::{credential::Permit, translate::Content};
 
 /// Operations whose event streams are known to have end marks, by the beginning of their names.
 const MARKED: &[&str] = &["chat.completions.", "completions.", "responses."];
@@ -35,6 +35,10 @@ pub struct Meter {
     pub response_bytes: u64,
     started: Instant,
     first_byte: Option<Duration>,
+    /// The key that the answer is charged to.
+    permit: Option<Permit>,
+    /// The provider says that it did nothing.
+    refused: bool,
 }
 
 impl Meter {
@@ -50,6 +54,8 @@ impl Meter {
             response_bytes: 0,
             started: now,
             first_byte: None,
+            permit: None,
+            refused: false,
         }
     }
 
@@ -63,6 +69,7 @@ impl Meter {
     ) {
         self.first_byte = Some(now.saturating_duration_since(self.started));
         let whole = head.status.is_success();
+        self.refused = head.status.is_client_error();
         let Some(row) = ask.row else { return };
         self.consumes = row.method == "POST";
         self.makes = whole && row.makes.is_some() && ask.keeps;
@@ -86,6 +93,27 @@ impl Meter {
                 IdAt::Location => reader,
             })
         });
+    }
+
+    /// Charges what is measured to a key: once settled, or dropped.
+    pub fn charge(&mut self, permit: Permit) {
+        self.permit = Some(permit);
+    }
+
+    /// Tells the key what was used, as far as was said by now, and gives it back.
+    pub fn settle(&mut self, now: Instant) {
+        let Some(permit) = self.permit.take() else {
+            return;
+        };
+        match self.usage() {
+            Some(usage) => {
+                let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
+                permit.used(tokens, now);
+            }
+            None if self.refused => permit.unused(),
+            // What was judged beforehand stands.
+            None => {}
+        }
     }
 
     /// The provider has agreed to a WebSocket.
@@ -151,6 +179,13 @@ impl Meter {
     /// Time since the start.
     pub fn elapsed(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.started)
+    }
+}
+
+impl Drop for Meter {
+    /// A client that leaves stops everything where it stands.
+    fn drop(&mut self) {
+        self.settle(Instant::now());
     }
 }
 

@@ -90,6 +90,7 @@ pub async fn carry(
         permit.key().name(),
         exchange.tries,
     ));
+    exchange.meter.charge(permit);
     Ok(splice(exchange, upgraded, body, answer).await)
 }
 

@@ -77,6 +77,47 @@ async fn a_limited_key_is_not_the_end_of_a_handshake() {
 }
 
 #[tokio::test]
+async fn a_conversation_that_is_left_counts_for_its_key() {
+    let address = provider(move |_, mut caller: Caller| async move {
+        let (head, _) = caller.request().await.unwrap();
+        upgrade(&mut caller, &head).await;
+        let message = r#"{"type":"response.done","response":{"usage":{"input_tokens":1900,"output_tokens":100}}}"#;
+        let head = [0x81, message.len() as u8];
+        caller.socket.write_all(&head).await.unwrap();
+        caller.say(message).await;
+        // Until it is left.
+        let _ = caller.socket.read(&mut [0; 1]).await;
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    let limited = control::Credential {
+        name: "one".into(),
+        provider: "acme".into(),
+        secret: "secret-one".into(),
+        tokens_per_minute: 1_000,
+        ..control::Credential::default()
+    };
+    town.egress.take_credentials(&control::Credentials {
+        revision: 2,
+        credentials: vec![limited],
+        ..control::Credentials::default()
+    });
+    let open = v1::Open {
+        request: Some(realtime()),
+        ..v1::Open::default()
+    };
+    let mut call = town.open(ExchangeId::fresh(), open).await;
+    call.request.flush().await.unwrap();
+    assert_eq!(call.response.head().await.unwrap().status, 101);
+    let said = call.response.next().await.unwrap();
+    assert!(matches!(said, vector_edge::tunnel::Part::Data(_)));
+    drop(call);
+    assert_eq!(town.told.record().await.outcome, "cancelled");
+    let refused = town.ask(chat(2), b"{}").await.unwrap_err();
+    assert_eq!(refused.code, "no_credential");
+}
+
+#[tokio::test]
 async fn a_websocket_is_joined_with_our_key() {
     let (seen, mut heads) = mpsc::channel(1);
     let address = provider(move |_, mut caller: Caller| {

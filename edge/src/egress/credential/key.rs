@@ -51,8 +51,8 @@ pub(super) struct Standing {
     pub(super) panic_at_us: AtomicU64,
     pub(super) requests: Headroom,
     pub(super) tokens: Headroom,
-    /// Tokens of a call beyond those that its body's length stands for, as a decayed average.
-    pub(super) beyond_body: AtomicU64,
+    /// Tokens of a call beyond those that its prompt's length stands for, as a decayed average.
+    pub(super) beyond_prompt: AtomicU64,
     purse: AtomicU8,
     pub(super) balance: Mutex<Option<(Balance, u64)>>,
 }
@@ -68,7 +68,7 @@ impl Standing {
             panic_at_us: AtomicU64::new(0),
             requests: Headroom::default(),
             tokens: Headroom::default(),
-            beyond_body: AtomicU64::new(0),
+            beyond_prompt: AtomicU64::new(0),
             purse: AtomicU8::new(Purse::Unknown as u8),
             balance: Mutex::new(None),
         }
@@ -222,9 +222,11 @@ impl Key {
         }
     }
 
-    /// What a call will use, judged before it is sent: four bytes of body to a token, and what others used beyond theirs.
-    pub(super) fn estimate(&self, body_bytes: u64) -> u64 {
-        body_tokens(body_bytes) + self.standing.beyond_body.load(Ordering::Relaxed)
+    /// What a call will use, judged before it is sent: four bytes of its prompt to a token, and what others used beyond theirs.
+    pub(super) fn estimate(&self, prompt_bytes: Option<u64>) -> u64 {
+        prompt_bytes.map_or(0, |bytes| {
+            prompt_tokens(bytes) + self.standing.beyond_prompt.load(Ordering::Relaxed)
+        })
     }
 
     /// Microseconds until the key could take one more call, apart from those that run.
@@ -321,8 +323,8 @@ impl Key {
     }
 }
 
-/// Tokens that a body of this length stands for at most; one with pictures is no longer than the largest prompt.
-pub(super) const fn body_tokens(bytes: u64) -> u64 {
+/// Tokens that a prompt of this length stands for at most; one with pictures is no longer than the largest prompt.
+pub(super) const fn prompt_tokens(bytes: u64) -> u64 {
     const TOKENS_MAX: u64 = 200_000;
     let tokens = bytes / 4;
     if tokens < TOKENS_MAX {

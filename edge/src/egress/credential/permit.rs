@@ -15,7 +15,7 @@ use http::HeaderMap;
 
 use super::{
     OUT, REST_FIRST, REST_LONGEST,
-    key::{Key, body_tokens},
+    key::{Key, prompt_tokens},
     learned, micros, retry_after,
 };
 
@@ -25,7 +25,7 @@ pub struct Permit {
     key: Arc<Key>,
     begun: Instant,
     taken_us: u64,
-    body_bytes: u64,
+    prompt_bytes: Option<u64>,
     /// Tokens that were taken beforehand.
     estimate: u64,
     /// The estimate stands: the provider took the call. Otherwise it goes back.
@@ -33,9 +33,14 @@ pub struct Permit {
 }
 
 impl Permit {
-    pub(super) fn new(key: &Arc<Key>, begun: Instant, body_bytes: u64, now_us: u64) -> Self {
+    pub(super) fn new(
+        key: &Arc<Key>,
+        begun: Instant,
+        prompt_bytes: Option<u64>,
+        now_us: u64,
+    ) -> Self {
         let standing = &key.standing;
-        let estimate = key.estimate(body_bytes);
+        let estimate = key.estimate(prompt_bytes);
         standing.in_flight.fetch_add(1, Ordering::Relaxed);
         standing.requests.take(key.limits.requests, 1, now_us);
         standing.tokens.take(key.limits.tokens, estimate, now_us);
@@ -48,7 +53,7 @@ impl Permit {
             key: Arc::clone(key),
             begun,
             taken_us: now_us,
-            body_bytes,
+            prompt_bytes,
             estimate,
             kept: AtomicBool::new(false),
         }
@@ -117,11 +122,27 @@ impl Permit {
     pub fn used(&self, tokens: u64, now: Instant) {
         self.kept.store(true, Ordering::Relaxed);
         self.correct(tokens, now);
-        let beyond = tokens.saturating_sub(body_tokens(self.body_bytes));
-        let average = &self.key.standing.beyond_body;
+        let Some(prompt_bytes) = self.prompt_bytes else {
+            // A conversation, or a recording: it says nothing of what a prompt leads to.
+            return;
+        };
+        let beyond = tokens.saturating_sub(prompt_tokens(prompt_bytes));
+        let average = &self.key.standing.beyond_prompt;
         let before = average.load(Ordering::Relaxed);
         let after = before - before / 8 + beyond / 8;
         average.store(after, Ordering::Relaxed);
+    }
+
+    /// The provider answered that it did nothing: what was judged beforehand goes back with the permit.
+    pub fn unused(&self) {
+        self.kept.store(false, Ordering::Relaxed);
+    }
+
+    /// The call never left: it is none of those that the key may make a minute.
+    pub fn unsent(&self, now: Instant) {
+        let at = (self.taken_us, self.micros(now));
+        let limit = self.key.limits.requests;
+        self.key.standing.requests.correct(limit, 1, 0, at);
     }
 
     fn correct(&self, tokens: u64, now: Instant) {

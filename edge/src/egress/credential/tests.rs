@@ -9,7 +9,7 @@ use super::*;
 const ANY: Wish<'_> = Wish {
     avoid: None,
     affinity: 0,
-    body_bytes: 0,
+    prompt_bytes: Some(0),
 };
 
 fn take(pool: &Pool, at: Instant) -> Result<Permit, NoKey> {
@@ -204,7 +204,7 @@ fn tokens_are_judged_before_and_put_right_after() {
     };
     let pool = with_limits(limits, now);
     let wish = Wish {
-        body_bytes: 2_400,
+        prompt_bytes: Some(2_400),
         ..ANY
     };
     let first = pool.take("acme", wish, now).unwrap();
@@ -220,6 +220,56 @@ fn tokens_are_judged_before_and_put_right_after() {
         pool.take("acme", wish, now).is_ok(),
         "a call that was not taken used nothing"
     );
+    let third = pool.take("acme", wish, now).unwrap();
+    ok(&third, now);
+    third.unused();
+    drop(third);
+    assert!(
+        pool.take("acme", wish, now).is_ok(),
+        "nor did one that the provider would not do"
+    );
+}
+
+#[test]
+fn a_call_without_a_prompt_is_not_judged_by_its_length_nor_others_by_it() {
+    let now = Instant::now();
+    let limits = v1::Credential {
+        tokens_per_minute: 1_000,
+        ..v1::Credential::default()
+    };
+    let pool = with_limits(limits, now);
+    let upload = Wish {
+        prompt_bytes: None,
+        ..ANY
+    };
+    let prompt = |bytes| Wish {
+        prompt_bytes: Some(bytes),
+        ..ANY
+    };
+    let first = pool.take("acme", prompt(3_600), now).unwrap();
+    ok(&first, now);
+    let uploads: Vec<_> = (0..9)
+        .map(|_| pool.take("acme", upload, now).unwrap())
+        .collect();
+    assert!(pool.take("acme", prompt(800), now).is_err());
+    first.used(100, now);
+    uploads[0].used(800, now);
+    // 900 are used, and nothing is expected beyond a prompt's own.
+    assert!(pool.take("acme", prompt(400), now).is_ok());
+}
+
+#[test]
+fn a_call_that_never_left_is_none_of_a_minutes() {
+    let now = Instant::now();
+    let limits = v1::Credential {
+        requests_per_minute: 1,
+        ..v1::Credential::default()
+    };
+    let pool = with_limits(limits, now);
+    take(&pool, now).unwrap().unsent(now);
+    let second = take(&pool, now).unwrap();
+    ok(&second, now);
+    assert!(take(&pool, now).is_err());
 }
 
 #[test]
