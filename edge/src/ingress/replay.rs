@@ -110,25 +110,71 @@ enum TakenUp {
     NotYet(Denied),
 }
 
+type Claimed = Result<ClaimResponse, Refusal>;
+
 /// A key that is taken for a request of which nothing is known yet. Dropped, because the client has left, it gives the key
 /// back if no egress has the request.
 struct Unsettled<'a> {
     sending: &'a Sending<'a>,
     claim: Option<ClaimRequest>,
+    /// Control has not said yet whether it is taken. Goes on without the client, so that it is known what to give back.
+    asking: Option<JoinHandle<Claimed>>,
 }
 
-impl Unsettled<'_> {
+impl<'a> Unsettled<'a> {
+    /// Asks control for the key.
+    fn claim(sending: &'a Sending<'a>, claim: &ClaimRequest) -> Self {
+        let (control, asked) = (sending.ingress.control.clone(), claim.clone());
+        let asking = async move { control.claim(asked).await };
+        Self {
+            sending,
+            claim: Some(claim.clone()),
+            asking: Some(sending.ingress.tasks.spawn(asking)),
+        }
+    }
+
+    /// What control says. A key that is not this request's is none to give back.
+    async fn answered(&mut self) -> Claimed {
+        let answer = match &mut self.asking {
+            Some(asking) => asking.await.ok(),
+            None => None,
+        };
+        self.asking = None;
+        let claimed = answer.unwrap_or_else(|| Err(refused(ClaimOutcome::Unspecified)));
+        if !may_be_ours(&claimed) {
+            self.claim = None;
+        }
+        claimed
+    }
+
     /// Tells control which egress has the request; none if it is nowhere.
     fn settle(&mut self, egress: &str) -> Option<JoinHandle<()>> {
         let claim = self.claim.take()?;
         let ingress = self.sending.ingress;
-        Some(ingress.tasks.spawn(ingress.control.settle(SettleRequest {
+        let settling = ingress.control.settle(SettleRequest {
             account: claim.account,
             key: claim.key,
             exchange: claim.exchange,
             egress: egress.to_owned(),
-        })))
+        });
+        let asking = self.asking.take();
+        Some(ingress.tasks.spawn(async move {
+            let ours = match asking {
+                Some(asking) => asking.await.is_ok_and(|claimed| may_be_ours(&claimed)),
+                None => true,
+            };
+            if ours {
+                settling.await;
+            }
+        }))
     }
+}
+
+/// Whether a key may be taken for the request that asked for it: an answer that was lost says nothing.
+fn may_be_ours(claimed: &Claimed) -> bool {
+    claimed
+        .as_ref()
+        .map_or(true, |claimed| claimed.outcome() == ClaimOutcome::Fresh)
 }
 
 impl Drop for Unsettled<'_> {
@@ -188,9 +234,10 @@ impl Sending<'_> {
         };
         let (began, mut pause) = (Instant::now(), PAUSES.0);
         loop {
-            let claimed = self.ingress.control.claim(claim.clone()).await?;
+            let mut unsettled = Unsettled::claim(self, &claim);
+            let claimed = unsettled.answered().await?;
             let not_yet = match claimed.outcome() {
-                ClaimOutcome::Fresh => return self.send_first(claim, upload, record).await,
+                ClaimOutcome::Fresh => return self.send_first(unsettled, upload, record).await,
                 ClaimOutcome::Taken => match self.take_up(&claimed, record).await {
                     TakenUp::Sent(sent) => return Ok(*sent),
                     TakenUp::Denied(denied) => return Err(denied),
@@ -209,14 +256,10 @@ impl Sending<'_> {
     /// Sends the request that has the key, and tells control what became of it.
     async fn send_first(
         &self,
-        claim: ClaimRequest,
+        mut unsettled: Unsettled<'_>,
         upload: Upload,
         record: &mut Record,
     ) -> Result<Sent, Denied> {
-        let mut unsettled = Unsettled {
-            sending: self,
-            claim: Some(claim),
-        };
         let sent = match admit::begin(self.permit, self.policy) {
             Ok(()) => self.send(upload, record).await,
             Err(refusal) => Err(refusal.into()),

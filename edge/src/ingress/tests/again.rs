@@ -92,6 +92,21 @@ async fn a_key_is_free_again_when_its_client_leaves_before_anybody_has_the_reque
 }
 
 #[tokio::test]
+async fn a_key_is_free_again_when_its_client_leaves_while_control_answers() {
+    let world = World::start().await;
+    let answers = world.control.answers.lock().await;
+    let mut socket = world.connect().await;
+    let request = keyed(&world, "k-5", ECHO);
+    socket.write_all(request.as_bytes()).await.unwrap();
+    world.control.taken.notified().await;
+    drop(socket);
+    drop(answers);
+    world.control.freed.notified().await;
+    let answer = world.raw(request).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
+#[tokio::test]
 async fn a_large_body_is_read_whole_before_its_key_is_claimed() {
     let world = World::start().await;
     let body = format!(

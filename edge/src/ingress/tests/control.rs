@@ -1,6 +1,9 @@
 //! A made-up control: a snapshot on disk, and a gRPC server that knows a few keys.
 
-use std::{collections::HashMap, pin::Pin};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    pin::Pin,
+};
 
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -22,6 +25,10 @@ pub(super) struct Control {
     pub(super) plane: ControlPlane,
     /// Told of each idempotency key that is given back.
     pub(super) freed: Arc<Notify>,
+    /// Told of each that is taken.
+    pub(super) taken: Arc<Notify>,
+    /// No claim is answered while this is locked.
+    pub(super) answers: Arc<tokio::sync::Mutex<()>>,
     _service: Service,
     _state: tempfile::TempDir,
 }
@@ -30,6 +37,8 @@ struct Keys {
     keys: HashMap<[u8; 32], KeyPolicy>,
     claims: Mutex<Claims>,
     freed: Arc<Notify>,
+    taken: Arc<Notify>,
+    answers: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// By account and key: the request's hash, its exchange, and its egress.
@@ -86,11 +95,14 @@ pub(super) async fn start(egress: &[&str], keys: HashMap<[u8; 32], KeyPolicy>) -
     snapshot::save(state.path(), &snapshot_of(egress)).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let freed = Arc::new(Notify::new());
+    let (freed, taken) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let answers = Arc::<tokio::sync::Mutex<()>>::default();
     let server = tonic::transport::Server::builder().add_service(NodeServer::new(Keys {
         keys,
         claims: Mutex::default(),
         freed: Arc::clone(&freed),
+        taken: Arc::clone(&taken),
+        answers: Arc::clone(&answers),
     }));
     // Ends with the test's runtime.
     TaskTracker::new().spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
@@ -111,6 +123,8 @@ pub(super) async fn start(egress: &[&str], keys: HashMap<[u8; 32], KeyPolicy>) -
     Control {
         plane,
         freed,
+        taken,
+        answers,
         _service: service,
         _state: state,
     }
@@ -148,25 +162,28 @@ impl Node for Keys {
         request: Request<v1c::ClaimRequest>,
     ) -> Result<Response<v1c::ClaimResponse>, Status> {
         let asked = request.into_inner();
-        let mut claims = self.claims.lock();
         let key = (asked.account, asked.key.to_vec());
         let plain = |outcome: v1c::ClaimOutcome| v1c::ClaimResponse {
             outcome: outcome.into(),
             ..v1c::ClaimResponse::default()
         };
-        Ok(Response::new(match claims.get(&key) {
-            None => {
-                let claim = (asked.print.to_vec(), asked.exchange.to_vec(), String::new());
-                claims.insert(key, claim);
+        let answer = match self.claims.lock().entry(key) {
+            Entry::Vacant(place) => {
+                place.insert((asked.print.to_vec(), asked.exchange.to_vec(), String::new()));
+                self.taken.notify_one();
                 plain(v1c::ClaimOutcome::Fresh)
             }
-            Some((print, ..)) if *print != asked.print => plain(v1c::ClaimOutcome::Conflict),
-            Some((_, exchange, egress)) => v1c::ClaimResponse {
-                exchange: exchange.clone().into(),
-                egress: egress.clone(),
+            Entry::Occupied(claim) if claim.get().0 != asked.print => {
+                plain(v1c::ClaimOutcome::Conflict)
+            }
+            Entry::Occupied(claim) => v1c::ClaimResponse {
+                exchange: claim.get().1.clone().into(),
+                egress: claim.get().2.clone(),
                 ..plain(v1c::ClaimOutcome::Taken)
             },
-        }))
+        };
+        drop(self.answers.lock().await);
+        Ok(Response::new(answer))
     }
 
     async fn settle(
