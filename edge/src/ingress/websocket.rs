@@ -1,10 +1,11 @@
 //! Carries a WebSocket: checks the upgrade, waits for the provider's, then splices raw bytes both ways.
 //!
-//! Frames are not read: what the client masks reaches the provider masked. No extension is negotiated, so both ends mean the
-//! same bytes. A provider that refuses does so in plain HTTP, before anything was upgraded here. When the path breaks, the
+//! Frames are passed on as they are: what the client masks reaches the provider masked. They are read, in passing, only for a
+//! key with a limit of tokens, which counts while the conversation lasts. No extension is negotiated, so both ends mean the same
+//! bytes. A provider that refuses does so in plain HTTP, before anything was upgraded here. When the path breaks, the
 //! connection is cut, which every WebSocket library tells from a close.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use bytes::BytesMut;
@@ -15,6 +16,7 @@ use ring::digest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio_util::sync::CancellationToken;
 use vector_proto::{
+    dialect::websocket::Frames,
     refusal::{Code, Refusal},
     tunnel::v1,
 };
@@ -27,7 +29,10 @@ use super::{
     send::{Sent, Up},
     stream::{Answer, Around},
 };
-use crate::tunnel::{Lost, Part, RequestWriter, ResponseReader};
+use crate::{
+    limit::Permit,
+    tunnel::{Lost, Part, RequestWriter, ResponseReader},
+};
 
 /// From RFC 6455.
 const ACCEPT_SALT: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -163,6 +168,41 @@ pub(super) struct Socket {
     in_flight: Option<super::load::InFlight>,
 }
 
+/// Counts a conversation's tokens for its key, as they are told.
+struct Tally<'a> {
+    permit: &'a Permit,
+    frames: Option<Box<Frames>>,
+    counted: u64,
+}
+
+impl<'a> Tally<'a> {
+    fn new(permit: &'a Permit) -> Self {
+        Self {
+            permit,
+            frames: permit.counts_tokens().then(Box::default),
+            counted: 0,
+        }
+    }
+
+    fn hear(&mut self, bytes: &[u8]) {
+        let Some(frames) = &mut self.frames else {
+            return;
+        };
+        frames.feed(bytes);
+        if let Some(usage) = frames.usage() {
+            let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
+            self.reach(tokens);
+        }
+    }
+
+    fn reach(&mut self, tokens: u64) {
+        if let Some(more) = tokens.checked_sub(self.counted).filter(|more| *more > 0) {
+            self.counted = tokens;
+            self.permit.used_tokens(more, Instant::now());
+        }
+    }
+}
+
 impl Socket {
     /// Carries bytes until either side ends, or `kill`.
     pub(super) async fn splice(mut self, mut record: Record, kill: CancellationToken) {
@@ -173,7 +213,8 @@ impl Socket {
         let mut up_bytes = 0;
         let outcome = {
             let up = up(reader, self.up, &mut up_bytes);
-            let mut down = std::pin::pin!(down(&mut self.down, writer, &mut record, &self.around));
+            let tally = Tally::new(&self.around.permit);
+            let mut down = std::pin::pin!(down(&mut self.down, writer, &mut record, tally));
             tokio::select! {
                 outcome = &mut down => outcome,
                 // A client that said its last words may still read the provider's.
@@ -217,21 +258,21 @@ async fn down(
     provider: &mut ResponseReader,
     mut client: WriteHalf<TokioIo<Upgraded>>,
     record: &mut Record,
-    around: &Around,
+    mut tally: Tally<'_>,
 ) -> Outcome {
     loop {
         match provider.next().await {
             Ok(Part::Data(bytes)) => {
                 record.saw_first_byte();
                 record.response_bytes += bytes.len() as u64;
+                tally.hear(&bytes);
                 if client.write_all(&bytes).await.is_err() || client.flush().await.is_err() {
                     return Outcome::Cancelled;
                 }
             }
             Ok(Part::Trailers(trailers)) => {
                 if let Some(usage) = &trailers.usage {
-                    let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
-                    around.permit.used_tokens(tokens, std::time::Instant::now());
+                    tally.reach(usage.input_tokens.saturating_add(usage.output_tokens));
                 }
                 record.usage = trailers.usage;
                 if !trailers.broken.is_empty() {

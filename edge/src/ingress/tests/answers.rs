@@ -218,16 +218,42 @@ async fn an_object_is_found_again() {
     );
 }
 
+/// The request for a WebSocket.
+fn upgrade(model: &str, key: &str) -> String {
+    format!(
+        "GET /v1/realtime?model={model} HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+         Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.{key}\r\n\r\n"
+    )
+}
+
+#[tokio::test]
+async fn a_conversation_counts_for_the_keys_tokens_while_it_lasts() {
+    let world = World::start().await;
+    let mut socket = world.connect().await;
+    let request = upgrade("socket-told", &world.metered_key);
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let (mut seen, mut part) = (Vec::new(), [0; 1024]);
+    while !seen.ends_with(b"}}}") {
+        let count = socket.read(&mut part).await.unwrap();
+        assert!(count > 0, "{}", String::from_utf8_lossy(&seen));
+        seen.extend_from_slice(&part[..count]);
+    }
+    let request = world.post(
+        "/v1/chat/completions",
+        r#"{"model":"echo","messages":[]}"#,
+    );
+    let answer = world
+        .raw(request.replace(&world.key, &world.metered_key))
+        .await;
+    refused(&answer, 429, "tokens_limit_exceeded");
+}
+
 #[tokio::test]
 async fn a_websocket_is_spliced() {
     let world = World::start().await;
     let mut socket = world.connect().await;
-    let request = format!(
-        "GET /v1/realtime?model=socket HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-         Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.{}\r\n\r\n",
-        world.key
-    );
+    let request = upgrade("socket", &world.key);
     socket.write_all(request.as_bytes()).await.unwrap();
     let mut out = String::new();
     let mut buffer = [0; 1024];

@@ -80,7 +80,7 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
     let (mut body, answer) = arrival.accept().await.unwrap();
     match name {
         "lost" => drop(answer),
-        "socket" => echo_frames(body, answer).await,
+        "socket" | "socket-told" => echo_frames(body, answer, name == "socket-told").await,
         _ => match read(&mut body).await {
             Some(read) => reply(&request, read, answer, &strings).await,
             None => events.send("upload broke".to_owned()).await.unwrap(),
@@ -124,11 +124,16 @@ async fn read(body: &mut RequestBody) -> Option<(usize, Vec<u8>)> {
     Some((bytes, begin))
 }
 
-async fn echo_frames(mut body: RequestBody, mut answer: Answer) {
+async fn echo_frames(mut body: RequestBody, mut answer: Answer, tells: bool) {
     answer.head(&v1::ResponseHead {
         status: 101,
         ..head("text/plain", &[])
     });
+    if tells {
+        let message = r#"{"type":"response.done","response":{"usage":{"input_tokens":9}}}"#;
+        let frame = [&[0x81, message.len() as u8], message.as_bytes()].concat();
+        answer.data(frame.into()).await.unwrap();
+    }
     answer.flush().await.unwrap();
     while let Ok(Some(chunk)) = body.next().await {
         answer.data(chunk).await.unwrap();
