@@ -323,6 +323,7 @@ impl Ingress {
             keeps: matches!(wish, Wish::Keyed(_)),
             lingers: matches!(wish, Wish::First | Wish::Again),
             away: AtomicBool::new(false),
+            touched: AtomicBool::new(false),
         };
         let sent = match wish {
             Wish::Plain | Wish::First => sending.send(upload, record).await?,

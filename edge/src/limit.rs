@@ -329,6 +329,14 @@ impl Permit {
         }
     }
 
+    /// Nothing of the request was sent: it is none of those that its key may make a minute. `began`: when it was let start.
+    pub fn unsent(&self, began: Instant, now: Instant) {
+        if let (Some(state), Some(rate)) = (&self.state, &self.rates.requests) {
+            let full_at = began + rate.reset;
+            state.lock().requests.give_back(rate.limit, full_at, now);
+        }
+    }
+
     /// Whether it makes a difference when the exchange ends, or what it uses.
     #[must_use]
     pub fn is_watched(&self) -> bool {
@@ -436,7 +444,8 @@ mod tests {
         retry.gives_again();
         drop((limiter.check(&policy, now).unwrap(), retry));
         let state = limiter.state("k", now).unwrap();
-        assert_eq!((state.lock().running, state.lock().again), (0, 0));
+        let state = state.lock();
+        assert_eq!((state.running, state.again), (0, 0));
     }
 
     #[test]
@@ -453,6 +462,20 @@ mod tests {
             (Which::Requests, Duration::from_secs(1))
         );
         assert!(limiter.check(&policy, now + refused.retry_after).is_ok());
+    }
+
+    #[test]
+    fn a_request_that_was_not_sent_is_none_of_a_minutes() {
+        let (limiter, now) = (Limiter::new(), Instant::now());
+        let policy = policy(1, 0, 0);
+        limiter.check(&policy, now).unwrap().unsent(now, now);
+        let second = limiter.check(&policy, now).unwrap();
+        assert!(limiter.check(&policy, now).is_err());
+        // Half of it has come back by itself.
+        second.unsent(now, now + Duration::from_secs(30));
+        let later = now + Duration::from_secs(30);
+        assert!(limiter.check(&policy, later).is_ok());
+        assert!(limiter.check(&policy, later).is_err());
     }
 
     #[test]

@@ -164,7 +164,12 @@ impl Pool {
             wish.affinity != 0 && best.is_some_and(|best| known.may_stand_for(&best))
         });
         match (known.or(best), shortest) {
-            (Some(found), _) => Ok(Permit::new(found.key, self.begun, wish.prompt_bytes, now_us)),
+            (Some(found), _) => Ok(Permit::new(
+                found.key,
+                self.begun,
+                wish.prompt_bytes,
+                now_us,
+            )),
             (None, Some(wait_us)) => self.none_ready(keys, wish.prompt_bytes, (wait_us, now_us)),
             (None, None) => Err(NoKey::Unknown),
         }

@@ -17,9 +17,7 @@ use vector_proto::{
     tunnel::v1::{self, ResponseHead},
 };
 
-use super::{
-    Ingress, print::Printer, pump::Pump, retry::Failed, send::Sending, upload::Upload,
-};
+use super::{Ingress, print::Printer, pump::Pump, retry::Failed, send::Sending, upload::Upload};
 use crate::{
     limit::Permit,
     tunnel::{Call, Part, Path, ResponseReader, Tunnel},
@@ -187,13 +185,13 @@ impl Afterwards {
     pub(super) fn watch(self, response: ResponseReader, permit: Permit, told: u64) {
         let Self { tasks, drain } = self;
         let watch = Watch { permit, drain };
-        tasks.spawn(watch.to_the_end(response, told));
+        tasks.spawn(watch.read_on(response, told));
     }
 }
 
 impl Watch {
     /// Reads, for nobody, what comes after a head, and counts what was used.
-    async fn to_the_end(self, mut response: ResponseReader, told: u64) {
+    async fn read_on(self, mut response: ResponseReader, told: u64) {
         let usage = self.drain.run_until_cancelled(async {
             let mut usage = None;
             while let Ok(part) = response.next().await {
@@ -211,11 +209,11 @@ impl Watch {
         self.permit.used_tokens(tokens, Instant::now());
     }
 
-    /// As [`Self::to_the_end`], from an answer's head on.
-    async fn from_the_head(self, mut response: ResponseReader) {
+    /// As [`Self::read_on`], from an answer's head on.
+    async fn read(self, mut response: ResponseReader) {
         let head = self.drain.run_until_cancelled(response.head()).await;
         if let Some(Ok(_)) = head {
-            self.to_the_end(response, 0).await;
+            self.read_on(response, 0).await;
         }
     }
 }
@@ -247,7 +245,7 @@ impl Lingering {
             }
         };
         if self.watch.permit.is_watched() {
-            self.watch.from_the_head(left).await;
+            self.watch.read(left).await;
         }
     }
 }

@@ -364,7 +364,7 @@ impl Sending<'_> {
     }
 
     /// Waits within the request's time.
-    async fn within<T>(&self, future: impl Future<Output = T>) -> Result<T, Denied> {
+    pub(super) async fn within<T>(&self, future: impl Future<Output = T>) -> Result<T, Denied> {
         let deadline = self.start + self.ingress.config.request;
         tokio::time::timeout_at(deadline.into(), future)
             .await

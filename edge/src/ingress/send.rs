@@ -106,6 +106,8 @@ pub(super) struct Sending<'a> {
     pub(super) lingers: bool,
     /// An egress may have it, or have had it and not said what came of it.
     pub(super) away: AtomicBool,
+    /// A provider may have had a byte of it.
+    pub(super) touched: AtomicBool,
 }
 
 impl Sending<'_> {
@@ -113,15 +115,12 @@ impl Sending<'_> {
     ///
     /// Cancel safety: dropped, the running attempt is cancelled at its egress.
     pub(super) async fn send(&self, upload: Upload, record: &mut Record) -> Result<Sent, Denied> {
-        let deadline = tokio::time::Instant::from_std(self.start + self.ingress.config.request);
-        match tokio::time::timeout_at(deadline, self.tries(upload, record)).await {
-            Ok(result) => result,
-            Err(_) => Err(Refusal::new(
-                Code::Deadline,
-                "the request ran out of its time before an answer began",
-            )
-            .into()),
+        let sent = self.within(self.tries(upload, record)).await.flatten();
+        let gone = self.away.load(Ordering::Relaxed) || self.touched.load(Ordering::Relaxed);
+        if sent.is_err() && !gone {
+            self.permit.unsent(self.start, Instant::now());
         }
+        sent
     }
 
     async fn tries(&self, upload: Upload, record: &mut Record) -> Result<Sent, Denied> {
@@ -257,6 +256,9 @@ impl Sending<'_> {
     fn judge(&self, tries: &mut Tries, candidate: Candidate, failed: Failed) -> Option<Denied> {
         if failed.is_back() {
             self.away.store(false, Ordering::Relaxed);
+        }
+        if !failed.is_untouched() {
+            self.touched.store(true, Ordering::Relaxed);
         }
         let mut next = retry::after(&failed, tries.can_send(), tries.twice);
         let free = tries.attempt == 1 && failed.is_untouched();

@@ -35,6 +35,16 @@ impl Gcra {
         }
     }
 
+    /// Gives one back that was taken when [`Self::reset`] then came to `full_at`. What of it has come back by itself since is
+    /// not given twice.
+    pub(super) fn give_back(&mut self, per_minute: u64, full_at: Instant, now: Instant) {
+        if per_minute > 0 {
+            let left = full_at.saturating_duration_since(now);
+            let back = worth(1, per_minute).min(left);
+            self.full_at = self.full_at.and_then(|at| at.checked_sub(back));
+        }
+    }
+
     /// What may be taken now at once.
     pub(super) fn remaining(&self, per_minute: u64, now: Instant) -> u64 {
         let room = BURST.saturating_sub(self.reset(now));
@@ -75,6 +85,31 @@ mod tests {
                 let elapsed = (now - start).as_nanos();
                 let allowed = u128::from(per_minute) * (BURST.as_nanos() + elapsed) / BURST.as_nanos();
                 prop_assert!(u128::from(taken) <= allowed);
+            }
+        }
+
+        /// Whatever is given back and however late, those that are not never come to more than the rate.
+        #[test]
+        fn what_is_given_back_makes_no_more_than_burst_plus_rate(
+            per_minute in 1_u64..1_000,
+            steps in prop::collection::vec((0_u64..2_000, any::<bool>()), 1..400),
+        ) {
+            let start = Instant::now();
+            let (mut gcra, mut now, mut kept, mut last) = (Gcra::default(), start, 0_u64, None);
+            for (gap, back) in steps {
+                now += Duration::from_millis(gap);
+                if let Some(full_at) = last.take().filter(|_| back) {
+                    gcra.give_back(per_minute, full_at, now);
+                    kept -= 1;
+                }
+                if gcra.wait(per_minute, 1, now).is_zero() {
+                    gcra.take(per_minute, 1, now);
+                    last = Some(now + gcra.reset(now));
+                    kept += 1;
+                }
+                let elapsed = (now - start).as_nanos();
+                let allowed = u128::from(per_minute) * (BURST.as_nanos() + elapsed) / BURST.as_nanos();
+                prop_assert!(u128::from(kept) <= allowed);
             }
         }
 

@@ -247,7 +247,9 @@ impl Recording {
         self.write_out().await?;
         if !self.state.lock().tape.is_in_file() {
             // A write that failed is not made again: the file has a hole where it was to be.
-            return Err(io::Error::other("a part of the answer could not be written"));
+            return Err(io::Error::other(
+                "a part of the answer could not be written",
+            ));
         }
         let this = Arc::clone(self);
         let put = tokio::task::spawn_blocking(move || {

@@ -239,10 +239,7 @@ async fn a_conversation_counts_for_the_keys_tokens_while_it_lasts() {
         assert!(count > 0, "{}", String::from_utf8_lossy(&seen));
         seen.extend_from_slice(&part[..count]);
     }
-    let request = world.post(
-        "/v1/chat/completions",
-        r#"{"model":"echo","messages":[]}"#,
-    );
+    let request = world.post("/v1/chat/completions", r#"{"model":"echo","messages":[]}"#);
     let answer = world
         .raw(request.replace(&world.key, &world.metered_key))
         .await;

@@ -64,6 +64,16 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
             };
             return arrival.refuse(refused).await;
         }
+        "refuse-untouched" => {
+            let refused = v1::Refused {
+                code: "no_credential".into(),
+                message: "there is none".into(),
+                retryable: true,
+                untouched: true,
+                ..v1::Refused::default()
+            };
+            return arrival.refuse(refused).await;
+        }
         "refuse" => return arrival.refuse(rate_limited()).await,
         "rest" => {
             let refused = v1::Refused {
@@ -192,21 +202,7 @@ async fn reply(
             answer.canceller().cancelled().await;
             return events.send("cancelled".to_owned()).await.unwrap();
         }
-        "talk-on" => {
-            answer.head(&head("text/event-stream", &[]));
-            answer.data("data: {}\n\n".into()).await.unwrap();
-            answer.flush().await.unwrap();
-            release.notified().await;
-            let usage = v1::Usage {
-                input_tokens: 100,
-                ..v1::Usage::default()
-            };
-            let trailers = v1::Trailers {
-                usage: Some(usage),
-                ..v1::Trailers::default()
-            };
-            return answer.finish(&trailers).await.unwrap();
-        }
+        "talk-on" => return talk_on(answer, release).await,
         _ => (head("application/json", &json), vec![begin.into()], ""),
     };
     answer.head(&head);
@@ -219,6 +215,23 @@ async fn reply(
     let trailers = v1::Trailers {
         object: object.into(),
         broken: broken.into(),
+        ..v1::Trailers::default()
+    };
+    answer.finish(&trailers).await.unwrap();
+}
+
+/// Begins a stream, and ends it with its usage once it is told to.
+async fn talk_on(mut answer: Answer, release: &Notify) {
+    answer.head(&head("text/event-stream", &[]));
+    answer.data("data: {}\n\n".into()).await.unwrap();
+    answer.flush().await.unwrap();
+    release.notified().await;
+    let usage = v1::Usage {
+        input_tokens: 100,
+        ..v1::Usage::default()
+    };
+    let trailers = v1::Trailers {
+        usage: Some(usage),
         ..v1::Trailers::default()
     };
     answer.finish(&trailers).await.unwrap();

@@ -78,3 +78,24 @@ async fn a_kept_exchange_keeps_its_place_and_counts_its_tokens_when_its_client_l
     let answer = once_there_is_a_place(&world).await;
     refused(&answer, 429, "tokens_limit_exceeded");
 }
+
+#[tokio::test]
+async fn a_request_that_nobody_sent_on_is_none_of_a_minutes() {
+    let world = World::start().await;
+    let ask = |model: &str| {
+        let body = format!(r#"{{"model":"{model}","messages":[]}}"#);
+        world
+            .post(CHAT, &body)
+            .replace(&world.key, &world.limited_key)
+    };
+    for _ in 0..3 {
+        let answer = world.raw(ask("refuse-untouched")).await;
+        refused(&answer, 429, "no_credential");
+    }
+    let answer = world.raw(ask("echo")).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    // What a provider refuses counts: it was asked.
+    let answer = world.raw(ask("refuse")).await;
+    assert!(answer.contains("slow down"), "{answer}");
+    refused(&world.raw(ask("echo")).await, 429, "rate_limit_exceeded");
+}

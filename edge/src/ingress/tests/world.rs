@@ -131,7 +131,7 @@ impl World {
             ..KeyPolicy::default()
         };
         let limited = KeyPolicy {
-            models: vec!["echo".into()],
+            models: vec!["echo".into(), "refuse".into(), "refuse-untouched".into()],
             requests_per_minute: 2,
             ..policy("limited789")
         };
