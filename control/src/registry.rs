@@ -27,6 +27,8 @@ pub use backup::{
     BYTES_MAX as BACKUP_BYTES_MAX, ENTRIES_MAX as BACKUP_ENTRIES_MAX, Restored, digest,
 };
 
+mod base_url;
+
 mod bounds;
 
 mod catalog;

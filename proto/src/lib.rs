@@ -9,6 +9,9 @@ pub mod id;
 
 pub mod refusal;
 
+// Which addresses a provider may have.
+pub mod reach;
+
 // How clients and providers speak.
 pub mod dialect;
 

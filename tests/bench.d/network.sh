@@ -141,6 +141,7 @@ write_routes() {
 name = "sample"
 kind = "openai"
 base_url = "http://$provider_listen/v1"
+allow_private = true
 
 [[credential]]
 name = "sample-1"

@@ -41,7 +41,7 @@ impl Network {
             .collect();
         let sample = Sample::start(&secrets, pace);
         let mut plan = format!(
-            "[[provider]]\nname = \"{name}\"\nkind = \"openai\"\nbase_url = \"http://{}/v1\"\n\
+            "[[provider]]\nname = \"{name}\"\nkind = \"openai\"\nbase_url = \"http://{}/v1\"\nallow_private = true\n\
              [[model]]\nname = \"{name}\"\nupstreams = [{{ provider = \"{name}\" }}]\n[[account]]\nname = \"{name}\"\n",
             sample.address
         );

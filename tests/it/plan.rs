@@ -2,7 +2,7 @@
 
 use harness::Network;
 
-const PLAN: &str = "[[provider]]\nname = \"planned\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\n\
+const PLAN: &str = "[[provider]]\nname = \"planned\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\nallow_private = true\n\
     [[model]]\nname = \"planned\"\nupstreams = [{ provider = \"planned\" }]\n";
 
 #[test]
@@ -34,7 +34,7 @@ fn a_plan_is_shown_applied_and_then_changes_nothing() {
 
 #[test]
 fn a_plan_with_unknown_keys_is_refused_with_all_their_names() {
-    let plan = "[[provider]]\nname = \"p\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\nspeed = 3\n\
+    let plan = "[[provider]]\nname = \"p\"\nkind = \"openai\"\nbase_url = \"http://127.0.0.1:9/v1\"\nallow_private = true\nspeed = 3\n\
         [[model]]\nname = \"m\"\nupstreams = [{ provider = \"p\", colour = \"red\" }]\n[[wheel]]\nname = \"w\"\n";
     let refused = Network::shared()
         .ctl_text(&["apply", "-f", "-"], plan)

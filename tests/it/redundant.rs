@@ -82,7 +82,7 @@ fn a_redundant_stream_goes_on_over_the_second_path_when_the_first_is_cut() {
     let air = air.unwrap();
     let plan = |redundant: bool| {
         format!(
-            "[[provider]]\nname = \"doubled\"\nkind = \"openai\"\nbase_url = \"http://{}/v1\"\negress = [\"egress-air\"]\n\
+            "[[provider]]\nname = \"doubled\"\nkind = \"openai\"\nbase_url = \"http://{}/v1\"\nallow_private = true\negress = [\"egress-air\"]\n\
              [[model]]\nname = \"doubled\"\nredundant = {redundant}\nupstreams = [{{ provider = \"doubled\" }}]\n",
             tenant.sample.address
         )

@@ -38,6 +38,7 @@ impl Described for ProviderSpec {
         vec![
             ("kind", self.kind.clone()),
             ("base_url", self.base_url.clone()),
+            ("allow_private", self.allow_private.to_string()),
             ("egress", self.egress.join(" ")),
             ("unknown_objects", self.unknown_objects.to_string()),
             ("balance", self.balance.clone()),

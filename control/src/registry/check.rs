@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, net::IpAddr};
 
-use http::{HeaderName, HeaderValue, Uri};
+use http::{HeaderName, HeaderValue};
 use vector_proto::{
     control::v1::{
         AccountSpec, CredentialSpec, DefaultRouteSpec, KeySpec, ModelSpec, ProviderLimits,
@@ -11,7 +11,7 @@ use vector_proto::{
     id::Name,
 };
 
-use super::{Catalog, Fault};
+use super::{Catalog, Fault, base_url};
 
 /// Kinds of providers that nodes can speak to.
 const KINDS: &[&str] = &["openai", "anthropic", "gemini", "midjourney", "suno"];
@@ -110,9 +110,7 @@ fn provider(spec: &ProviderSpec, faults: &mut Faults) {
             format!("`{}` is none of: {}", spec.kind, KINDS.join(", ")),
         );
     }
-    if let Err(why) = base_url(&spec.base_url) {
-        faults.push(at("base_url"), why);
-    }
+    base_url::judge(spec, at, faults);
     if let Err(why) = balance(&spec.balance) {
         faults.push(at("balance"), why);
     }
@@ -159,56 +157,6 @@ fn balance(text: &str) -> Result<(), String> {
         return Err(format!("`{path}` is not a path such as /gateway"));
     }
     Ok(())
-}
-
-/// Credentials travel to this URL: nobody on the way may read them, and it must be where it seems to be.
-fn base_url(text: &str) -> Result<(), String> {
-    let uri: Uri = text
-        .parse()
-        .map_err(|_| format!("`{text}` is not a URL such as https://api.openai.com/v1"))?;
-    let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
-        return Err(format!(
-            "`{text}` needs a scheme and a host, such as https://api.openai.com/v1"
-        ));
-    };
-    if authority.as_str().contains('@') {
-        return Err("must not hold a user or password: use a credential".to_owned());
-    }
-    if uri.query().is_some() || text.contains('#') {
-        return Err("must not have a query or fragment".to_owned());
-    }
-    let host = authority
-        .host()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
-    let address = host.parse::<IpAddr>().ok();
-    let loopback = host == "localhost" || address.is_some_and(|address| address.is_loopback());
-    match scheme {
-        "https" => {}
-        "http" if loopback => {}
-        "http" => {
-            return Err(
-                "must be https, since credentials travel to it (http only to loopback)".to_owned(),
-            );
-        }
-        other => return Err(format!("`{other}` is neither https nor, to loopback, http")),
-    }
-    if let Some(address) = address
-        && (address.is_unspecified() || address.is_multicast() || link_local(address))
-    {
-        return Err(format!("{address} is no address of a provider"));
-    }
-    Ok(())
-}
-
-/// Clouds keep the secrets of machines behind link-local addresses.
-fn link_local(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
-        IpAddr::V6(v6) => {
-            v6.is_unicast_link_local() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_link_local())
-        }
-    }
 }
 
 fn credential(catalog: &Catalog, spec: &CredentialSpec, faults: &mut Faults) {
@@ -364,32 +312,6 @@ fn is_cidr(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn base_urls_lead_where_they_seem_to() {
-        for good in [
-            "https://api.openai.com/v1",
-            "https://10.1.2.3:8443",
-            "http://127.0.0.1:9000/v1",
-            "http://[::1]:9000",
-            "http://localhost:1",
-        ] {
-            assert_eq!(base_url(good), Ok(()), "{good}");
-        }
-        for bad in [
-            "",
-            "/v1",
-            "api.openai.com",
-            "http://api.openai.com/v1",
-            "ftp://127.0.0.1",
-            "https://user:pw@api.openai.com",
-            "https://api.openai.com/v1?key=1",
-            "https://169.254.169.254/latest",
-            "https://0.0.0.0",
-        ] {
-            assert!(base_url(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn networks_are_read() {

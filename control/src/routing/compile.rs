@@ -153,6 +153,7 @@ fn provider(inputs: Inputs<'_>, spec: &ProviderSpec, served: bool) -> Provider {
         limits: spec.limits,
         unknown_objects: spec.unknown_objects,
         balance: spec.balance.clone(),
+        allow_private: spec.allow_private,
     }
 }
 

@@ -165,6 +165,9 @@ pub(crate) enum Provider {
         /// Such as `https://api.openai.com/v1`.
         #[arg(long)]
         base_url: String,
+        /// It may be on this machine or a private network; http only to this machine.
+        #[arg(long)]
+        allow_private: bool,
         /// Regions or nodes that may call it; all when none is given.
         #[arg(long, value_delimiter = ',')]
         egress: Vec<String>,

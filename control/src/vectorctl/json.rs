@@ -110,7 +110,7 @@ pub(crate) fn word(name: &str, prefix: &str) -> String {
 pub(crate) fn provider(spec: &pb::ProviderSpec) -> Value {
     let limits = spec.limits.unwrap_or_default();
     json!({
-        "name": spec.name, "kind": spec.kind, "base_url": spec.base_url, "egress": spec.egress,
+        "name": spec.name, "kind": spec.kind, "base_url": spec.base_url, "allow_private": spec.allow_private, "egress": spec.egress,
         "unknown_objects": spec.unknown_objects, "balance": spec.balance, "connect_ms": limits.connect_ms, "first_byte_ms": limits.first_byte_ms,
         "idle_ms": limits.idle_ms, "connections_max": limits.connections_max,
     })

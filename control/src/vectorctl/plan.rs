@@ -26,6 +26,8 @@ struct RawProvider {
     kind: String,
     base_url: String,
     #[serde(default)]
+    allow_private: bool,
+    #[serde(default)]
     egress: Vec<String>,
     #[serde(default)]
     unknown_objects: bool,
@@ -204,6 +206,7 @@ fn provider(raw: RawProvider) -> Result<ProviderSpec, String> {
         ),
         unknown_objects: raw.unknown_objects,
         balance: raw.balance,
+        allow_private: raw.allow_private,
     })
 }
 

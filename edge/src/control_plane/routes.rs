@@ -59,6 +59,8 @@ pub struct ProviderRow {
     pub kind: Arc<str>,
     /// Such as `https://api.openai.com/v1`.
     pub base_url: Uri,
+    /// It may be on loopback or a private network.
+    pub allow_private: bool,
     /// The nodes that may call it.
     pub egress: Vec<Arc<str>>,
     /// For TCP and TLS; where nothing is said, the egress's own settings count.
@@ -254,6 +256,7 @@ impl Routes {
             name: provider.name.as_str().into(),
             kind: provider.kind.as_str().into(),
             base_url,
+            allow_private: provider.allow_private,
             egress,
             connect: said(limits.connect_ms),
             first_byte: said(limits.first_byte_ms),

@@ -1,7 +1,8 @@
 //! Calls providers over warm pooled connections.
 //!
 //! One [`Origin`] per provider of the snapshot: names are resolved and connections opened before any request needs
-//! them, and tended every few seconds. Base URLs come from the snapshot alone, and no redirect is followed.
+//! them, and tended every few seconds. Base URLs come from the snapshot alone, every address is judged each time it
+//! is dialled, and no redirect is followed.
 
 // One connection.
 mod stream;
@@ -60,6 +61,8 @@ pub struct Row {
     pub kind: Arc<str>,
     /// Where it is.
     pub base_url: Uri,
+    /// It may be on loopback or a private network.
+    pub allow_private: bool,
     /// For TCP and TLS.
     pub connect: Duration,
     /// From the request's last byte to the answer's first.
@@ -151,11 +154,11 @@ impl Providers {
             let known = before.get(&row.name).filter(|known| {
                 *known.origin.base() == row.base_url
                     && known.row.connections_max == row.connections_max
+                    && known.row.allow_private == row.allow_private
             });
             let origin = match known {
                 Some(known) => Ok(Arc::clone(&known.origin)),
-                None => Origin::new(&row.base_url, &row.name, row.connections_max, &self.setup)
-                    .map(Arc::new),
+                None => Origin::new(row, &self.setup).map(Arc::new),
             };
             match origin {
                 Ok(origin) => {

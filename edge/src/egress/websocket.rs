@@ -107,7 +107,10 @@ async fn join(
         .within(provider.origin.websocket(provider.row.connect), || 0)
         .await
         .map_err(|expired| Fault::of_time(expired, false))?
-        .map_err(|error| Fault::of_dial(&error))?;
+        .map_err(|error| {
+            tracing::info!(provider = %provider.row.name, %error, "no connection to the provider");
+            Fault::of_dial(&error)
+        })?;
     let draft = Draft::new(&exchange.head, exchange.id, &provider.origin)
         .map_err(|error| Fault::of_head(&error))?;
     let (kind, key) = (&provider.row.kind, permit.key());

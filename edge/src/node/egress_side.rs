@@ -133,6 +133,7 @@ fn provider_row(row: &ProviderRow, times: Times) -> provider::Row {
         name: Arc::clone(&row.name),
         kind: Arc::clone(&row.kind),
         base_url: row.base_url.clone(),
+        allow_private: row.allow_private,
         connect: row.connect.unwrap_or(times.connect),
         first_byte: row.first_byte.unwrap_or(times.first_byte),
         idle: row.idle.unwrap_or(times.idle),

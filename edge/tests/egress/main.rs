@@ -60,6 +60,48 @@ const OF_A_CLIENT: &[(&str, &str)] = &[
 ];
 
 #[tokio::test]
+async fn a_redirect_is_passed_on_and_never_followed() {
+    let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let location = format!(
+        "location: http://{}/v1\r\n",
+        elsewhere.local_addr().unwrap()
+    );
+    let address = provider(move |_, mut caller: Caller| {
+        let location = location.clone();
+        async move {
+            while caller.request().await.is_some() {
+                caller.answer(307, &location, "").await;
+            }
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    let answered = town.ask(chat(2), b"{}").await.unwrap();
+    assert_eq!(answered.head.status, 307);
+    let nobody = elsewhere.accept().unwrap_err();
+    assert_eq!(nobody.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[tokio::test]
+async fn a_provider_inside_our_walls_is_called_only_when_marked() {
+    let address = provider(|_, mut caller: Caller| async move {
+        while caller.request().await.is_some() {
+            caller.answer(200, JSON, COMPLETION).await;
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    assert_eq!(town.ask(chat(2), b"{}").await.unwrap().head.status, 200);
+    // The warm connection goes with the mark.
+    let mut inside = row(&url(address), "");
+    inside.allow_private = false;
+    town.egress.take_providers(&[inside]);
+    let refused = town.ask(chat(2), b"{}").await.unwrap_err();
+    assert_eq!(refused.code, "provider_unreachable");
+}
+
+#[tokio::test]
 async fn a_request_is_built_from_scratch_and_signed_with_our_key() {
     let (seen, mut heads) = mpsc::channel(4);
     let address = provider(move |_, mut caller: Caller| {

@@ -208,6 +208,7 @@ pub(crate) fn row(base_url: &str, balance: &str) -> Row {
         name: "acme".into(),
         kind: "openai".into(),
         base_url: base_url.parse().unwrap(),
+        allow_private: true,
         connect: 10 * second,
         first_byte: 30 * second,
         idle: 30 * second,

@@ -78,6 +78,7 @@ const ARROWS: &[Row] = &[
     ("proto", "amount", &[]),
     ("proto", "price", &["amount"]),
     ("proto", "refusal", &[]),
+    ("proto", "reach", &[]),
     ("proto", "dialect", &["id", "refusal"]),
     ("proto", "tunnel", &["id", "refusal"]),
     ("proto", "control", &["id", "tunnel"]),

@@ -13,6 +13,7 @@ pub(super) async fn provider(mut client: Client, provider: args::Provider) -> Do
             name,
             kind,
             base_url,
+            allow_private,
             egress,
             unknown_objects,
             balance,
@@ -29,6 +30,7 @@ pub(super) async fn provider(mut client: Client, provider: args::Provider) -> Do
                 limits: plan::limits(connect_ms, first_byte_ms, idle_ms, connections_max),
                 unknown_objects,
                 balance,
+                allow_private,
             };
             let spec = client.put_provider(spec).await?.into_inner();
             Ok(Shown::new(

@@ -1,8 +1,8 @@
 //! Makes one connection to a provider: address, TCP, TLS.
 //!
 //! Addresses are tried a quarter of a second apart, the families in turn, and the first that answers wins. Only what the
-//! operator wrote as a base URL is ever dialled; addresses that no provider can have are refused, so that a
-//! name which suddenly points inwards leads nowhere.
+//! operator wrote as a base URL is ever dialled; every address is judged each time, and the one that was judged is the
+//! one that is dialled, so that a name which suddenly points inwards leads nowhere.
 
 use std::{
     io,
@@ -16,6 +16,7 @@ use rustls::{ClientConfig, pki_types::ServerName};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use vector_proto::reach::Reach;
 
 use super::{resolve::Resolver, stream::Stream};
 
@@ -31,9 +32,16 @@ pub enum Error {
     /// The name could not be resolved.
     #[error("name lookup: {0}")]
     Name(#[source] io::Error),
-    /// No address may be dialled.
-    #[error("the name stands for no address that a provider may have")]
-    Forbidden,
+    /// No address may be dialled; this is the first.
+    #[error("base_url: {host} stands for {address}, which is not dialled: {why}")]
+    Forbidden {
+        /// Host of the base URL.
+        host: Box<str>,
+        /// What it stands for.
+        address: IpAddr,
+        /// What is against it.
+        why: Objection,
+    },
     /// No address answered.
     #[error("connect: {0}")]
     Tcp(#[source] io::Error),
@@ -51,6 +59,20 @@ pub enum Error {
     Full(usize),
 }
 
+/// What is against dialling an address.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+pub enum Objection {
+    /// Link-local (cloud metadata among it), multicast, reserved or unspecified.
+    #[error("no provider has such an address")]
+    Never,
+    /// Inside, and the provider is not said to be.
+    #[error("it is private, and the provider is not marked allow_private")]
+    Private,
+    /// The key would travel in clear.
+    #[error("plain HTTP goes to loopback only")]
+    Plain,
+}
+
 /// Where to, and how.
 #[derive(Debug)]
 pub(super) struct Dial {
@@ -58,6 +80,8 @@ pub(super) struct Dial {
     pub(super) port: u16,
     /// `None` for plain HTTP.
     pub(super) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// Loopback and private networks may be dialled.
+    pub(super) allow_private: bool,
     pub(super) resolver: Arc<Resolver>,
 }
 
@@ -77,10 +101,7 @@ impl Dial {
             .lookup(&self.host)
             .await
             .map_err(Error::Name)?;
-        let addresses = order(&addresses, self.tls.is_none());
-        if addresses.is_empty() {
-            return Err(Error::Forbidden);
-        }
+        let addresses = self.permitted(&addresses)?;
         let tcp = race(&addresses, self.port).await.map_err(Error::Tcp)?;
         tune(&tcp).map_err(Error::Tcp)?;
         let Some((config, name)) = &self.tls else {
@@ -92,33 +113,49 @@ impl Dial {
             .map_err(Error::Tls)?;
         Ok(Stream::Tls(Box::new(tls)))
     }
+
+    /// Those that may be dialled, in the order of trying.
+    fn permitted(&self, addresses: &[IpAddr]) -> Result<Vec<IpAddr>, Error> {
+        let mut refused = None;
+        let mut good = Vec::with_capacity(addresses.len());
+        for address in addresses {
+            match self.objection(*address) {
+                None => good.push(*address),
+                Some(why) => refused = refused.or(Some((*address, why))),
+            }
+        }
+        match refused {
+            Some((address, why)) if good.is_empty() => Err(Error::Forbidden {
+                host: self.host.clone(),
+                address,
+                why,
+            }),
+            _ => Ok(order(&good)),
+        }
+    }
+
+    fn objection(&self, address: IpAddr) -> Option<Objection> {
+        let loopback = address.to_canonical().is_loopback();
+        match Reach::of(address) {
+            Reach::Never => Some(Objection::Never),
+            Reach::Private if !self.allow_private => Some(Objection::Private),
+            Reach::Private | Reach::Public => {
+                (self.tls.is_none() && !loopback).then_some(Objection::Plain)
+            }
+        }
+    }
 }
 
-/// The addresses that may be dialled, IPv6 and IPv4 in turn.
-fn order(addresses: &[IpAddr], plain: bool) -> Vec<IpAddr> {
-    let legal = |address: &&IpAddr| may_dial(**address, plain);
-    let (six, four): (Vec<IpAddr>, Vec<IpAddr>) = addresses
-        .iter()
-        .filter(legal)
-        .partition(|address| address.is_ipv6());
+/// IPv6 and IPv4 in turn.
+fn order(addresses: &[IpAddr]) -> Vec<IpAddr> {
+    let (six, four): (Vec<IpAddr>, Vec<IpAddr>) =
+        addresses.iter().partition(|address| address.is_ipv6());
     let longest = six.len().max(four.len());
     (0..longest)
         .flat_map(|at| [six.get(at), four.get(at)])
         .flatten()
         .copied()
         .collect()
-}
-
-/// Link-local addresses (cloud metadata among them), multicast and the unspecified address are no provider's. Private ones may
-/// be an operator's own model server. Without TLS only loopback will do, since the key would travel in clear.
-fn may_dial(address: IpAddr, plain: bool) -> bool {
-    let address = address.to_canonical();
-    let odd = match address {
-        IpAddr::V4(four) => four.is_link_local() || four.is_broadcast(),
-        IpAddr::V6(six) => six.is_unicast_link_local(),
-    };
-    let odd = odd || address.is_multicast() || address.is_unspecified();
-    !odd && (!plain || address.is_loopback())
 }
 
 async fn race(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
@@ -154,30 +191,91 @@ fn tune(tcp: &TcpStream) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn check(address: &str, over_tls: bool, plain: bool) {
-        let parsed: IpAddr = address.parse().unwrap();
-        assert_eq!(may_dial(parsed, false), over_tls, "{address} over TLS");
-        assert_eq!(may_dial(parsed, true), plain, "{address} in clear");
+    fn dial(plain: bool, allow_private: bool) -> Dial {
+        let tls = (!plain).then(|| {
+            let name = ServerName::try_from("provider.test").unwrap();
+            (super::super::tls::client(None).unwrap(), name)
+        });
+        Dial {
+            host: "provider.test".into(),
+            port: 9,
+            tls,
+            allow_private,
+            resolver: Arc::default(),
+        }
     }
 
     #[test]
-    fn metadata_and_other_inward_addresses_are_never_dialled() {
-        check("169.254.169.254", false, false);
-        check("::ffff:169.254.169.254", false, false);
-        check("fe80::1", false, false);
-        check("0.0.0.0", false, false);
-        check("224.0.0.1", false, false);
-        check("10.0.0.8", true, false);
-        check("203.0.113.9", true, false);
-        check("127.0.0.1", true, true);
-        check("::1", true, true);
+    fn inward_addresses_are_dialled_only_where_meant_and_metadata_never() {
+        use Objection::{Never, Plain, Private};
+        // Over TLS; over TLS and private; in clear and private.
+        for (address, expected) in [
+            ("203.0.113.9", [None, None, Some(Plain)]),
+            ("2606:4700::1111", [None, None, Some(Plain)]),
+            ("10.0.0.8", [Some(Private), None, Some(Plain)]),
+            ("fd12::1", [Some(Private), None, Some(Plain)]),
+            ("64:ff9b::10.0.0.8", [Some(Private), None, Some(Plain)]),
+            ("127.0.0.1", [Some(Private), None, None]),
+            ("::ffff:127.0.0.1", [Some(Private), None, None]),
+            ("::1", [Some(Private), None, None]),
+            ("169.254.169.254", [Some(Never); 3]),
+            ("::ffff:169.254.169.254", [Some(Never); 3]),
+            ("64:ff9b::169.254.169.254", [Some(Never); 3]),
+            ("fe80::1", [Some(Never); 3]),
+            ("0.0.0.0", [Some(Never); 3]),
+            ("::", [Some(Never); 3]),
+            ("224.0.0.1", [Some(Never); 3]),
+        ] {
+            let parsed = address.parse().unwrap();
+            let found = [(false, false), (false, true), (true, true)]
+                .map(|(plain, private)| dial(plain, private).objection(parsed));
+            assert_eq!(found, expected, "{address}");
+        }
+        assert_eq!(
+            dial(true, false).objection("127.0.0.1".parse().unwrap()),
+            Some(Private)
+        );
     }
 
     #[test]
-    fn families_take_turns() {
+    fn families_take_turns_and_only_refused_addresses_are_an_error() {
         let parse = |text: &str| text.parse::<IpAddr>().unwrap();
         let given = ["203.0.113.1", "203.0.113.2", "2001:db8::1", "169.254.0.1"].map(parse);
         let ordered = ["2001:db8::1", "203.0.113.1", "203.0.113.2"].map(parse);
-        assert_eq!(order(&given, false), ordered);
+        assert_eq!(dial(false, false).permitted(&given).unwrap(), ordered);
+        let error = dial(false, false).permitted(&["10.0.0.8"].map(parse));
+        assert_eq!(
+            error.unwrap_err().to_string(),
+            "base_url: provider.test stands for 10.0.0.8, which is not dialled: it is private, \
+             and the provider is not marked allow_private"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_name_that_turns_inwards_is_not_followed() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let mut dial = dial(true, true);
+        // Resolvers read it as 127.0.0.1, as they would a name whose owner points it there.
+        dial.host = "2130706433".into();
+        dial.port = listener.local_addr().unwrap().port();
+        let limit = Duration::from_secs(10);
+        // Marked, it is reached: the refusal below is of the address and not of the host.
+        dial.connect(limit).await.unwrap();
+        listener.accept().unwrap();
+        dial.allow_private = false;
+        let refused = dial.connect(limit).await.unwrap_err();
+        assert!(
+            matches!(
+                refused,
+                Error::Forbidden {
+                    why: Objection::Private,
+                    ..
+                }
+            ),
+            "{refused}"
+        );
+        let nobody = listener.accept().unwrap_err();
+        assert_eq!(nobody.kind(), io::ErrorKind::WouldBlock);
     }
 }

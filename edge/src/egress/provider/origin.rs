@@ -20,7 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    Setup,
+    Row, Setup,
     dial::{self, Dial},
     h1::H1,
     h2::{H2, Lease},
@@ -89,7 +89,8 @@ pub struct Origin {
 
 impl Origin {
     /// Sets up the pool of a base URL; nothing is dialled yet.
-    pub(super) fn new(base: &Uri, name: &str, most: usize, setup: &Setup) -> Result<Self, BadUrl> {
+    pub(super) fn new(row: &Row, setup: &Setup) -> Result<Self, BadUrl> {
+        let (base, most) = (&row.base_url, row.connections_max);
         let bad = || BadUrl(base.to_string());
         let authority = base.authority().ok_or_else(bad)?.clone();
         let (secure, port) = match base.scheme_str() {
@@ -109,6 +110,7 @@ impl Origin {
             host: host.into(),
             port: authority.port_u16().unwrap_or(port),
             tls: server.clone().map(|server| (Arc::clone(tls), server)),
+            allow_private: row.allow_private,
             resolver: Arc::clone(&setup.resolver),
         };
         let connections_max = if most == 0 { CONNECTIONS_MAX } else { most };
@@ -134,7 +136,7 @@ impl Origin {
             dialing: tokio::sync::Mutex::default(),
             cold: AtomicBool::new(false),
             tasks: setup.tasks.clone(),
-            counters: setup.metrics.of(name),
+            counters: setup.metrics.of(&row.name),
         })
     }
 
