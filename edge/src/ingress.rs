@@ -38,6 +38,8 @@ mod certificate;
 
 mod wire;
 
+mod idle;
+
 mod watch;
 
 // The road, in order.

@@ -1,7 +1,7 @@
 //! The door for clients: accepts connections, and serves HTTP/1.1 and HTTP/2 on them within limits.
 //!
 //! The loop only accepts; handshake and connection have a task of their own. Draining stops the loop, lets every connection
-//! finish what runs on it, and ends what is left when the time is over. HTTP/1.1 is watched by `wire`.
+//! finish what runs on it, and ends what is left when the time is over. HTTP/1.1 is watched by `wire`, HTTP/2 by `idle`.
 
 use std::{
     collections::HashMap,
@@ -33,8 +33,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use super::{
     Error, Ingress,
     certificate::Certificate,
+    idle::Streams,
     stream::Answer,
-    wire::{Busy, Version, Wire},
+    wire::{Busy, IDLE, Version, Wire},
 };
 
 /// Part of all connections that one address may have: 1/4.
@@ -286,15 +287,11 @@ impl Connection {
         let connection = server
             .serve_connection(TokioIo::new(wire), service)
             .with_upgrades();
-        let mut connection = pin!(connection);
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = drain.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        told(ended);
+        let connection = pin!(connection);
+        let ended = serve_until(connection, drain.cancelled(), |connection| {
+            connection.graceful_shutdown();
+        });
+        told(ended.await);
     }
 
     async fn http2<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, wire: Wire<S>) {
@@ -316,21 +313,46 @@ impl Connection {
             .max_pending_accept_reset_streams(RESETS_MAX)
             .keep_alive_interval(KEEP_ALIVE)
             .keep_alive_timeout(KEEP_ALIVE);
+        let streams = Streams::new();
+        let served = Arc::clone(&streams);
         let service = service_fn(move |request| {
-            let ingress = Arc::clone(&ingress);
+            let (ingress, mark) = (Arc::clone(&ingress), served.open());
             // Boxed, as for HTTP/1.
-            Box::pin(async move { Ok::<_, Infallible>(ingress.serve(request, peer.ip()).await) })
+            Box::pin(async move {
+                let answer = ingress.serve(request, peer.ip()).await;
+                Ok::<_, Infallible>(answer.map(|answer| Marked {
+                    answer,
+                    _mark: mark,
+                }))
+            })
         });
-        let mut connection = pin!(server.serve_connection(TokioIo::new(wire), service));
-        let ended = tokio::select! {
-            ended = &mut connection => ended,
-            () = drain.cancelled() => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
+        let connection = pin!(server.serve_connection(TokioIo::new(wire), service));
+        let stop = async {
+            tokio::select! {
+                () = drain.cancelled() => {}
+                // Pings are answered by machines that nobody uses as well.
+                () = streams.idle(IDLE) => {}
             }
         };
-        told(ended);
+        let ended = serve_until(connection, stop, |connection| {
+            connection.graceful_shutdown();
+        });
+        told(ended.await);
     }
+}
+
+/// Serves a connection to its end; from `stop` on, only what runs on it.
+async fn serve_until<C: Future<Output = hyper::Result<()>>>(
+    mut connection: Pin<&mut C>,
+    stop: impl Future<Output = ()>,
+    close: impl FnOnce(Pin<&mut C>),
+) -> hyper::Result<()> {
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        () = stop => {}
+    }
+    close(connection.as_mut());
+    connection.await
 }
 
 /// Marks its connection as busy until it is dropped with its answer.
@@ -352,12 +374,12 @@ impl Drop for Mark {
 
 /// An answer that marks its connection.
 #[derive(Debug)]
-struct Marked {
+struct Marked<M> {
     answer: Answer,
-    _mark: Mark,
+    _mark: M,
 }
 
-impl Body for Marked {
+impl<M: Unpin> Body for Marked<M> {
     type Data = <Answer as Body>::Data;
     type Error = <Answer as Body>::Error;
 
@@ -415,7 +437,50 @@ impl<F: Future + Send + 'static> hyper::rt::Executor<F> for OnTracker {
 
 #[cfg(test)]
 mod tests {
+    use hyper::client::conn;
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_http2_connection_that_nobody_uses_is_ended() {
+        let (here, there) = tokio::io::duplex(1 << 16);
+        let (tasks, streams) = (TaskTracker::new(), Streams::new());
+        let executor = OnTracker(tasks.clone(), CancellationToken::new());
+        let (served, used) = (Arc::clone(&streams), streams.open());
+        tasks.spawn(async move {
+            let service = service_fn(move |_| {
+                let mark = served.open();
+                async move {
+                    let answer = Answer::whole("hello".into());
+                    Ok::<_, Infallible>(http::Response::new(Marked {
+                        answer,
+                        _mark: mark,
+                    }))
+                }
+            });
+            let server = http2::Builder::new(executor);
+            let connection = pin!(server.serve_connection(TokioIo::new(there), service));
+            let idle = streams.idle(Duration::from_millis(1));
+            serve_until(connection, idle, |connection| {
+                connection.graceful_shutdown();
+            })
+            .await
+        });
+        let executor = OnTracker(tasks.clone(), CancellationToken::new());
+        let client = conn::http2::handshake(executor, TokioIo::new(here)).await;
+        let (mut sender, connection) = client.unwrap();
+        let connection = tasks.spawn(connection);
+        let ask = || http::Request::new(http_body_util::Empty::<bytes::Bytes>::new());
+        for _ in 0..3 {
+            sender.ready().await.unwrap();
+            let answer = sender.send_request(ask()).await.unwrap();
+            http_body_util::BodyExt::collect(answer).await.unwrap();
+        }
+        // From now on, it is not. It says good-bye, and nobody is cut off.
+        drop(used);
+        connection.await.unwrap().unwrap();
+        assert!(sender.is_closed());
+    }
 
     #[test]
     fn seats_are_given_back_and_one_address_cannot_take_all() {

@@ -32,7 +32,7 @@ use super::{
 };
 
 /// How long a connection may be kept without a request. Longer than clients keep theirs, so that they close first.
-const IDLE: Duration = Duration::from_secs(75);
+pub(super) const IDLE: Duration = Duration::from_secs(75);
 
 /// How long a client may take none of what is sent to it.
 const STALL: Duration = Duration::from_secs(60);
