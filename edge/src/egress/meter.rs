@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use http::{Version, header};
 use vector_proto::{
     dialect::{
         operation::{IdAt, Operation},
@@ -19,6 +20,9 @@ use super::{credential::Permit, translate::Content};
 /// Operations whose event streams are known to have end marks, by the beginning of their names.
 const MARKED: &[&str] = &["chat.completions.", "completions.", "responses."];
 
+/// Others that have some. What imitates them may leave those out, so they are asked for only where nothing else tells the end.
+const MARKED_MOSTLY: &[&str] = &["audio.", "images.", "threads."];
+
 /// What is measured of one exchange.
 #[derive(Debug)]
 pub struct Meter {
@@ -28,6 +32,8 @@ pub struct Meter {
     consumes: bool,
     /// The stream must end with a mark of its protocol.
     marked: bool,
+    /// The answer ends where its connection does (RFC 9112, 6.3), as it does when it is cut.
+    open_ended: bool,
     /// The id is of something that later calls may name.
     makes: bool,
     object: Option<String>,
@@ -49,6 +55,7 @@ impl Meter {
             frames: None,
             consumes: false,
             marked: false,
+            open_ended: false,
             makes: false,
             object: None,
             response_bytes: 0,
@@ -74,7 +81,7 @@ impl Meter {
         self.consumes = row.method == "POST";
         self.makes = whole && row.makes.is_some() && ask.keeps;
         if let (true, IdAt::Location) = (self.makes, row.id_at) {
-            let location = head.headers.get(http::header::LOCATION);
+            let location = head.headers.get(header::LOCATION);
             let location = location.and_then(|value| value.to_str().ok());
             let id = location.and_then(|path| path.rsplit('/').next());
             self.object = id.filter(|id| !id.is_empty()).map(str::to_owned);
@@ -84,9 +91,11 @@ impl Meter {
             Content::Events => Some(Reader::sse()),
             Content::Json | Content::Other => None,
         };
+        let named = |starts: &[&str]| starts.iter().any(|start| row.name.starts_with(start));
+        self.open_ended = whole && is_open_ended(head);
         self.marked = content == Content::Events
             && whole
-            && MARKED.iter().any(|start| row.name.starts_with(start));
+            && (named(MARKED) || (self.open_ended && named(MARKED_MOSTLY)));
         self.reader = reader.map(|reader| {
             Box::new(match row.id_at {
                 IdAt::Field(field) => reader.with_id_field(field),
@@ -144,10 +153,16 @@ impl Meter {
         self.object.as_deref()
     }
 
-    /// Whether a stream that has ended lacks the mark of its end.
+    /// Whether an answer that has ended was cut: a stream lacks the mark of its end or, where only the connection's end is
+    /// left to go by, is in the middle of an event; so does JSON lack its last brace.
     pub fn is_cut(&self) -> bool {
-        let end = self.reader.as_ref().map(|reader| reader.end());
-        self.marked && end == Some(StreamEnd::Cut)
+        let Some(reader) = &self.reader else {
+            return false;
+        };
+        let unmarked = reader.end() == StreamEnd::Cut;
+        (self.marked && unmarked)
+            || (self.open_ended && reader.is_in_event() && unmarked)
+            || (self.open_ended && !reader.reads_events() && unmarked)
     }
 
     /// What was consumed.
@@ -187,6 +202,14 @@ impl Drop for Meter {
     fn drop(&mut self) {
         self.settle(Instant::now());
     }
+}
+
+/// Whether nothing but the connection's end will say that an answer is whole.
+fn is_open_ended(head: &http::response::Parts) -> bool {
+    let framed = |name| head.headers.contains_key(name);
+    head.version < Version::HTTP_2
+        && !framed(header::CONTENT_LENGTH)
+        && !framed(header::TRANSFER_ENCODING)
 }
 
 /// What is known of the operation before its answer.

@@ -318,10 +318,14 @@ async fn a_client_that_leaves_closes_the_providers_connection() {
     assert_eq!(town.egress.status()[0].in_flight, 0);
 }
 
-async fn answering(answer: &'static str) -> Town {
-    let address = provider(move |_, mut caller: Caller| async move {
-        caller.request().await;
-        caller.say(answer).await;
+async fn answering(answer: impl Into<String>) -> Town {
+    let answer: Arc<str> = answer.into().into();
+    let address = provider(move |_, mut caller: Caller| {
+        let answer = Arc::clone(&answer);
+        async move {
+            caller.request().await;
+            caller.say(&answer).await;
+        }
     })
     .await;
     Town::new(&url(address), &["one"]).await
@@ -335,7 +339,10 @@ async fn a_cut_answer_never_ends_cleanly() {
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n",
         "data: {\"id\":\"c\",\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":null}]}\n\n",
     );
+    let unclosed =
+        "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{\"id\":\"c\",\"usage\":{";
     for (answer, why) in [
+        (unclosed, "cut"),
         (short, "the provider's connection broke off"),
         (unended, "the provider's connection broke off"),
         (no_mark, "cut"),
@@ -350,8 +357,40 @@ async fn a_cut_answer_never_ends_cleanly() {
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n",
         "data: {\"id\":\"c\",\"choices\":[]}\n\ndata: [DONE]\n\n",
     );
-    let answered = answering(marked).await.ask(chat(2), b"{}").await.unwrap();
-    assert_eq!(answered.trailers.broken, "");
+    let closed =
+        "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n{\"id\":\"c\",\"usage\":{}}";
+    let nonsense = "HTTP/1.0 200 OK\r\ncontent-type: application/json\r\n\r\n<html>";
+    for answer in [marked, closed, nonsense] {
+        let answered = answering(answer).await.ask(chat(2), b"{}").await.unwrap();
+        assert_eq!(answered.trailers.broken, "", "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_ends_with_its_connection_must_say_that_it_is_whole() {
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+    for (operation, events, why) in [
+        (
+            "images.generate",
+            "data: {\"type\":\"image_generation.partial_image\"}\n\n",
+            "cut",
+        ),
+        (
+            "images.generate",
+            "data: {\"type\":\"image_generation.completed\"}\n\n",
+            "",
+        ),
+        ("fine_tuning.jobs.list_events", "data: {}\n\n", ""),
+        ("fine_tuning.jobs.list_events", "data: {}\n\ndata: {", "cut"),
+    ] {
+        let town = answering(format!("{head}{events}")).await;
+        let request = v1::RequestHead {
+            operation: operation.into(),
+            ..chat(2)
+        };
+        let answered = town.ask(request, b"{}").await.unwrap();
+        assert_eq!(answered.trailers.broken, why, "{operation} {events}");
+    }
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! A provider behind TLS that speaks HTTP/2.
+//! A provider behind TLS, mostly one that speaks HTTP/2.
 
 use std::convert::Infallible;
 
@@ -42,7 +42,7 @@ async fn go_away(mut stream: Stream) {
     }
 }
 
-/// A provider that speaks HTTP/2 and nothing else.
+/// A provider behind TLS.
 struct Provider {
     port: u16,
     /// Holds `roots.pem`, which signs for it.
@@ -57,7 +57,7 @@ impl Provider {
         S: Future<Output = Result<Response<Full<Bytes>>, E>> + Send + 'static,
         E: Into<Box<dyn std::error::Error + Send + Sync>> + 'static,
     {
-        Self::serving(move |stream, _| {
+        Self::serving(b"h2", move |stream, _| {
             let answer = answer.clone();
             async move {
                 // The connection ends when the test does.
@@ -69,8 +69,8 @@ impl Provider {
         .await
     }
 
-    /// Leaves each connection, with its number, to `serve`.
-    async fn serving<F, S>(serve: F) -> Self
+    /// Leaves each connection, with its number, to `serve`, which speaks this protocol.
+    async fn serving<F, S>(protocol: &[u8], serve: F) -> Self
     where
         F: Fn(Stream, usize) -> S + Clone + Send + Sync + 'static,
         S: Future<Output = ()> + Send + 'static,
@@ -86,7 +86,7 @@ impl Provider {
             .with_no_client_auth()
             .with_single_cert(vec![made.cert.der().clone()], key.into())
             .unwrap();
-        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.alpn_protocols = vec![protocol.to_vec()];
         let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -158,7 +158,7 @@ async fn a_stream_that_the_provider_refuses_is_asked_for_again() {
 async fn a_provider_that_goes_away_before_a_request_is_asked_again() {
     let asked = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&asked);
-    let provider = Provider::serving(move |stream, number| {
+    let provider = Provider::serving(b"h2", move |stream, number| {
         let counted = Arc::clone(&counted);
         async move {
             if number == 0 {
@@ -178,4 +178,35 @@ async fn a_provider_that_goes_away_before_a_request_is_asked_again() {
     let answered = provider.town().await.ask(chat(2), b"{}").await.unwrap();
     assert!(answered.text().ends_with(" 2"), "{}", answered.text());
     assert_eq!(asked.load(Ordering::SeqCst), 1);
+}
+
+/// Reads a request of [`chat`] and sends an answer that ends with its connection.
+async fn answer_openly(stream: &mut Stream) -> std::io::Result<()> {
+    let (mut asked, mut part) = (Vec::new(), [0; 4096]);
+    while !asked.ends_with(b"\r\n\r\n{}") {
+        match stream.read(&mut part).await? {
+            0 => return Ok(()),
+            count => asked.extend_from_slice(&part[..count]),
+        }
+    }
+    let answer = b"HTTP/1.1 200 OK\r\ncontent-type: application/octet-stream\r\n\r\nhalf";
+    stream.write_all(answer).await?;
+    stream.flush().await
+}
+
+#[tokio::test]
+async fn an_answer_that_ends_with_its_connection_is_whole_only_if_tls_says_so() {
+    let lost = "the provider's connection broke off";
+    for (good_bye, why) in [(true, ""), (false, lost)] {
+        let provider = Provider::serving(b"http/1.1", move |mut stream, _| async move {
+            answer_openly(&mut stream).await.unwrap();
+            if good_bye {
+                stream.shutdown().await.unwrap();
+            }
+        })
+        .await;
+        let answered = provider.town().await.ask(chat(2), b"{}").await.unwrap();
+        assert_eq!(answered.text(), "half");
+        assert_eq!(answered.trailers.broken, why);
+    }
 }

@@ -185,12 +185,22 @@ impl Reader {
         self.failed
     }
 
-    /// Judges the end, once all was fed. A chat stream without `[DONE]` counts as clean if each of its choices has a finish
+    /// Whether it was made for an event stream.
+    pub const fn reads_events(&self) -> bool {
+        self.lines.is_some()
+    }
+
+    /// Whether an event has begun and not ended.
+    pub const fn is_in_event(&self) -> bool {
+        self.lines.is_some() && !self.fresh
+    }
+
+    /// Judges the end, once all was fed. What is no JSON cannot be judged and counts as clean. A chat stream without `[DONE]` counts as clean if each of its choices has a finish
     /// reason.
     pub fn end(&self) -> StreamEnd {
         let whole = match self.lines {
             Some(_) => self.done || self.failed || (self.begun != 0 && self.begun == self.finished),
-            None => self.lexer.is_over(),
+            None => self.over || self.lexer.is_over(),
         };
         if whole {
             StreamEnd::Clean
