@@ -133,9 +133,7 @@ impl Sending<'_> {
         };
         let line = self.line();
         let mut turn = None;
-        if let Some(line) = line
-            && self.ingress.queue.is_waiting(line)
-        {
+        if let Some(line) = line.filter(|line| self.must_wait(line)) {
             turn = Some(self.wait(line, &tries, Wait::default()).await?);
         }
         loop {
@@ -177,6 +175,13 @@ impl Sending<'_> {
     fn line(&self) -> Option<&Arc<str>> {
         let first = self.target.row.upstreams.first()?;
         Some(&first.provider.name)
+    }
+
+    /// Whether others wait already, and no other provider can serve it meanwhile.
+    fn must_wait(&self, line: &Arc<str>) -> bool {
+        let mut upstreams = self.target.row.upstreams.iter();
+        self.ingress.queue.is_waiting(line)
+            && upstreams.all(|upstream| upstream.provider.name == *line)
     }
 
     /// Waits in line until it may be tried again, as long as that is worth it.

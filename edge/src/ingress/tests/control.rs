@@ -44,7 +44,7 @@ struct Keys {
 /// By account and key: the request's hash, its exchange, and its egress.
 type Claims = HashMap<(String, Vec<u8>), (Vec<u8>, Vec<u8>, String)>;
 
-/// Every model goes to one provider, which all of `egress` reach.
+/// Every model goes to one provider, and one to another as well; all of `egress` reach both.
 fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
     let names: Vec<String> = egress.iter().map(|name| (*name).to_owned()).collect();
     let node = |id: &String| v1c::NodeRecord {
@@ -52,19 +52,29 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
         roles: vec!["egress".into()],
         ..v1c::NodeRecord::default()
     };
-    let upstreams = |model: &str| {
-        vec![v1c::Upstream {
-            provider: "p".into(),
-            model: model.into(),
-            ..v1c::Upstream::default()
-        }]
+    let upstream = |provider: &str, model: &str| v1c::Upstream {
+        provider: provider.into(),
+        model: model.into(),
+        ..v1c::Upstream::default()
     };
+    let upstreams = |model: &str| vec![upstream("p", model)];
     let model = |name: &str, upstream: &str| v1c::Model {
         name: name.into(),
         owned_by: "us".into(),
         upstreams: upstreams(upstream),
         created_unix_s: 1,
         redundant: name == "public",
+    };
+    let provider = |name: &str| v1c::Provider {
+        name: name.into(),
+        kind: "openai".into(),
+        base_url: format!("http://{name}/v1"),
+        egress: names.clone(),
+        ..v1c::Provider::default()
+    };
+    let wide = v1c::Model {
+        upstreams: vec![upstream("p", "echo"), upstream("q", "echo")],
+        ..model("wide", "")
     };
     let route = |operation: &str| v1c::DefaultRoute {
         operation: operation.into(),
@@ -74,14 +84,13 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
     let mut snapshot = v1c::Snapshot {
         revision: 1,
         nodes: names.iter().map(node).collect(),
-        providers: vec![v1c::Provider {
-            name: "p".into(),
-            kind: "openai".into(),
-            base_url: "http://p/v1".into(),
-            egress: names,
-            ..v1c::Provider::default()
-        }],
-        models: vec![model("echo", ""), model("public", "inner"), model("*", "")],
+        providers: vec![provider("p"), provider("q")],
+        models: vec![
+            model("echo", ""),
+            model("public", "inner"),
+            wide,
+            model("*", ""),
+        ],
         default_routes: vec![route("files.create"), route("images.generate")],
         ..v1c::Snapshot::default()
     };

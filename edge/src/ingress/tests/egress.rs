@@ -75,12 +75,12 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
             return arrival.refuse(refused).await;
         }
         "refuse" => return arrival.refuse(rate_limited()).await,
-        "rest" => {
+        "rest" | "rest-long" => {
             let refused = v1::Refused {
                 code: "no_credential".into(),
                 retryable: true,
                 untouched: true,
-                retry_after_ms: 5_000,
+                retry_after_ms: if name == "rest" { 5_000 } else { 3_000_000 },
                 ..v1::Refused::default()
             };
             return arrival.refuse(refused).await;

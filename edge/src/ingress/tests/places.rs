@@ -2,7 +2,7 @@
 
 use super::{
     again::{counted, keyed},
-    world::{World, refused},
+    world::{World, config, refused},
     *,
 };
 
@@ -98,4 +98,26 @@ async fn a_request_that_nobody_sent_on_is_none_of_a_minutes() {
     let answer = world.raw(ask("refuse")).await;
     assert!(answer.contains("slow down"), "{answer}");
     refused(&world.raw(ask("echo")).await, 429, "rate_limit_exceeded");
+}
+
+#[tokio::test]
+async fn who_waits_for_one_provider_does_not_hold_up_what_goes_to_another() {
+    let hour = Duration::from_secs(3_600);
+    let mut world = World::with(config::Ingress {
+        queue: hour,
+        request: hour,
+        ..config()
+    })
+    .await;
+    let mut socket = world.connect().await;
+    let request = world.post(CHAT, r#"{"model":"rest-long","messages":[]}"#);
+    socket.write_all(request.as_bytes()).await.unwrap();
+    for _ in 0..2 {
+        assert!(world.events.recv().await.unwrap().ends_with("rest-long"));
+    }
+    // It waits, for most of an hour, at the head of the line of the first provider of this model, too.
+    for _ in 0..3 {
+        let answer = world.chat("wide").await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
 }
