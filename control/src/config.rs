@@ -5,12 +5,18 @@
 
 use std::{net::SocketAddr, path::PathBuf};
 
+use zeroize::Zeroizing;
+
 use self::source::Source;
 
 mod ledger;
 pub use ledger::{Password, Postgres};
 
 mod source;
+
+/// What secrets are sealed with, and what else opens them, as hex digits. Never in the file.
+const MASTER_KEY_VARIABLE: &str = "VECTOR_CONTROL_MASTER_KEY";
+const OTHER_MASTER_KEYS_VARIABLE: &str = "VECTOR_CONTROL_OTHER_MASTER_KEYS";
 
 /// Everything `vector-control` can be told.
 #[derive(Clone, Debug)]
@@ -23,6 +29,12 @@ pub struct Config {
     pub data_dir: PathBuf,
     /// What secrets are sealed with: the same on every replica. Default `master.key` in the data directory.
     pub master_key_file: PathBuf,
+    /// The same from the environment, as hex digits: then there is no file.
+    pub master_key: Option<Password>,
+    /// Files of master keys that are opened with and never sealed with, while one takes the other's place.
+    pub other_master_key_files: Vec<PathBuf>,
+    /// The same from the environment.
+    pub other_master_keys: Vec<Password>,
     /// Ends every name that this network's certificates carry. Default `vector.local`.
     pub trust_domain: String,
     /// Where `/livez`, `/readyz` and `/metrics` are. Default `127.0.0.1:9099`.
@@ -88,6 +100,9 @@ impl Config {
         let admin_listen = source.address("admin", "listen", "127.0.0.1:9099");
         let token_file = source.text("control", "admin_token_file", "");
         let master_key_file = source.text("control", "master_key_file", "");
+        let other_master_key_files = source.list("control", "other_master_key_files", &[]);
+        let master_key = keys(&source, MASTER_KEY_VARIABLE).pop();
+        let other_master_keys = keys(&source, OTHER_MASTER_KEYS_VARIABLE);
         let etcd = etcd(&mut source);
         let ledger = ledger::read(&mut source);
         let log = source.text("telemetry", "log", "info");
@@ -127,6 +142,12 @@ impl Config {
             names,
             data_dir,
             master_key_file,
+            master_key,
+            other_master_key_files: other_master_key_files
+                .into_iter()
+                .map(PathBuf::from)
+                .collect(),
+            other_master_keys,
             trust_domain,
             admin_listen,
             admin_token_file,
@@ -136,6 +157,16 @@ impl Config {
             log_format,
         })
     }
+}
+
+/// Keys that only the environment may hold, parted by commas.
+fn keys(source: &Source<'_>, variable: &str) -> Vec<Password> {
+    let text = Zeroizing::new(source.secret(variable).unwrap_or_default());
+    text.split(',')
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .map(|part| Password(Zeroizing::new(part.to_owned())))
+        .collect()
 }
 
 fn etcd(source: &mut Source<'_>) -> Option<Etcd> {

@@ -50,6 +50,9 @@ pub use key::{Admission, ChangedKeys, StoredKey};
 mod node;
 pub use node::{Enrolment, Invite, NodeSpec, Seen};
 
+mod sealed;
+pub use sealed::{Rewrapped, SealedUnder};
+
 mod operator;
 pub use operator::{NewOperator, Operator, OperatorRole};
 

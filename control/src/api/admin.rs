@@ -18,6 +18,7 @@ mod operators;
 mod pages;
 mod rollout;
 mod scores;
+mod secrets;
 
 mod view;
 
@@ -425,6 +426,22 @@ impl pb::admin_server::Admin for Operators {
         let caller = self.rooms.operator(&request)?;
         let restored = backup::put(&self.rooms, &caller.by, request.into_inner()).await?;
         Ok(Response::new(restored))
+    }
+
+    async fn show_secrets(
+        &self,
+        request: Request<pb::ShowSecretsRequest>,
+    ) -> Answer<pb::ShowSecretsResponse> {
+        self.rooms.operator(&request)?;
+        self.secrets().await.map(Response::new)
+    }
+
+    async fn rotate_secrets(
+        &self,
+        request: Request<pb::RotateSecretsRequest>,
+    ) -> Answer<pb::RotateSecretsResponse> {
+        let caller = self.rooms.operator(&request)?;
+        self.rotated(&caller).await.map(Response::new)
     }
 
     async fn who_am_i(&self, request: Request<pb::WhoAmIRequest>) -> Answer<pb::OperatorView> {

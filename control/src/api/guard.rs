@@ -40,6 +40,7 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("DiffGenerations", Viewer),
     ("ExplainRoute", Viewer),
     ("ShowScores", Viewer),
+    ("ShowSecrets", Viewer),
     // To change what is routed and sold.
     ("DrainNode", Operator),
     ("PutProvider", Operator),
@@ -58,6 +59,7 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     // To decide who belongs to the network.
     ("Backup", Admin),
     ("Restore", Admin),
+    ("RotateSecrets", Admin),
     ("InviteNode", Admin),
     ("RemoveNode", Admin),
     ("AddOperator", Admin),

@@ -32,10 +32,10 @@ pub struct Postgres {
 
 /// Never shown.
 #[derive(Clone)]
-pub struct Password(Zeroizing<String>);
+pub struct Password(pub(super) Zeroizing<String>);
 
 impl Password {
-    /// The text, to log in with.
+    /// The text, for whoever it is meant for.
     #[must_use]
     pub fn reveal(&self) -> &str {
         &self.0

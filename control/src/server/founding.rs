@@ -15,7 +15,7 @@ use crate::{
     config::Config,
     coordinate::{self, Session, Store, Transaction, elect},
     identity::Authority,
-    vault::Vault,
+    vault::{self, MasterKey, Vault},
 };
 
 /// Where the sealed CA is.
@@ -79,12 +79,12 @@ pub(super) async fn open(
     store: &dyn Store,
     now: Duration,
 ) -> Result<(Vault, Authority), Error> {
-    let master_key = &config.master_key_file;
+    let file = &config.master_key_file;
     let sealed = !store.list(SECRETS).await?.entries.is_empty();
-    if sealed && !master_key.exists() {
-        return Err(Error::NoMasterKey(master_key.clone()));
+    if sealed && config.master_key.is_none() && !file.exists() {
+        return Err(Error::NoMasterKey(file.clone()));
     }
-    let vault = Vault::open(master_key)?;
+    let vault = vault(config)?;
     let folder = config.data_dir.join("ca");
     if config.etcd.is_none() {
         let authority = Authority::open(&folder, &config.trust_domain, now)?;
@@ -110,6 +110,22 @@ pub(super) async fn open(
         }
     };
     Ok((vault, authority))
+}
+
+/// The master key, and those that only open.
+fn vault(config: &Config) -> Result<Vault, vault::Error> {
+    let current = match &config.master_key {
+        Some(text) => MasterKey::parse(text.reveal())?,
+        None => MasterKey::read_or_make(&config.master_key_file)?,
+    };
+    let files = &config.other_master_key_files;
+    let texts = &config.other_master_keys;
+    let others = files
+        .iter()
+        .map(|path| MasterKey::read(path))
+        .chain(texts.iter().map(|text| MasterKey::parse(text.reveal())))
+        .collect::<Result<_, _>>()?;
+    Ok(Vault::new(current, others))
 }
 
 /// The CA that the first replica has made.

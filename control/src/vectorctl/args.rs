@@ -90,6 +90,9 @@ pub(crate) enum Command {
     Operator(Operator),
     /// Who changed what, and when.
     Audit(Audit),
+    /// Which master key the secrets need, and the way to a new one.
+    #[command(subcommand)]
+    Secrets(Secrets),
     /// Bring the configuration to what a file says, and show what changed.
     Apply(Apply),
     /// Show what `apply` would change.
@@ -125,6 +128,14 @@ pub(crate) enum Command {
         /// Which shell.
         shell: clap_complete::Shell,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secrets {
+    /// How many secrets need which master key.
+    Status,
+    /// Put every secret under control's current master key; then the others may go. Twice is once.
+    Rotate,
 }
 
 #[derive(Debug, Subcommand)]

@@ -29,6 +29,7 @@ mod operator;
 mod provider;
 mod rollout;
 mod scores;
+mod secrets;
 
 /// Rows asked for at once.
 const PAGE: u32 = 1_000;
@@ -210,6 +211,7 @@ async fn plain(client: Client, command: Command) -> Done {
         Command::Key(it) => account::key(client, it).await,
         Command::Operator(it) => operator::operator(client, it).await,
         Command::Audit(asked) => audit::audit(client, asked).await,
+        Command::Secrets(it) => secrets::secrets(client, &it).await,
         Command::Rollout(it) => rollout::rollout(client, it).await,
         Command::Explain(asked) => explain(client, asked).await,
         Command::Usage(asked) => usage(client, asked).await,

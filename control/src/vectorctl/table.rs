@@ -200,6 +200,29 @@ pub(crate) fn providers(specs: &[pb::ProviderSpec]) -> String {
     )
 }
 
+pub(crate) fn master_keys(keys: &[pb::MasterKeyUse]) -> String {
+    let rows = keys.iter().map(|row| {
+        let use_of = match (row.current, row.held) {
+            (true, _) => "seals and opens",
+            (false, true) if row.secrets == 0 => "not needed any more",
+            (false, true) => "opens: `vectorctl secrets rotate`",
+            (false, false) => "missing: name it in control.other_master_key_files",
+        };
+        vec![
+            if row.key.is_empty() {
+                "unknown"
+            } else {
+                &row.key
+            }
+            .to_owned(),
+            row.secrets.to_string(),
+            row.direct.to_string(),
+            use_of.to_owned(),
+        ]
+    });
+    table(&["master key", "secrets", "without data key", "use"], rows)
+}
+
 pub(crate) fn credentials(views: &[pb::CredentialView]) -> String {
     let rows = views.iter().map(|view| {
         let spec = view.spec.clone().unwrap_or_default();
