@@ -34,6 +34,15 @@ mod admin;
 /// Largest message taken: a plan of 20,000 entries, or a batch of usage.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
+/// How a change of configuration reaches the nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Staged {
+    /// Time that canaries have it before everybody has it; 0: everybody has it at once.
+    pub pause_ms: u64,
+    /// So many of a hundred are canaries.
+    pub canaries_percent: u32,
+}
+
 /// The rooms that the doors lead to.
 #[derive(Clone, Debug)]
 pub struct Rooms {
@@ -49,6 +58,8 @@ pub struct Rooms {
     pub steering: Arc<Steering>,
     /// What was consumed.
     pub ledger: Arc<Ledger>,
+    /// How changes reach the nodes.
+    pub staging: Staged,
     /// Counts.
     pub metrics: Arc<Metrics>,
     /// When this process began.

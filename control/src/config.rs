@@ -18,6 +18,9 @@ mod source;
 const MASTER_KEY_VARIABLE: &str = "VECTOR_CONTROL_MASTER_KEY";
 const OTHER_MASTER_KEYS_VARIABLE: &str = "VECTOR_CONTROL_OTHER_MASTER_KEYS";
 
+/// Longest time between canaries and the rest: an hour. Who wants longer pauses the rollout.
+const ROLLOUT_PAUSE_MS_MAX: u64 = 3_600_000;
+
 /// Everything `vector-control` can be told.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -41,6 +44,10 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Gets the operator's token at the first start. Default `admin.token` in the data directory.
     pub admin_token_file: PathBuf,
+    /// Time in milliseconds that canaries have a change of configuration before everybody has it; 0, the default: none.
+    pub rollout_pause_ms: u64,
+    /// So many of a hundred nodes of each role are canaries, at least one. 1 to 50; default 10.
+    pub rollout_canaries_percent: u32,
     /// The cluster that holds the registry. Without it, `control.sqlite` does.
     pub etcd: Option<Etcd>,
     /// The database that holds usage, objects and claims. Without it, `ledger.sqlite` does.
@@ -103,6 +110,8 @@ impl Config {
         let other_master_key_files = source.list("control", "other_master_key_files", &[]);
         let master_key = keys(&source, MASTER_KEY_VARIABLE).pop();
         let other_master_keys = keys(&source, OTHER_MASTER_KEYS_VARIABLE);
+        let pause = source.number("control", "rollout_pause_ms", 0, 0..=ROLLOUT_PAUSE_MS_MAX);
+        let percent = source.number("control", "rollout_canaries_percent", 10, 1..=50);
         let etcd = etcd(&mut source);
         let ledger = ledger::read(&mut source);
         let log = source.text("telemetry", "log", "info");
@@ -151,6 +160,8 @@ impl Config {
             trust_domain,
             admin_listen,
             admin_token_file,
+            rollout_pause_ms: pause,
+            rollout_canaries_percent: u32::try_from(percent).unwrap_or(10),
             etcd,
             ledger,
             log,

@@ -64,6 +64,8 @@ pub struct Presence {
     pub status: Option<Status>,
     /// Why it refused the last snapshot; empty when it did not.
     pub rejection: String,
+    /// Which that was.
+    pub rejected: u64,
     /// Its clock minus ours when it last said how it is.
     pub clock_skew_ms: Option<i64>,
 }
@@ -326,11 +328,12 @@ impl Attached {
     }
 
     /// The node refused a snapshot and keeps an older one.
-    pub fn rejected(&self, kept: u64, reason: String, now_unix_ms: u64) {
+    pub fn rejected(&self, refused: u64, kept: u64, reason: String, now_unix_ms: u64) {
         self.fleet.metrics.snapshots_rejected.inc();
         self.note(now_unix_ms, |presence| {
             presence.revision = kept;
             presence.rejection = reason;
+            presence.rejected = refused;
             false
         });
     }

@@ -7,6 +7,7 @@
 //! /keys/ID             an API key: its MAC, never its text
 //! /nodes/ID            who may have a certificate          /seen/nodes/ID   what the node said of itself last
 //! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA; hashed: root's token
+//! /cfg-rollout         the change that canaries have and the other nodes have not yet, with what those have instead
 //! /history/GENERATION  what that change of /cfg replaced, without secrets; the last 100
 //! /operators/NAME      operators, by the hash of a token or certificate     /audit/...       every change
 //! ```
@@ -55,6 +56,9 @@ pub use sealed::{Rewrapped, SealedUnder};
 
 mod operator;
 pub use operator::{NewOperator, Operator, OperatorRole};
+
+mod rollout;
+pub use rollout::{Rollout, Stage, Staging};
 
 mod undo;
 

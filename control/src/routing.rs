@@ -9,6 +9,9 @@ pub use explain::explain;
 mod judge;
 pub use judge::judge;
 
+mod rollout;
+pub use rollout::{Mover, canaries};
+
 mod steer;
 pub use steer::{Row, Steering, Table, difference, table, told};
 

@@ -25,7 +25,7 @@ use crate::{
     identity,
     ledger::{self, Ledger},
     registry::{self, Registry},
-    routing::{Publisher, Steering},
+    routing::{Mover, Publisher, Steering},
     telemetry::Metrics,
     vault,
 };
@@ -266,6 +266,10 @@ impl Server {
             authority,
             registry,
             fleet,
+            staging: api::Staged {
+                pause_ms: config.rollout_pause_ms,
+                canaries_percent: config.rollout_canaries_percent,
+            },
             metrics,
             started,
             tasks: TaskTracker::new(),
@@ -322,6 +326,12 @@ impl Server {
         let publisher = Arc::clone(&rooms.publisher);
         let publishing = drain.clone();
         tasks.spawn(async move { publisher.run(publishing).await });
+        let mover = Mover::new(
+            Arc::clone(&rooms.registry),
+            Arc::clone(&rooms.publisher),
+            Arc::clone(&rooms.fleet),
+        );
+        tasks.spawn(mover.run(drain.clone()));
         let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());
         tasks.spawn(async move { steering.run(steered).await });
         tasks.spawn(rolls.run(drain.clone()));

@@ -4,15 +4,11 @@ use tonic::{Request, Response, Status, Streaming};
 use vector_proto::control::v1 as pb;
 
 use super::{Rooms, unix_ms};
-use crate::{
-    health,
-    ledger::UsageQuery,
-    registry::{self, Draft},
-    routing::{self, Inputs},
-};
+use crate::{ledger::UsageQuery, registry::Draft};
 
 mod backup;
 mod change;
+mod explain;
 mod nodes;
 mod operators;
 mod pages;
@@ -52,6 +48,7 @@ impl pb::admin_server::Admin for Operators {
             models: catalog.models.len() as u64,
             accounts: catalog.accounts.len() as u64,
             keys: keys.len() as u64,
+            rollout: Some(rollout::shown(&catalog.rollout)),
         }))
     }
 
@@ -359,24 +356,27 @@ impl pb::admin_server::Admin for Operators {
         Ok(Response::new(undone))
     }
 
+    async fn show_rollout(&self, request: Request<pb::ShowRolloutRequest>) -> Answer<pb::Rollout> {
+        self.rooms.operator(&request)?;
+        let catalog = self.rooms.registry.catalog().await?;
+        Ok(Response::new(rollout::shown(&catalog.rollout)))
+    }
+
+    async fn pause_rollout(
+        &self,
+        request: Request<pb::PauseRolloutRequest>,
+    ) -> Answer<pb::Rollout> {
+        let caller = self.rooms.operator(&request)?;
+        let rollout = self.paused(&caller, request.into_inner().on).await?;
+        Ok(Response::new(rollout))
+    }
+
     async fn explain_route(
         &self,
         request: Request<pb::ExplainRouteRequest>,
     ) -> Answer<pb::ExplainRouteResponse> {
         self.rooms.operator(&request)?;
-        let catalog = self.rooms.registry.catalog().await?;
-        let nodes = self.rooms.registry.nodes().await?;
-        let store = self.rooms.registry.store();
-        let usable = health::agreed(store.as_ref())
-            .await
-            .map_err(registry::Error::from)?;
-        let inputs = Inputs {
-            catalog: &catalog,
-            nodes: &nodes,
-            usable: &usable,
-        };
-        let published = self.rooms.publisher.current();
-        let explained = routing::explain(request.get_ref(), &published.snapshot, inputs);
+        let explained = self.explained(request.get_ref()).await?;
         Ok(Response::new(explained))
     }
 

@@ -36,6 +36,7 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("ListUsage", Viewer),
     ("ListOperators", Viewer),
     ("ListAudit", Viewer),
+    ("ShowRollout", Viewer),
     ("ListGenerations", Viewer),
     ("DiffGenerations", Viewer),
     ("ExplainRoute", Viewer),
@@ -56,6 +57,7 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("SetKeyState", Operator),
     ("Apply", Operator),
     ("Undo", Operator),
+    ("PauseRollout", Operator),
     // To decide who belongs to the network.
     ("Backup", Admin),
     ("Restore", Admin),

@@ -182,7 +182,7 @@ impl Session {
 
     /// Credentials first: nobody is sent to an egress before it can serve.
     async fn send_newest(&mut self) -> Result<(), End> {
-        let newest = self.newest.borrow_and_update().clone();
+        let newest = Arc::clone(self.newest.borrow_and_update().of(self.peer.id.as_str()));
         let revision = newest.snapshot.revision;
         if revision == 0 || !self.may_tell(revision).await? {
             return Ok(());
@@ -273,7 +273,8 @@ impl Session {
                     reason = rejected.reason,
                     "node refused a snapshot"
                 );
-                self.attached.rejected(rejected.kept, rejected.reason, now);
+                let (refused, kept) = (rejected.revision, rejected.kept);
+                self.attached.rejected(refused, kept, rejected.reason, now);
             }
             Some(node_event::Event::Status(status)) => self.attached.status(status, now),
             Some(node_event::Event::ObjectsMade(made)) => {

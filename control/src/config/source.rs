@@ -42,6 +42,31 @@ impl<'a> Source<'a> {
         }
     }
 
+    pub(super) fn number(
+        &mut self,
+        section: &str,
+        key: &str,
+        default: u64,
+        within: std::ops::RangeInclusive<u64>,
+    ) -> u64 {
+        let read = match self.value(section, key) {
+            None => return default,
+            Some(toml::Value::Integer(number)) => u64::try_from(number).ok(),
+            // From the environment.
+            Some(toml::Value::String(text)) => text.trim().parse().ok(),
+            Some(_) => None,
+        };
+        read.filter(|number| within.contains(number))
+            .unwrap_or_else(|| {
+                let (from, to) = (within.start(), within.end());
+                self.fault(
+                    &format!("{section}.{key}"),
+                    &format!("must be a number from {from} to {to}"),
+                );
+                default
+            })
+    }
+
     /// What may stand in the environment only; empty is none.
     pub(super) fn secret(&self, variable: &str) -> Option<String> {
         (self.env)(variable).filter(|text| !text.is_empty())

@@ -12,7 +12,7 @@ use super::{
     history,
     key::{self, StoredKey},
     node::{NodeSpec, Seen},
-    operator,
+    operator, rollout,
 };
 use crate::coordinate::{Entry, Listing, Transaction, Write};
 
@@ -31,7 +31,7 @@ const KEPT: &[&str] = &[
 const PUBLISHED: &str = "/routing/published";
 
 /// Not in a backup: a control that restores one has its own.
-const OWN: &[&str] = &[operator::AT, "/secrets/ca"];
+const OWN: &[&str] = &[operator::AT, "/secrets/ca", rollout::AT];
 
 /// After a restore revisions go on this far above the backup's: nodes may have seen newer ones since, and one number must
 /// never mean two snapshots.
@@ -197,7 +197,7 @@ fn writes(entries: Vec<(String, Bytes)>, now: &[Entry]) -> Vec<Write> {
         .iter()
         .filter(|entry| {
             // What led to the configuration that is replaced does not lead to the other.
-            let past = entry.key.starts_with(history::PREFIX);
+            let past = entry.key.starts_with(history::PREFIX) || entry.key == rollout::AT;
             past || (is_kept(&entry.key) && !named.contains(&entry.key))
         })
         .map(|entry| Write::Delete {

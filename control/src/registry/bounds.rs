@@ -68,13 +68,13 @@ fn brought<'a, S: PartialEq>(
         .map(|(_, spec)| spec)
 }
 
-/// What is too large as a whole: the credentials with their secrets, or this one change, of which `kept` bytes are what it
-/// replaces.
+/// What is too large as a whole: the credentials with their secrets, or this one change, with what is kept of what it
+/// replaces: in the history, and while it is under way.
 pub(super) fn sizes(
     old: &Catalog,
     new: &Catalog,
     writes: &[Write],
-    kept: usize,
+    kept: [usize; 2],
     faults: &mut Faults,
 ) {
     let (before, after) = (credentials_bytes(old), credentials_bytes(new));
@@ -84,7 +84,9 @@ pub(super) fn sizes(
         faults.push("credentials".to_owned(), why);
     }
     let written: usize = writes.iter().map(written).sum();
-    if written + kept > CHANGE_BYTES_MAX || kept > VALUE_BYTES_MAX {
+    let largest = kept.into_iter().max().unwrap_or_default();
+    let kept: usize = kept.into_iter().sum();
+    if written + kept > CHANGE_BYTES_MAX || largest > VALUE_BYTES_MAX {
         let why = format!(
             "{written} bytes at once that replace {kept} are more than the {CHANGE_BYTES_MAX} there may be: apply in parts"
         );
@@ -267,7 +269,7 @@ mod tests {
         let faults = |bytes: usize, kept: usize| {
             let mut faults = Faults::default();
             let writes = [put(bytes), put(bytes)];
-            sizes(&catalog, &catalog, &writes, kept, &mut faults);
+            sizes(&catalog, &catalog, &writes, [kept, 0], &mut faults);
             faults.0.len()
         };
         assert_eq!(faults(600 << 10, 0), 0);
@@ -290,7 +292,7 @@ mod tests {
         };
         let faults = |old: usize, new: usize| {
             let mut faults = Faults::default();
-            sizes(&with(old), &with(new), &[], 0, &mut faults);
+            sizes(&with(old), &with(new), &[], [0, 0], &mut faults);
             faults.0.len()
         };
         assert_eq!((faults(0, 31), faults(31, 33), faults(40, 39)), (0, 1, 0));

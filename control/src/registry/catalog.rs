@@ -9,10 +9,10 @@ use vector_proto::control::v1::{
 };
 use zeroize::Zeroizing;
 
-use super::{Error, Registry};
+use super::{Error, Registry, Rollout, rollout};
 use crate::coordinate::{Listing, Revision};
 
-/// Covers [`GENERATION`] and everything below `/cfg/`, so that one listing is one moment.
+/// Covers [`GENERATION`], the rollout, and everything below `/cfg/`, so that one listing is one moment.
 pub(super) const PREFIX: &str = "/cfg";
 
 /// Counts changes of the configuration.
@@ -74,6 +74,10 @@ pub struct Catalog {
     pub generation: u64,
     /// At which revision of the store the generation was set.
     pub(super) generation_changed: Revision,
+    /// The change that is on its way to all nodes, or was last.
+    pub rollout: Rollout,
+    /// At which revision of the store it was last moved.
+    pub(super) rollout_changed: Revision,
     /// Upstream APIs.
     pub providers: BTreeMap<String, ProviderSpec>,
     /// Their keys, sealed.
@@ -95,26 +99,58 @@ impl Catalog {
                 catalog.generation_changed = entry.changed;
                 continue;
             }
-            let Some((kind, name)) = entry
-                .key
-                .strip_prefix("/cfg/")
-                .and_then(|rest| rest.split_once('/'))
-            else {
+            if entry.key == rollout::AT {
+                catalog.rollout = decode(&entry.value)?;
+                catalog.rollout_changed = entry.changed;
                 continue;
-            };
-            let (name, value) = (name.to_owned(), &entry.value);
-            match kind {
-                "providers" => drop(catalog.providers.insert(name, decode(value)?)),
-                "credentials" => drop(catalog.credentials.insert(name, decode(value)?)),
-                "models" => drop(catalog.models.insert(name, decode(value)?)),
-                "default_routes" => drop(catalog.default_routes.insert(name, decode(value)?)),
-                "accounts" => drop(catalog.accounts.insert(name, decode(value)?)),
-                // A newer version's kind: not ours to judge.
-                _ => {}
             }
+            catalog.set(&entry.key, Some(&entry.value))?;
         }
         Ok(catalog)
     }
+
+    /// Sets what one key stands for; `None` takes it away.
+    pub(super) fn set(&mut self, key: &str, value: Option<&Bytes>) -> Result<(), Error> {
+        let path = key.strip_prefix("/cfg/");
+        let Some((kind, name)) = path.and_then(|rest| rest.split_once('/')) else {
+            return Ok(());
+        };
+        match kind {
+            "providers" => put(&mut self.providers, name, value),
+            "credentials" => put(&mut self.credentials, name, value),
+            "models" => put(&mut self.models, name, value),
+            "default_routes" => put(&mut self.default_routes, name, value),
+            "accounts" => put(&mut self.accounts, name, value),
+            // A newer version's kind: not ours to judge.
+            _ => Ok(()),
+        }
+    }
+
+    /// What one key holds.
+    pub(super) fn value(&self, key: &str) -> Option<Bytes> {
+        let (kind, name) = key.strip_prefix("/cfg/")?.split_once('/')?;
+        let value = match kind {
+            "providers" => self.providers.get(name)?.encode_to_vec(),
+            "credentials" => self.credentials.get(name)?.encode_to_vec(),
+            "models" => self.models.get(name)?.encode_to_vec(),
+            "default_routes" => self.default_routes.get(name)?.encode_to_vec(),
+            "accounts" => self.accounts.get(name)?.encode_to_vec(),
+            _ => return None,
+        };
+        Some(value.into())
+    }
+}
+
+fn put<S: Message + Default>(
+    specs: &mut BTreeMap<String, S>,
+    name: &str,
+    value: Option<&Bytes>,
+) -> Result<(), Error> {
+    match value {
+        Some(value) => drop(specs.insert(name.to_owned(), decode(value)?)),
+        None => drop(specs.remove(name)),
+    }
+    Ok(())
 }
 
 impl Registry {

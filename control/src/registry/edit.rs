@@ -19,6 +19,7 @@ use super::{
     change::Difference,
     check::{self, Faults},
     history,
+    rollout::{self, Rollout, Staged, Staging},
 };
 use crate::{
     coordinate::{Transaction, WRITES_MAX, Write},
@@ -62,6 +63,8 @@ pub struct Terms<'a> {
     pub dry_run: bool,
     /// Losses are meant.
     pub force: bool,
+    /// Who has it first.
+    pub staging: Staging<'a>,
     /// Says what is against it.
     pub judge: Judge<'a>,
 }
@@ -86,6 +89,10 @@ impl<'a> Terms<'a> {
             base: 0,
             dry_run: false,
             force: false,
+            staging: Staging {
+                canaries: &[],
+                pause_ms: 0,
+            },
             judge: &|_, _| Judgement::default(),
         }
     }
@@ -288,7 +295,13 @@ impl Registry {
                 return Ok(outcome);
             }
             let replaced = history::Stored::new(terms.by, difference.earlier, now_unix_ms());
-            let sizes = (difference.writes.as_slice(), replaced.encoded_len());
+            let staged = Staged::new(terms.staging, &old, &difference.writes);
+            let staged = staged.map(|staged| staged.record(&old));
+            let kept = [
+                replaced.encoded_len(),
+                staged.as_ref().map_or(0, Rollout::encoded_len),
+            ];
+            let sizes = (difference.writes.as_slice(), kept);
             outcome.losses = judged(&old, &new, sizes, &terms)?;
             if terms.dry_run {
                 return Ok(outcome);
@@ -299,6 +312,11 @@ impl Registry {
                 .put(GENERATION, outcome.generation.to_be_bytes().to_vec());
             transaction.writes.extend(difference.writes);
             transaction = replaced.with(transaction, outcome.generation);
+            if let Some(rollout) = staged {
+                transaction = transaction
+                    .when(rollout::AT, old.rollout_changed)
+                    .put(rollout::AT, rollout.encode_to_vec());
+            }
             tries += 1;
             match self.commit(terms.by, &outcome.changes, transaction).await {
                 Ok(_) => return Ok(outcome),
@@ -356,17 +374,18 @@ impl Registry {
 fn judged(
     old: &Catalog,
     new: &Catalog,
-    (writes, replaced): (&[Write], usize),
+    (writes, kept): (&[Write], [usize; 2]),
     terms: &Terms<'_>,
 ) -> Result<Vec<Fault>, Error> {
     let mut faults = Faults::default();
-    let count = writes.len() + 1 + audit::WRITES + history::WRITES;
+    // With the generation and the rollout.
+    let count = writes.len() + 2 + audit::WRITES + history::WRITES;
     if count > WRITES_MAX {
         let why =
             format!("{count} at once are more than the {WRITES_MAX} there may be: apply in parts");
         faults.push("changes".to_owned(), why);
     }
-    bounds::sizes(old, new, writes, replaced, &mut faults);
+    bounds::sizes(old, new, writes, kept, &mut faults);
     let Judgement {
         faults: others,
         losses,
@@ -395,7 +414,7 @@ fn now_unix_s() -> u64 {
     now_unix_ms() / 1_000
 }
 
-fn now_unix_ms() -> u64 {
+pub(super) fn now_unix_ms() -> u64 {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }

@@ -118,6 +118,12 @@ impl Registry {
         let mut tries = 0;
         loop {
             let (secrets, catalog) = self.sealed().await?;
+            if catalog.rollout.is_under_way() {
+                // What it would go back to is sealed, too, and nobody else looks after that.
+                return Err(Error::Refused(
+                    "a change is on its way to the nodes: wait for it, or undo it".to_owned(),
+                ));
+            }
             done.secrets = secrets.len() as u64;
             done.closed.clear();
             let mut part = Vec::new();

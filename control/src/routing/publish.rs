@@ -1,5 +1,6 @@
 //! Keeps the snapshot current, and hands the newest to everybody who wants it.
 //!
+//! A change that is on its way has two sides: its canaries are told what shall be, everybody else what was ([`Published::of`]).
 //! A change of configuration is published at once; nodes that come and go, after a moment in which more may
 //! come and go. Every replica does so, from what is in the store and from nothing else. What is in force is read before
 //! what it follows from, and written only if nobody has written since: so a newer revision never stands for older inputs,
@@ -11,19 +12,21 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vector_proto::control::v1::{Credential, Snapshot};
 
+use self::force::{InForce, Side};
 use super::{Inputs, compile, seal};
 use crate::{
     coordinate::{self, Batch, Revision, Transaction, Watch},
     health,
-    registry::{self, Catalog, Registry, StoredCredential},
+    registry::{self, Catalog, Registry, Rollout, StoredCredential},
     telemetry::Metrics,
 };
+
+mod force;
 
 /// Nodes that come or go within this time make one snapshot.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -44,11 +47,31 @@ pub struct Published {
     pub snapshot: Snapshot,
     /// Generation of the configuration that the credentials are of.
     pub generation: u64,
+    /// The change that it may be a part of.
+    pub rollout: Rollout,
+    /// What those are told who are not canaries, while a change is under way.
+    pub rest: Option<Arc<Self>>,
     /// Credentials of each provider, sealed.
     credentials: BTreeMap<String, Vec<StoredCredential>>,
 }
 
 impl Published {
+    /// What this node is told.
+    #[must_use]
+    pub fn of<'a>(self: &'a Arc<Self>, node: &str) -> &'a Arc<Self> {
+        match &self.rest {
+            Some(rest) if !self.rollout.canaries.iter().any(|id| id == node) => rest,
+            _ => self,
+        }
+    }
+
+    /// Revision of the snapshot of everybody who is no canary.
+    #[must_use]
+    pub fn told_rest(&self) -> u64 {
+        let rest = self.rest.as_ref();
+        rest.map_or(self.snapshot.revision, |rest| rest.snapshot.revision)
+    }
+
     /// The sealed credentials that an egress needs: of the providers whose row lists it, and no others. With each, how
     /// many share it and which of them this one is.
     pub fn credentials_for(
@@ -87,39 +110,6 @@ pub struct Publisher {
     metrics: Arc<Metrics>,
     current: watch::Sender<Arc<Published>>,
     generation: watch::Sender<u64>,
-}
-
-/// What the next snapshot must differ from.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-struct InForce {
-    revision: u64,
-    content: Vec<u8>,
-    changed: Revision,
-}
-
-impl InForce {
-    fn read(value: &Bytes, changed: Revision) -> Self {
-        match value.split_at_checked(8) {
-            Some((revision, content)) => Self {
-                revision: revision
-                    .try_into()
-                    .map(u64::from_be_bytes)
-                    .unwrap_or_default(),
-                content: content.to_vec(),
-                changed,
-            },
-            None => Self {
-                changed,
-                ..Self::default()
-            },
-        }
-    }
-
-    fn value(&self) -> Vec<u8> {
-        let mut value = self.revision.to_be_bytes().to_vec();
-        value.extend_from_slice(&self.content);
-        value
-    }
 }
 
 /// Why the loop woke up.
@@ -183,7 +173,7 @@ impl Publisher {
     /// # Errors
     /// When the store fails.
     pub async fn is_in_force(&self, revision: u64) -> Result<bool, registry::Error> {
-        Ok(self.in_force().await?.revision == revision)
+        Ok(self.in_force().await?.is(revision))
     }
 
     /// Publishes once, then on every change, until the store fails or history has to be skipped.
@@ -228,11 +218,16 @@ impl Publisher {
             let catalog = self.registry.catalog().await?;
             let nodes = self.registry.nodes().await?;
             let usable = health::agreed(store.as_ref()).await?;
-            let bare = compile(Inputs {
-                catalog: &catalog,
-                nodes: &nodes,
-                usable: &usable,
-            });
+            let compiled = |catalog: &Catalog| {
+                compile(Inputs {
+                    catalog,
+                    nodes: &nodes,
+                    usable: &usable,
+                })
+            };
+            let rest = catalog.rest()?;
+            let bare = compiled(&catalog);
+            let bare_rest = rest.as_ref().map(compiled);
             if bare.encoded_len() > SNAPSHOT_BYTES_MAX && self.current().snapshot.revision > 0 {
                 // No change leads here: so many nodes have come. The last one that they can take stays.
                 tracing::error!(
@@ -241,21 +236,22 @@ impl Publisher {
                 );
                 return Ok(in_force);
             }
-            let content = seal(bare.clone(), 0).digest.to_vec();
-            let now = if content == in_force.content {
-                in_force
-            } else {
-                match self.put(&in_force, content).await {
+            let content = |bare: &Snapshot| seal(bare.clone(), 0).digest.to_vec();
+            let next = in_force.next(content(&bare), bare_rest.as_ref().map(content));
+            let now = match next {
+                None => in_force,
+                Some(next) => match self.put(in_force.changed, next).await {
                     Ok(now) => now,
                     Err(coordinate::Error::Conflict(_)) => {
                         tracing::debug!("another replica was faster: reading again");
                         continue;
                     }
                     Err(error) => return Err(error.into()),
-                }
+                },
             };
-            self.hand_out(bare, now.revision, &catalog);
-            self.generation.send_replace(catalog.generation);
+            let rest = rest.zip(bare_rest).zip(now.rest.as_ref());
+            let rest = rest.map(|((catalog, bare), side)| told(bare, side, catalog, None));
+            self.hand_out(told(bare, &now.all, catalog, rest));
             self.metrics
                 .publish_seconds
                 .observe(began.elapsed().as_secs_f64());
@@ -263,44 +259,61 @@ impl Publisher {
         }
     }
 
-    /// Puts the next revision in force, unless somebody else has.
-    async fn put(&self, before: &InForce, content: Vec<u8>) -> Result<InForce, coordinate::Error> {
-        let next = InForce {
-            revision: before.revision + 1,
-            content,
-            changed: 0,
-        };
+    /// Puts what is next in force, unless somebody else has put anything.
+    async fn put(&self, before: Revision, next: InForce) -> Result<InForce, coordinate::Error> {
         let put = Transaction::new()
-            .when(PUBLISHED, before.changed)
+            .when(PUBLISHED, before)
             .put(PUBLISHED, next.value());
         let changed = self.registry.store().commit(put).await?;
         Ok(InForce { changed, ..next })
     }
 
     /// Gives the snapshot to every stream, unless they have it.
-    fn hand_out(&self, bare: Snapshot, revision: u64, catalog: &Catalog) {
-        let (snapshot, credentials) = (seal(bare, revision), by_provider(catalog));
+    fn hand_out(&self, next: Published) {
+        let generation = next.generation;
         let current = self.current();
-        // The digest covers the revision.
-        if current.snapshot.digest == snapshot.digest && current.credentials == credentials {
-            return;
+        if !next.is_same(&current) {
+            let (revision, snapshot) = (next.snapshot.revision, &next.snapshot);
+            self.metrics.snapshot_revision.set(revision);
+            self.metrics
+                .snapshot_bytes
+                .set(i64::try_from(snapshot.encoded_len()).unwrap_or(i64::MAX));
+            tracing::info!(
+                revision,
+                nodes = snapshot.nodes.len(),
+                models = snapshot.models.len(),
+                paths = snapshot.paths.len(),
+                canaries_only = next.rest.is_some(),
+                "snapshot published"
+            );
+            self.current.send_replace(Arc::new(next));
         }
-        self.metrics.snapshot_revision.set(revision);
-        self.metrics
-            .snapshot_bytes
-            .set(i64::try_from(snapshot.encoded_len()).unwrap_or(i64::MAX));
-        tracing::info!(
-            revision,
-            nodes = snapshot.nodes.len(),
-            models = snapshot.models.len(),
-            paths = snapshot.paths.len(),
-            "snapshot published"
-        );
-        self.current.send_replace(Arc::new(Published {
-            snapshot,
-            generation: catalog.generation,
-            credentials,
-        }));
+        self.generation.send_replace(generation);
+    }
+}
+
+impl Published {
+    fn is_same(&self, other: &Self) -> bool {
+        let rest = match (&self.rest, &other.rest) {
+            (None, None) => true,
+            (Some(one), Some(other)) => one.is_same(other),
+            _ => false,
+        };
+        // The digest covers the revision.
+        rest && self.snapshot.digest == other.snapshot.digest
+            && self.credentials == other.credentials
+            && self.rollout == other.rollout
+    }
+}
+
+/// One side of what is published.
+fn told(bare: Snapshot, side: &Side, catalog: Catalog, rest: Option<Published>) -> Published {
+    Published {
+        snapshot: seal(bare, side.revision),
+        generation: catalog.generation,
+        credentials: by_provider(&catalog),
+        rollout: catalog.rollout,
+        rest: rest.map(Arc::new),
     }
 }
 

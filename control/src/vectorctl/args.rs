@@ -395,6 +395,12 @@ pub(crate) struct Diff {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Rollout {
+    /// How far the last change has come: with its canaries, with everybody, or rolled back and why.
+    Status,
+    /// Hold a change with its canaries.
+    Pause,
+    /// Let it go on to everybody.
+    Resume,
     /// The last changes of the configuration, newest first; 100 are kept.
     History {
         #[arg(long, default_value_t = 20)]

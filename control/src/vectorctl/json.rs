@@ -168,6 +168,13 @@ pub(crate) fn change(change: &pb::Change) -> Value {
     json!({ "action": change.action, "kind": change.kind, "name": change.name, "details": change.details })
 }
 
+pub(crate) fn rollout(rollout: &pb::Rollout) -> Value {
+    json!({
+        "stage": rollout.stage, "from": rollout.from, "to": rollout.to, "canaries": rollout.canaries,
+        "began_unix_ms": rollout.began_unix_ms, "deadline_unix_ms": rollout.deadline_unix_ms, "reason": rollout.reason,
+    })
+}
+
 pub(crate) fn generations(listed: &pb::ListGenerationsResponse) -> Value {
     let rows = listed.generations.iter().map(|row| {
         json!({

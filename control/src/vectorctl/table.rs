@@ -17,7 +17,7 @@ mod scores;
 pub(crate) use scores::{paths, upstreams_seen};
 
 mod rollout;
-pub(crate) use rollout::{changes, generations};
+pub(crate) use rollout::{changes, generations, rollout};
 
 mod trust;
 pub(crate) use trust::{audit, operators};

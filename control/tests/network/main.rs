@@ -18,6 +18,8 @@ mod replicas;
 
 mod rollout;
 
+mod staged;
+
 mod words;
 
 use std::time::Duration;
@@ -67,8 +69,18 @@ impl Control {
         settings: &str,
         token: &std::path::Path,
     ) -> Result<Self, (TempDir, vector_control::server::Error)> {
+        Self::try_start_with(dir, "", settings, token).await
+    }
+
+    /// With more settings of `[control]`, too.
+    async fn try_start_with(
+        dir: TempDir,
+        own: &str,
+        settings: &str,
+        token: &std::path::Path,
+    ) -> Result<Self, (TempDir, vector_control::server::Error)> {
         let text = format!(
-            "[control]\nlisten = \"127.0.0.1:0\"\ndata_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n{settings}",
+            "[control]\nlisten = \"127.0.0.1:0\"\ndata_dir = {:?}\n{own}\n[admin]\nlisten = \"127.0.0.1:0\"\n{settings}",
             dir.path()
         );
         let server = match Server::bind(&Config::read(&text, &|_| None).unwrap()).await {

@@ -15,14 +15,14 @@ use super::*;
 static PORTS: AtomicU16 = AtomicU16::new(22_700);
 
 /// An etcd of one member, with a folder and an address of its own, ended with the value.
-struct Etcd {
+pub(super) struct Etcd {
     dir: TempDir,
     url: String,
     member: Child,
 }
 
 impl Etcd {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         // An address of this process alone; ports below those that outgoing connections get.
         let [_, a, b, c] = std::process::id().to_be_bytes();
         let host = Ipv4Addr::new(127, 128 | (a >> 1), b, c);
@@ -79,12 +79,17 @@ impl Drop for Etcd {
 
 /// Two folders of one network: the second has the first's master key and, as if both wrote to one database, its ledger.
 async fn pair(etcd: &Etcd) -> (Control, Control) {
+    pair_with(etcd, "").await
+}
+
+/// The same, with more settings of `[control]`.
+pub(super) async fn pair_with(etcd: &Etcd, own: &str) -> (Control, Control) {
     let (one, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
     let token = one.path().join("admin.token");
     // A cluster elects its first leader while we wait.
     let mut dir = Some(one);
     let one = loop {
-        match Control::try_start_in(dir.take().unwrap(), &etcd.settings(), &token).await {
+        match Control::try_start_with(dir.take().unwrap(), own, &etcd.settings(), &token).await {
             Ok(control) => break control,
             Err((back, error)) => {
                 assert!(matches!(error, Error::Store(_)), "{error}");
@@ -93,25 +98,25 @@ async fn pair(etcd: &Etcd) -> (Control, Control) {
         }
     };
 
-    let without = Control::try_start_in(other, &etcd.settings(), &token).await;
+    let without = Control::try_start_with(other, own, &etcd.settings(), &token).await;
     let (other, refused) = without.err().unwrap();
     assert!(matches!(refused, Error::NoMasterKey(_)), "{refused}");
     std::fs::write(other.path().join("master.key"), [7; 32]).unwrap();
-    let wrong = Control::try_start_in(other, &etcd.settings(), &token).await;
+    let wrong = Control::try_start_with(other, own, &etcd.settings(), &token).await;
     let (other, refused) = wrong.err().unwrap();
     assert!(matches!(refused, Error::OtherMasterKey(_)), "{refused}");
     let copy = |name: &str, to: &TempDir| {
         std::fs::copy(one.dir.path().join(name), to.path().join(name)).unwrap();
     };
     copy("master.key", &other);
-    let apart = Control::try_start_in(other, &etcd.settings(), &token).await;
+    let apart = Control::try_start_with(other, own, &etcd.settings(), &token).await;
     let (other, refused) = apart.err().unwrap();
     assert!(
         refused.to_string().contains("[ledger] postgres"),
         "{refused}"
     );
     copy("ledger.id", &other);
-    let other = Control::try_start_in(other, &etcd.settings(), &token).await;
+    let other = Control::try_start_with(other, own, &etcd.settings(), &token).await;
     (one, other.ok().unwrap())
 }
 

@@ -7,8 +7,9 @@ use vector_proto::control::v1 as pb;
 
 use super::{super::caller::Caller, Operators};
 use crate::{
-    registry::{Draft, Outcome, Terms},
-    routing::judge,
+    health,
+    registry::{self, Draft, NodeSpec, Outcome, Seen, Staging, Terms},
+    routing::{canaries, judge},
 };
 
 /// How long a change waits for the snapshot that follows from it. It is kept either way.
@@ -34,11 +35,13 @@ impl Operators {
     ) -> Result<Outcome, Status> {
         let registry = &self.rooms.registry;
         let nodes = registry.nodes().await?;
+        let canaries = self.canaries(&nodes).await?;
         let terms = Terms {
             by: &caller.by,
             base,
             dry_run,
             force: caller.force,
+            staging: self.staging(&canaries),
             judge: &|old, new| judge(old, new, &nodes),
         };
         let outcome = registry.edit(terms, alter).await?;
@@ -46,6 +49,29 @@ impl Operators {
             self.settle(&outcome).await?;
         }
         Ok(outcome)
+    }
+
+    /// Who has a change first; nobody when changes are not staged.
+    pub(super) async fn canaries(
+        &self,
+        nodes: &[(NodeSpec, Option<Seen>)],
+    ) -> Result<Vec<String>, Status> {
+        let staged = self.rooms.staging;
+        if staged.pause_ms == 0 {
+            return Ok(Vec::new());
+        }
+        let store = self.rooms.registry.store().as_ref();
+        let mut usable = health::agreed(store).await.map_err(registry::Error::from)?;
+        // Whom this replica hears, the others may not have been told yet.
+        usable.ids.extend(self.rooms.fleet.attached());
+        Ok(canaries(nodes, &usable, staged.canaries_percent))
+    }
+
+    pub(super) fn staging<'a>(&self, canaries: &'a [String]) -> Staging<'a> {
+        Staging {
+            canaries,
+            pause_ms: self.rooms.staging.pause_ms,
+        }
     }
 
     pub(super) async fn settle(&self, outcome: &Outcome) -> Result<(), Status> {

@@ -8,6 +8,13 @@ use crate::{args, connect::Client, json, table};
 
 pub(super) async fn rollout(mut client: Client, rollout: args::Rollout) -> Done {
     match rollout {
+        args::Rollout::Status => {
+            let asked = pb::ShowRolloutRequest {};
+            let rollout = client.show_rollout(asked).await?.into_inner();
+            Ok(shown(&rollout))
+        }
+        args::Rollout::Pause => pause(client, true).await,
+        args::Rollout::Resume => pause(client, false).await,
         args::Rollout::History { rows } => {
             let asked = pb::ListGenerationsRequest { page_size: rows };
             let listed = client.list_generations(asked).await?.into_inner();
@@ -38,6 +45,16 @@ pub(super) async fn rollout(mut client: Client, rollout: args::Rollout) -> Done 
             undo(client, asked).await
         }
     }
+}
+
+async fn pause(mut client: Client, on: bool) -> Done {
+    let asked = pb::PauseRolloutRequest { on };
+    let rollout = client.pause_rollout(asked).await?.into_inner();
+    Ok(shown(&rollout))
+}
+
+fn shown(rollout: &pb::Rollout) -> Shown {
+    Shown::new(json::rollout(rollout), table::rollout(rollout))
 }
 
 async fn undo(mut client: Client, asked: pb::UndoRequest) -> Done {

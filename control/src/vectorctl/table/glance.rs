@@ -1,6 +1,6 @@
 //! The network at a glance: nodes, paths, models, rates, and what is wrong.
 
-use super::status;
+use super::{rollout, status};
 use crate::{
     doctor::{Finding, Level},
     sight::{RATE_S, Sight},
@@ -33,6 +33,11 @@ pub(crate) fn glance(sight: &Sight, findings: &[Finding]) -> String {
         usage.input_tokens,
         usage.output_tokens,
     );
+    if let Some(told) = &sight.status.rollout
+        && !matches!(told.stage.as_str(), "" | "none" | "done")
+    {
+        text += &format!("rollout {}\n", rollout(told));
+    }
     if findings.is_empty() {
         text += "alerts  none";
         return text;

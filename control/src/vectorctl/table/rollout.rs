@@ -60,3 +60,25 @@ pub(crate) fn generations(generations: &[pb::Generation]) -> String {
     });
     table(&["generation", "when", "who", "what"], rows)
 }
+
+/// How far a change is, in a sentence.
+pub(crate) fn rollout(rollout: &pb::Rollout) -> String {
+    let (from, to) = (rollout.from, rollout.to);
+    let canaries = rollout.canaries.join(" ");
+    match rollout.stage.as_str() {
+        "none" | "" => "no change was staged".to_owned(),
+        "canaries" => format!(
+            "generation {to} is with its canaries ({canaries}) since {}, for everybody from {} on; all others have {from}",
+            moment(rollout.began_unix_ms),
+            moment(rollout.deadline_unix_ms),
+        ),
+        "paused" => format!(
+            "generation {to} is held with its canaries ({canaries}): `vectorctl rollout resume` or `undo`; all others have {from}"
+        ),
+        "rolled back" => format!(
+            "generation {to} was rolled back to {from}: {}",
+            rollout.reason
+        ),
+        stage => format!("generation {to}: {stage}"),
+    }
+}

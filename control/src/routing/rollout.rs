@@ -1,0 +1,374 @@
+//! Moves a staged change on: to everybody when its canaries fare well, or back when they do not.
+//!
+//! Any replica may: each step compares where the record stood, so only the first one counts. A canary speaks for itself to the
+//! replica that hears it, so a replica that hears none of them waits a little longer than one that does. What speaks against a
+//! change: a canary refuses what it was told, has not put it in force in time, has gone away since, or an upstream that a
+//! canary has part in fails, and the same provider does not fail as much elsewhere.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio_util::sync::CancellationToken;
+use vector_proto::control::v1::UpstreamStatus;
+
+use super::{Published, Publisher};
+use crate::{
+    health::{self, Fleet, Presence, Signals, Usable},
+    registry::{Actor, Error, NodeSpec, Registry, Rollout, Seen},
+};
+
+/// A look at the canaries while a change is under way.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A replica that hears no canary leaves those that do so much time to say what they heard.
+const DEAF_WAIT_MS: u64 = 2_000;
+
+/// Beyond the pause, a canary has so long to put a snapshot in force.
+const LATE_MS: u64 = 5_000;
+
+/// An upstream fails that has lost so much of its success, in thousandths, since the change began, and so much more than the
+/// same provider has where no canary is. Nodes move that number by a sixteenth for each answer, so this takes six failures in a
+/// row at least, and few requests that fail now and then never reach it.
+const FALL_PERMILLE: u32 = 300;
+
+/// Longest part of a node's reason that is kept.
+const REASON_CHARS_MAX: usize = 300;
+
+/// Nodes that have a change first: of those that can be used, so many of a hundred of each role, at least one. None when
+/// nobody would be left to wait for them.
+#[must_use]
+pub fn canaries(nodes: &[(NodeSpec, Option<Seen>)], usable: &Usable, percent: u32) -> Vec<String> {
+    let there: Vec<&NodeSpec> = nodes
+        .iter()
+        .map(|(node, _)| node)
+        .filter(|node| usable.ids.contains(&node.id))
+        .collect();
+    let routes = |node: &NodeSpec| node.roles.iter().any(|role| role != "relay");
+    let mut chosen: Vec<String> = Vec::new();
+    for role in ["ingress", "egress"] {
+        let of = |node: &&&NodeSpec| node.roles.iter().any(|has| has == role);
+        let able: Vec<&&NodeSpec> = there.iter().filter(of).collect();
+        let wanted = (able.len() * percent as usize).div_ceil(100);
+        let ready = able
+            .iter()
+            .filter(|node| !usable.draining.contains(&node.id));
+        for node in ready.take(wanted) {
+            if !chosen.contains(&node.id) {
+                chosen.push(node.id.clone());
+            }
+        }
+    }
+    let waits = |node: &&NodeSpec| routes(node) && !chosen.contains(&node.id);
+    if there.iter().any(waits) {
+        chosen
+    } else {
+        Vec::new()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Mover {
+    registry: Arc<Registry>,
+    publisher: Arc<Publisher>,
+    fleet: Arc<Fleet>,
+}
+
+/// What is to be done about a change now.
+#[derive(Clone, Debug, Eq, PartialEq)]
+enum Verdict {
+    Wait,
+    Finish,
+    RollBack(String),
+}
+
+/// Success of each (node, provider, egress), in thousandths.
+type Successes = BTreeMap<(String, String, String), u32>;
+
+impl Mover {
+    /// Nothing moves before [`Mover::run`].
+    #[must_use]
+    pub fn new(registry: Arc<Registry>, publisher: Arc<Publisher>, fleet: Arc<Fleet>) -> Self {
+        Self {
+            registry,
+            publisher,
+            fleet,
+        }
+    }
+
+    /// Looks after changes until cancelled.
+    pub async fn run(self, cancel: CancellationToken) {
+        let mut newest = self.publisher.subscribe();
+        // How upstreams fared when the change began, as far as this replica hears.
+        let mut began: Option<(u64, Successes)> = None;
+        loop {
+            let published = newest.borrow_and_update().clone();
+            if published.rest.is_none() {
+                began = None;
+                tokio::select! {
+                    () = cancel.cancelled() => return,
+                    changed = newest.changed() => if changed.is_err() { return },
+                }
+                continue;
+            }
+            let now = successes(&self.fleet.reports(Instant::now()));
+            let mark = published.rollout.began_unix_ms;
+            let (_, before) = match began.take_if(|(of, _)| *of == mark) {
+                Some(kept) => began.insert(kept),
+                None => began.insert((mark, now.clone())),
+            };
+            if let Err(error) = self.look(&published, before, &now).await {
+                tracing::debug!(%error, "the rollout was not moved");
+            }
+            tokio::select! {
+                () = cancel.cancelled() => return,
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+
+    async fn look(
+        &self,
+        published: &Published,
+        before: &Successes,
+        now: &Successes,
+    ) -> Result<(), Error> {
+        let rollout = &published.rollout;
+        let heard: Vec<(&str, Presence)> = rollout
+            .canaries
+            .iter()
+            .map(|id| (id.as_str(), self.fleet.presence(id)))
+            .filter(|(_, presence)| presence.connected)
+            .collect();
+        let unix_ms = unix_ms();
+        let fell = fallen(rollout, before, now);
+        let mut verdict = verdict(rollout, published.told_rest(), &heard, fell, unix_ms);
+        if verdict == Verdict::Finish {
+            let mut usable = health::agreed(self.registry.store().as_ref()).await?;
+            usable.ids.extend(self.fleet.attached());
+            let gone = rollout.canaries.iter().find(|id| !usable.ids.contains(*id));
+            if let Some(id) = gone {
+                verdict = Verdict::RollBack(format!("node {id} has gone since it was told"));
+            }
+        }
+        if verdict == Verdict::Wait {
+            return Ok(());
+        }
+        let seen = self.registry.catalog().await?;
+        if seen.rollout != *rollout {
+            return Ok(());
+        }
+        match verdict {
+            Verdict::Wait => {}
+            Verdict::Finish => {
+                self.registry.finish(&seen).await?;
+                tracing::info!(
+                    from = rollout.from,
+                    to = rollout.to,
+                    "all nodes have the change"
+                );
+            }
+            Verdict::RollBack(reason) => {
+                let by = Actor {
+                    name: "control".to_owned(),
+                    address: String::new(),
+                };
+                self.registry.roll_back(&by, &seen, &reason).await?;
+                tracing::error!(
+                    from = rollout.from,
+                    to = rollout.to,
+                    reason,
+                    "the change was rolled back"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the canaries that are heard here say of a change. `told_rest`: the revision that everybody else has. Pure.
+fn verdict(
+    rollout: &Rollout,
+    told_rest: u64,
+    heard: &[(&str, Presence)],
+    fell: Option<String>,
+    now_unix_ms: u64,
+) -> Verdict {
+    let refused = heard
+        .iter()
+        .find(|(_, presence)| !presence.rejection.is_empty() && presence.rejected > told_rest);
+    if let Some((id, presence)) = refused {
+        let reason: String = presence.rejection.chars().take(REASON_CHARS_MAX).collect();
+        return Verdict::RollBack(format!("node {id} refused it: {reason}"));
+    }
+    if let Some(fell) = fell {
+        return Verdict::RollBack(fell);
+    }
+    let wait = if heard.is_empty() { DEAF_WAIT_MS } else { 0 };
+    let over = rollout.deadline_unix_ms + wait;
+    if rollout.paused || now_unix_ms < over {
+        return Verdict::Wait;
+    }
+    let late = heard
+        .iter()
+        .find(|(_, presence)| presence.revision <= told_rest);
+    match late {
+        None => Verdict::Finish,
+        Some(_) if now_unix_ms < over + LATE_MS => Verdict::Wait,
+        Some((id, _)) => Verdict::RollBack(format!("node {id} has not put it in force")),
+    }
+}
+
+fn successes(reports: &[(String, Arc<Signals>, Instant)]) -> Successes {
+    let rows = |(id, said, _): &(String, Arc<Signals>, Instant)| -> Vec<_> {
+        let row = |row: &UpstreamStatus| {
+            let pair = (id.clone(), row.provider.clone(), row.egress.clone());
+            // One that is out of use for its failures is as bad as can be.
+            let success = if row.ejected_ms > 0 {
+                0
+            } else {
+                row.success_permille
+            };
+            (pair, success)
+        };
+        said.upstreams.iter().map(row).collect()
+    };
+    reports.iter().flat_map(rows).collect()
+}
+
+/// The upstream of a canary that fails since the change, and not elsewhere. Pure.
+fn fallen(rollout: &Rollout, before: &Successes, now: &Successes) -> Option<String> {
+    let is_canary = |id: &String| rollout.canaries.contains(id);
+    let mut elsewhere: BTreeMap<&str, u32> = BTreeMap::new();
+    let mut worst: Option<(u32, &(String, String, String))> = None;
+    for (pair, success) in now {
+        let fall = before.get(pair).unwrap_or(&1_000).saturating_sub(*success);
+        let (node, provider, egress) = pair;
+        if is_canary(node) || is_canary(egress) {
+            worst = worst.max(Some((fall, pair)));
+        } else {
+            let known = elsewhere.entry(provider).or_default();
+            *known = fall.max(*known);
+        }
+    }
+    let (fall, (node, provider, egress)) = worst?;
+    let other = elsewhere.get(provider.as_str()).copied().unwrap_or(0);
+    (fall >= other + FALL_PERMILLE).then(|| {
+        format!(
+            "{provider} by way of {egress} fails since, as {node} sees it: {} of 100 more than before",
+            fall / 10
+        )
+    })
+}
+
+fn unix_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollout() -> Rollout {
+        Rollout::with_canaries(&["i-1", "e-1"], 10_000)
+    }
+
+    fn heard(revision: u64) -> Vec<(&'static str, Presence)> {
+        let presence = Presence {
+            connected: true,
+            revision,
+            ..Presence::default()
+        };
+        vec![("i-1", presence.clone()), ("e-1", presence)]
+    }
+
+    fn told(heard: &[(&str, Presence)], now_unix_ms: u64) -> Verdict {
+        verdict(&rollout(), 7, heard, None, now_unix_ms)
+    }
+
+    #[test]
+    fn canaries_are_waited_for_and_then_everybody_has_it() {
+        assert_eq!(told(&heard(8), 9_999), Verdict::Wait);
+        assert_eq!(told(&heard(8), 10_000), Verdict::Finish);
+        assert_eq!(told(&[], 10_000), Verdict::Wait, "others may have heard");
+        assert_eq!(told(&[], 12_000), Verdict::Finish);
+        assert_eq!(told(&heard(7), 14_999), Verdict::Wait, "not in force yet");
+        assert!(matches!(told(&heard(7), 15_000), Verdict::RollBack(_)));
+        let mut paused = rollout();
+        paused.paused = true;
+        let verdict = verdict(&paused, 7, &heard(8), None, u64::MAX);
+        assert_eq!(verdict, Verdict::Wait);
+    }
+
+    #[test]
+    fn a_refusal_counts_at_once_and_an_old_one_does_not() {
+        let mut nodes = heard(7);
+        nodes[1].1.rejection = "no".to_owned();
+        nodes[1].1.rejected = 7;
+        assert_eq!(told(&nodes, 0), Verdict::Wait);
+        nodes[1].1.rejected = 8;
+        let reason = "node e-1 refused it: no".to_owned();
+        assert_eq!(told(&nodes, 0), Verdict::RollBack(reason));
+    }
+
+    fn pairs(rows: &[(&str, &str, u32)]) -> Successes {
+        let row = |(node, egress, success): &(&str, &str, u32)| {
+            let pair = ((*node).to_owned(), "p".to_owned(), (*egress).to_owned());
+            (pair, *success)
+        };
+        rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn errors_of_canaries_count_when_others_have_none() {
+        let before = pairs(&[("i-1", "e-2", 1_000), ("i-2", "e-2", 1_000)]);
+        let fell = |rows| fallen(&rollout(), &before, &pairs(rows)).is_some();
+        assert!(!fell(&[("i-1", "e-2", 701), ("i-2", "e-2", 1_000)]));
+        assert!(fell(&[("i-1", "e-2", 700), ("i-2", "e-2", 1_000)]));
+        assert!(fell(&[("i-2", "e-1", 300)]), "an egress that is a canary");
+        assert!(!fell(&[("i-2", "e-2", 0)]), "no canary has part in it");
+        let everywhere = [("i-1", "e-2", 500), ("i-2", "e-2", 600)];
+        assert!(!fell(&everywhere), "the provider fails, not the change");
+        let before = pairs(&[("i-1", "e-2", 200)]);
+        assert_eq!(fallen(&rollout(), &before, &before), None);
+    }
+
+    #[test]
+    fn canaries_are_few_of_each_role_and_never_all() {
+        let node = |id: String, role: &str| {
+            let spec = NodeSpec {
+                id,
+                roles: vec![role.to_owned()],
+                ..NodeSpec::default()
+            };
+            (spec, None)
+        };
+        let nodes = |ingress: usize, egress: usize| -> Vec<(NodeSpec, Option<Seen>)> {
+            let all = (0..ingress).map(|n| node(format!("i-{n:02}"), "ingress"));
+            all.chain((0..egress).map(|n| node(format!("e-{n:02}"), "egress")))
+                .collect()
+        };
+        let usable = |nodes: &[(NodeSpec, Option<Seen>)]| Usable {
+            ids: nodes.iter().map(|(node, _)| node.id.clone()).collect(),
+            ..Usable::default()
+        };
+        let chosen = |ingress, egress| {
+            let nodes = nodes(ingress, egress);
+            canaries(&nodes, &usable(&nodes), 10)
+        };
+        assert_eq!(chosen(2, 2), ["i-00", "e-00"]);
+        assert_eq!(chosen(30, 11).len(), 3 + 2);
+        assert_eq!(chosen(1, 1), [""; 0], "nobody would wait");
+        assert_eq!(chosen(1, 3), ["i-00", "e-00"]);
+        assert_eq!(chosen(0, 0), [""; 0]);
+        let nodes = nodes(2, 2);
+        let mut usable = usable(&nodes);
+        usable.ids.remove("e-00");
+        usable.draining.insert("i-00".to_owned());
+        assert_eq!(canaries(&nodes, &usable, 10), ["i-01", "e-01"]);
+    }
+}

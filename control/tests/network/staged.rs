@@ -1,0 +1,223 @@
+//! A change reaches canaries first, and everybody or nobody after them.
+
+use super::{
+    replicas::{Etcd, pair_with},
+    *,
+};
+
+/// Long enough that nothing moves on by itself in a test.
+const HELD: &str = "rollout_pause_ms = 3600000";
+
+/// Node `…-1` of each role is the canary: two of each.
+struct Fleet {
+    canary: Stream,
+    other: Stream,
+    _egress: [Stream; 2],
+}
+
+impl Fleet {
+    /// The canaries connect to the one, the others to the other; both may be the same.
+    async fn connect(one: &Control, other: &Control) -> Self {
+        let open = async |control: &Control, role: &str, id: &str| {
+            let identity = one.enroll(role, id).await;
+            Stream::open(&mut control.node(&identity).await, 0).await
+        };
+        Self {
+            _egress: [
+                open(one, "egress", "e-1").await,
+                open(other, "egress", "e-2").await,
+            ],
+            canary: open(one, "ingress", "i-1").await,
+            other: open(other, "ingress", "i-2").await,
+        }
+    }
+}
+
+async fn start(own: &str) -> Control {
+    let dir = TempDir::new().unwrap();
+    let token = dir.path().join("admin.token");
+    let started = Control::try_start_with(dir, own, "", &token).await;
+    started.unwrap()
+}
+
+/// The plan, and one more model.
+fn another(name: &str) -> pb::Plan {
+    let mut plan = plan();
+    let mut model = plan.models[0].clone();
+    name.clone_into(&mut model.name);
+    plan.models.push(model);
+    plan
+}
+
+fn has(snapshot: &pb::Snapshot, model: &str) -> bool {
+    snapshot.models.iter().any(|row| row.name == model)
+}
+
+async fn shown(admin: &Admin) -> pb::Rollout {
+    let asked = pb::ShowRolloutRequest {};
+    admin
+        .call(asked, |mut c, r| async move { c.show_rollout(r).await })
+        .await
+        .unwrap()
+}
+
+async fn pause(admin: &Admin, on: bool) -> Result<pb::Rollout, Status> {
+    let asked = pb::PauseRolloutRequest { on };
+    admin
+        .call(asked, |mut c, r| async move { c.pause_rollout(r).await })
+        .await
+}
+
+async fn undo(admin: &Admin) -> pb::UndoResponse {
+    let asked = pb::UndoRequest::default();
+    admin
+        .call(asked, |mut c, r| async move { c.undo(r).await })
+        .await
+        .unwrap()
+}
+
+/// What a node hears until it is told to drain: every snapshot on the way.
+async fn heard_until_drained(admin: &Admin, stream: &mut Stream, node: &str) -> Vec<pb::Snapshot> {
+    let asked = pb::DrainNodeRequest {
+        node: node.to_owned(),
+        on: true,
+    };
+    admin
+        .call(asked, |mut c, r| async move { c.drain_node(r).await })
+        .await
+        .unwrap();
+    let mut heard = Vec::new();
+    let marked = |snapshot: &pb::Snapshot| {
+        let row = snapshot.nodes.iter().find(|row| row.id == node);
+        row.is_some_and(|row| row.draining)
+    };
+    stream
+        .until(|event| match event {
+            Event::Snapshot(snapshot) => {
+                heard.push(snapshot);
+                heard.last().filter(|last| marked(last)).map(|_| ())
+            }
+            _ => None,
+        })
+        .await;
+    heard
+}
+
+#[tokio::test]
+async fn canaries_have_it_first_and_an_undo_takes_it_from_them() {
+    let control = start(HELD).await;
+    let admin = control.admin().await;
+    let mut fleet = Fleet::connect(&control, &control).await;
+    admin.apply(another("m"), false).await.unwrap();
+    let told = fleet.canary.snapshot(|snapshot| has(snapshot, "m")).await;
+    let rollout = shown(&admin).await;
+    assert_eq!((rollout.from, rollout.to), (0, 1));
+    assert_eq!(
+        (rollout.stage.as_str(), rollout.canaries.join(" ").as_str()),
+        ("canaries", "i-1 e-1")
+    );
+    // A node that changes is told to all; the change still is not.
+    let heard = heard_until_drained(&admin, &mut fleet.other, "i-2").await;
+    assert!(heard.iter().all(|snapshot| !has(snapshot, "m")));
+    let second = fleet
+        .canary
+        .snapshot(|snapshot| snapshot.revision > told.revision)
+        .await;
+    assert!(has(&second, "m"), "canaries keep it");
+
+    assert_eq!(pause(&admin, true).await.unwrap().stage, "paused");
+    let undone = undo(&admin).await;
+    assert_eq!(undone.revision, 2);
+    assert!(undone.changes.iter().any(|row| row.action == "remove"));
+    let third = fleet.canary.snapshot(|snapshot| !has(snapshot, "m")).await;
+    assert!(third.revision > second.revision, "by a new number");
+    let rollout = shown(&admin).await;
+    assert_eq!(rollout.stage, "rolled back");
+    assert_eq!(rollout.reason, "taken back by operator/root");
+    let over = pause(&admin, true).await.unwrap_err();
+    assert_eq!(over.code(), Code::FailedPrecondition, "{over}");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn everybody_has_it_once_canaries_have_put_it_in_force() {
+    let control = start("rollout_pause_ms = 20").await;
+    let admin = control.admin().await;
+    let mut fleet = Fleet::connect(&control, &control).await;
+    admin.apply(another("m"), false).await.unwrap();
+    for stream in [&mut fleet.canary, &mut fleet._egress[0]] {
+        let revision = stream
+            .snapshot(|snapshot| has(snapshot, "m"))
+            .await
+            .revision;
+        let applied = node_event::Event::Applied(pb::Applied { revision });
+        Stream::send(&stream.up, applied).await;
+    }
+    fleet.other.snapshot(|snapshot| has(snapshot, "m")).await;
+    assert_eq!(shown(&admin).await.stage, "done");
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_rolls_back_at_every_replica() {
+    let etcd = Etcd::start();
+    let (one, other) = pair_with(&etcd, HELD).await;
+    let admin = one.admin().await;
+    let mut fleet = Fleet::connect(&one, &other).await;
+    // The other replica's nodes are known here once it has told of them.
+    let mut tries = 0;
+    let told = loop {
+        tries += 1;
+        admin
+            .apply(another(&format!("m-{tries}")), false)
+            .await
+            .unwrap();
+        let rollout = shown(&admin).await;
+        if rollout.stage == "canaries" {
+            break fleet
+                .canary
+                .snapshot(|snapshot| has(snapshot, &format!("m-{tries}")))
+                .await;
+        }
+        assert!(tries < 1_000, "{rollout:?}");
+    };
+    let before = shown(&admin).await;
+    let name = format!("m-{tries}");
+    let rejected = pb::Rejected {
+        revision: told.revision,
+        reason: "it is poison".to_owned(),
+        kept: told.revision - 1,
+    };
+    let rejected = node_event::Event::Rejected(rejected);
+    Stream::send(&fleet.canary.up, rejected).await;
+    let back = fleet
+        .canary
+        .snapshot(|snapshot| !has(snapshot, &name))
+        .await;
+    assert!(back.revision > told.revision);
+    let there = other.admin_with(&admin.token).await;
+    let rollout = shown(&there).await;
+    assert_eq!(rollout.stage, "rolled back");
+    assert_eq!(rollout.reason, "node i-1 refused it: it is poison");
+    assert_eq!((rollout.from, rollout.to), (before.from, before.to));
+    let heard = heard_until_drained(&there, &mut fleet.other, "i-2").await;
+    assert!(heard.iter().all(|snapshot| !has(snapshot, &name)));
+    let asked = pb::ListAuditRequest {
+        page_size: 3,
+        newest: true,
+        ..pb::ListAuditRequest::default()
+    };
+    let log = admin
+        .call(asked, |mut c, r| async move { c.list_audit(r).await })
+        .await
+        .unwrap();
+    let entries = log.records.iter();
+    let mut entries = entries.map(|row| pb::AuditEntry::decode(row.entry.clone()).unwrap());
+    let entry = entries
+        .find(|entry| entry.actor == "control")
+        .expect("control has undone it");
+    assert_eq!(entry.changes[0].action, "roll back");
+    assert!(entry.changes[0].details[0].contains("it is poison"));
+    one.stop().await;
+    other.stop().await;
+}
