@@ -4,8 +4,10 @@
 //! `credential` (with which key), `translate` (as which request), `provider` (over a warm connection), and for the answer
 //! `meter` on the way back to the ingress. `attempt` strings the calls together, `answer` the way back.
 //!
+//! What an exchange consumed is handed to the journal before the end of its answer leaves.
+//!
 //! Absences: nothing here retries what a provider may have begun, follows a redirect, parses a body, or logs a
-//! key, a prompt or an answer. A journal that makes outcomes durable comes with money.
+//! key, a prompt or an answer.
 
 // The road.
 mod carry;
@@ -281,15 +283,22 @@ impl Room {
         self.tell(exchange, telemetry::Outcome::Refused, code, None);
     }
 
-    /// The one line and the one record of an exchange.
-    fn ended(&self, exchange: &Exchange, ending: Ending) {
-        let (outcome, reason) = match ending {
-            Ending::Whole => (telemetry::Outcome::Whole, ""),
-            Ending::Broken(why) => (telemetry::Outcome::Broken, why),
-            Ending::Cancelled => (telemetry::Outcome::Cancelled, ""),
-        };
-        let (meter, usage) = (&exchange.meter, exchange.meter.usage());
+    /// The one line of an exchange, and its record unless that was written before its last bytes left.
+    fn ended(&self, exchange: &mut Exchange, ending: Ending) {
+        self.record(exchange, ending);
+        let (outcome, reason) = outcome_of(ending);
+        let usage = exchange.meter.usage();
         self.tell(exchange, outcome, reason, usage.as_ref());
+    }
+
+    /// The one record of an exchange: before the end of its answer leaves, so that nobody has a whole answer that is not
+    /// accounted for. A client that goes away while the end is on its way has consumed the same.
+    fn record(&self, exchange: &mut Exchange, ending: Ending) {
+        if std::mem::replace(&mut exchange.recorded, true) {
+            return;
+        }
+        let (outcome, _) = outcome_of(ending);
+        let (meter, usage) = (&exchange.meter, exchange.meter.usage());
         let head = &exchange.head;
         self.reports.record(control::UsageRecord {
             exchange: exchange.id.to_bytes().to_vec().into(),
@@ -344,6 +353,14 @@ impl Room {
             reason,
             usage,
         });
+    }
+}
+
+const fn outcome_of(ending: Ending) -> (telemetry::Outcome, &'static str) {
+    match ending {
+        Ending::Whole => (telemetry::Outcome::Whole, ""),
+        Ending::Broken(why) => (telemetry::Outcome::Broken, why),
+        Ending::Cancelled => (telemetry::Outcome::Cancelled, ""),
     }
 }
 

@@ -98,10 +98,11 @@ pub async fn pass_on(
     let broken = if cut { Some("cut") } else { broken };
     exchange.meter.settle(Instant::now());
     let trailers = trailers(&exchange.meter, broken, Instant::now());
-    match (answer.finish(trailers).await, broken) {
-        (Err(_), _) => Ending::Cancelled,
-        (Ok(()), Some(why)) => Ending::Broken(why),
-        (Ok(()), None) => Ending::Whole,
+    let ending = broken.map_or(Ending::Whole, Ending::Broken);
+    room.record(exchange, ending);
+    match answer.finish(trailers).await {
+        Err(_) => Ending::Cancelled,
+        Ok(()) => ending,
     }
 }
 

@@ -133,7 +133,7 @@ async fn carry(room: &Arc<Room>, taken: Taken) {
     }
     match outcome {
         Outcome::Refused(code) => room.refused(&mut exchange, &code),
-        Outcome::Ended(ending) => room.ended(&exchange, ending),
+        Outcome::Ended(ending) => room.ended(&mut exchange, ending),
     }
     if let (Some(place), Some(keep)) = (place, keep) {
         place.put_away(Duration::from_millis(keep.kept_ms)).await;

@@ -54,6 +54,8 @@ pub struct Exchange {
     pub tries: u32,
     /// Status of the answer, 0 for none.
     pub status: u16,
+    /// What it consumed is in the hands of [`Reports`](super::Reports).
+    pub recorded: bool,
     /// Its entry among those that run.
     pub running: Running,
     _slot: Slot,
@@ -139,6 +141,7 @@ pub fn receive(
         credential: None,
         tries: 0,
         status: 0,
+        recorded: false,
         running,
         _slot: slot,
         _counted: room.telemetry.exchange_started(Role::Egress),

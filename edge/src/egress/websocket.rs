@@ -66,7 +66,7 @@ pub async fn carry(
                 attempt::refused(exchange, &head, said, &permit)
             }
             Ok(Joined::Answered(head, said)) => {
-                return Ok(pass(exchange, &head, &permit, answer, said).await);
+                return Ok(pass(room, exchange, (&head, said), &permit, answer).await);
             }
             Err(fault) => fault,
         };
@@ -91,7 +91,7 @@ pub async fn carry(
         exchange.tries,
     ));
     exchange.meter.charge(permit);
-    Ok(splice(exchange, upgraded, body, answer).await)
+    Ok(splice(room, exchange, upgraded, body, answer).await)
 }
 
 /// Makes the handshake with the provider.
@@ -198,11 +198,11 @@ fn accept(nonce: &str) -> String {
 
 /// Passes on an answer that is no upgrade.
 async fn pass(
+    room: &Room,
     exchange: &mut Exchange,
-    head: &http::response::Parts,
+    (head, said): (&http::response::Parts, Bytes),
     permit: &Permit,
     mut answer: Answer,
-    said: Bytes,
 ) -> Ending {
     exchange.status = head.status.as_u16();
     exchange.meter.response_bytes = said.len() as u64;
@@ -214,6 +214,9 @@ async fn pass(
     ));
     let written = answer.data(said).await;
     let trailers = trailers(&exchange.meter, None, Instant::now());
+    if written.is_ok() {
+        room.record(exchange, Ending::Whole);
+    }
     match (written, answer.finish(&trailers).await) {
         (Ok(()), Ok(())) => Ending::Whole,
         _ => Ending::Cancelled,
@@ -222,6 +225,7 @@ async fn pass(
 
 /// Passes bytes both ways until the provider's end is over.
 async fn splice(
+    room: &Room,
     exchange: &mut Exchange,
     upgraded: Upgraded,
     body: RequestBody,
@@ -247,10 +251,11 @@ async fn splice(
         return Ending::Cancelled;
     };
     let trailers = trailers(&exchange.meter, broken, Instant::now());
-    match (answer.finish(&trailers).await, broken) {
-        (Err(_), _) => Ending::Cancelled,
-        (Ok(()), Some(why)) => Ending::Broken(why),
-        (Ok(()), None) => Ending::Whole,
+    let ending = broken.map_or(Ending::Whole, Ending::Broken);
+    room.record(exchange, ending);
+    match answer.finish(&trailers).await {
+        Err(_) => Ending::Cancelled,
+        Ok(()) => ending,
     }
 }
 

@@ -523,6 +523,34 @@ async fn an_object_is_told_before_the_answer_ends() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn what_was_consumed_is_recorded_before_the_answers_end_leaves() {
+    for events in [false, true] {
+        let address = provider(move |_, mut caller: Caller| async move {
+            while caller.request().await.is_some() {
+                if events {
+                    caller
+                        .answer(200, EVENTS, "data: {}\n\ndata: [DONE]\n\n")
+                        .await;
+                } else {
+                    caller.answer(200, JSON, COMPLETION).await;
+                }
+            }
+        })
+        .await;
+        let town = Town::new(&url(address), &["one"]).await;
+        let (seen, end_seen) = std::sync::mpsc::channel();
+        *town.told.slow.lock() = Some(end_seen);
+        let answered = town.ask(chat(2), b"{}").await.unwrap();
+        // Nobody waits for it when all is well.
+        let _ = seen.send(());
+        assert_eq!(answered.head.status, 200);
+        assert_eq!(town.told.record().await.outcome, "whole");
+        let late = town.told.late.load(Ordering::Relaxed);
+        assert!(!late, "the client had the end before the record was kept");
+    }
+}
+
 async fn read_rest(call: &mut vector_edge::tunnel::Call) -> v1::Trailers {
     read_rest_of(&mut call.response).await
 }

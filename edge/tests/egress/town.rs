@@ -1,6 +1,14 @@
 //! A small town for tests of the egress: an ingress's end of a tunnel, an egress, and a provider on a real socket.
 
-use std::{future::Future, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -56,11 +64,21 @@ impl Credentials for NoCredentials {
 pub(crate) struct Told {
     records: Mutex<Vec<control::UsageRecord>>,
     pub(crate) objects: Mutex<Vec<control::Object>>,
+    /// The next record is in the journal's hands only once this has told that its answer's end was seen, or a moment has passed.
+    pub(crate) slow: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+    /// That end was seen first.
+    pub(crate) late: AtomicBool,
     news: Notify,
 }
 
 impl Reports for Told {
     fn record(&self, record: control::UsageRecord) {
+        let slow = self.slow.lock().take();
+        if let Some(seen) = slow {
+            let wait = || seen.recv_timeout(Duration::from_millis(500)).is_ok();
+            let late = tokio::task::block_in_place(wait);
+            self.late.store(late, Ordering::Relaxed);
+        }
         self.records.lock().push(record);
         self.news.notify_one();
     }
