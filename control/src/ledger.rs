@@ -49,6 +49,15 @@ pub enum Error {
     Settings(String),
 }
 
+/// One item of a batch that the ledger will never take; the others are kept.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Refused {
+    /// Where it stands in the batch.
+    pub at: usize,
+    /// What cannot be so.
+    pub why: &'static str,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Ledger {
@@ -146,6 +155,17 @@ impl Books {
             Self::Postgres(books) => books.recall(&account, exchange).await,
         }
     }
+}
+
+/// Parts what is absurd from a batch.
+fn sift<T>(items: Vec<T>, absurd: impl Fn(&T) -> Option<&'static str>) -> (Vec<T>, Vec<Refused>) {
+    let mut refused = Vec::new();
+    let good = items.into_iter().enumerate().filter_map(|(at, item)| {
+        let why = absurd(&item);
+        refused.extend(why.map(|why| Refused { at, why }));
+        why.is_none().then_some(item)
+    });
+    (good.collect(), refused)
 }
 
 /// Databases count in signed numbers; what does not fit is absurd and kept as the largest there is.

@@ -121,7 +121,7 @@ pub struct Registration {
 pub struct Service {
     control: ControlPlane,
     registration: Registration,
-    inbox: report::Inbox,
+    outbox: report::Outbox,
     keys_behind: keys::Behind,
 }
 
@@ -130,7 +130,7 @@ impl ControlPlane {
     #[must_use]
     pub fn new(replicas: impl Into<Replicas>, registration: Registration) -> (Self, Service) {
         let replicas = replicas.into();
-        let (reports, inbox) = report::queues();
+        let (reports, outbox) = report::queues();
         let dir = &registration.state_dir;
         let routes = snapshot::load(dir, &registration.register.region);
         let admission = Arc::new(admit::Admission::default());
@@ -167,7 +167,7 @@ impl ControlPlane {
         let service = Service {
             control: control.clone(),
             registration,
-            inbox,
+            outbox,
             keys_behind,
         };
         (control, service)
@@ -304,6 +304,7 @@ impl ControlPlane {
     /// Counts in metrics what waits for control, and what was lost.
     pub fn show(&self, telemetry: &Telemetry) {
         let counts = &self.0.usage.counts;
+        let objects = &self.0.reports.counts;
         telemetry.register(
             "vector_usage_journal_bytes",
             "Usage on disk that control does not have yet",
@@ -333,7 +334,17 @@ impl ControlPlane {
             (
                 "vector_objects_dropped",
                 "Objects that control was not told of, as too many waited",
-                self.0.reports.dropped(),
+                &objects.dropped,
+            ),
+            (
+                "vector_objects_refused",
+                "Objects that control would never take",
+                &objects.refused,
+            ),
+            (
+                "vector_objects_told_again",
+                "Batches of objects told more than once, as a stream broke or control could not keep them",
+                &objects.again,
             ),
         ] {
             telemetry.register(name, help, counter.clone());
@@ -353,10 +364,9 @@ impl Service {
         let Self {
             control,
             registration,
-            inbox,
+            outbox,
             keys_behind,
         } = self;
-        let report::Inbox { objects } = inbox;
         let epoch = registration.register.epoch;
         let (client, usage) = (control.0.client.clone(), Arc::clone(&control.0.usage));
         let (keys, admission) = (
@@ -365,7 +375,7 @@ impl Service {
         );
         let serving = async {
             tokio::join!(
-                sync::run(&control, registration, objects, stop.clone()),
+                sync::run(&control, registration, outbox, stop.clone()),
                 usage::deliver::run(client, epoch, usage, stop),
             )
         };

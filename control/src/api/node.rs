@@ -255,8 +255,11 @@ impl Node for Nodes {
             .metrics
             .usage_records
             .inc_by(batch.records.len() as u64);
-        self.rooms.ledger.record(batch.records).await?;
-        Ok(Response::new(RecordResponse { seq: batch.seq }))
+        let refused = self.rooms.ledger.record(batch.records).await?;
+        Ok(Response::new(RecordResponse {
+            seq: batch.seq,
+            refused: sync::refused(&refused),
+        }))
     }
 }
 

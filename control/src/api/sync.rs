@@ -1,7 +1,10 @@
 //! The long stream of a node: state goes down, acknowledgements and reports come up.
 //!
 //! Only the newest snapshot is ever sent; a slow node skips those in between. Everything else goes
-//! through a short queue. Whichever side ends first ends both.
+//! through a short queue. Whichever side ends first ends both. The ledger is asked beside it all: while it is slow or away,
+//! a node hears what it must, and tells its objects again later.
+
+mod keep;
 
 use std::{
     pin::Pin,
@@ -17,6 +20,9 @@ use vector_proto::control::v1::{
     control_event::Event, node_event,
 };
 
+pub(super) use self::keep::refused;
+
+use self::keep::Keeper;
 use super::{Rooms, unix_ms};
 use crate::{
     health::{Attached, EVENTS_MAX},
@@ -45,6 +51,8 @@ struct Session {
     steering: watch::Receiver<Arc<Table>>,
     /// Scores the node has been sent; only an ingress gets any.
     told: Arc<Table>,
+    /// Objects the node told of.
+    keeper: Keeper,
 }
 
 /// Why a stream ends.
@@ -102,6 +110,7 @@ pub(super) async fn open(
         told: Arc::default(),
         sent: register.revision,
         held: None,
+        keeper: Keeper::new(Arc::clone(&rooms.ledger)),
         peer,
         attached,
         events,
@@ -167,8 +176,9 @@ impl Session {
                     Ok(()) => self.send_scores(false).await,
                     Err(_) => return End::Dismissed,
                 },
+                answer = self.keeper.answer() => self.send(Event::ObjectsAnswered(answer)).await,
                 message = inbound.message() => match message {
-                    Ok(Some(event)) => self.heard(event).await,
+                    Ok(Some(event)) => self.heard(event),
                     Ok(None) => return End::Gone,
                     Err(status) if is_disconnect(&status) => return End::Gone,
                     Err(status) => return End::Fault(status),
@@ -221,7 +231,7 @@ impl Session {
 
     /// Whether a node that has a newer revision may be given this one: it is in force, as after a restore, and not what a
     /// replica without its store still remembers.
-    async fn may_tell(&self, revision: u64) -> Result<bool, End> {
+    async fn may_tell(&mut self, revision: u64) -> Result<bool, End> {
         if self.sent <= revision {
             return Ok(true);
         }
@@ -250,7 +260,7 @@ impl Session {
         self.send(Event::Scores(Scores { whole, upstreams })).await
     }
 
-    async fn send(&self, event: Event) -> Result<(), End> {
+    async fn send(&mut self, event: Event) -> Result<(), End> {
         let event = ControlEvent { event: Some(event) };
         tokio::select! {
             sent = self.events.send(event) => sent.map_err(|_| End::Gone),
@@ -259,7 +269,7 @@ impl Session {
         }
     }
 
-    async fn heard(&self, event: NodeEvent) -> Result<(), End> {
+    fn heard(&mut self, event: NodeEvent) -> Result<(), End> {
         let now = unix_ms();
         match event.event {
             Some(node_event::Event::Applied(applied)) => {
@@ -277,9 +287,7 @@ impl Session {
                 self.attached.rejected(refused, kept, rejected.reason, now);
             }
             Some(node_event::Event::Status(status)) => self.attached.status(status, now),
-            Some(node_event::Event::ObjectsMade(made)) => {
-                self.rooms.ledger.keep_objects(made.objects).await?;
-            }
+            Some(node_event::Event::ObjectsMade(made)) => self.keeper.take(made),
             Some(node_event::Event::Register(_)) => {
                 return Err(Status::invalid_argument("`register` comes once").into());
             }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vector_proto::control::v1::Object;
 
-use super::{BATCH_MAX, Error, Ledger};
+use super::{BATCH_MAX, Error, Ledger, Refused, sift};
 
 /// How long a look-up waits for an object that is just being made.
 const LOCATE_WAIT: Duration = Duration::from_millis(500);
@@ -30,33 +30,20 @@ pub enum Located {
 }
 
 impl Ledger {
-    /// Keeps objects. The last word about one wins. Returns once it is durable.
+    /// Keeps objects. The last word about one wins. Returns once they are durable, with those that are absurd and not kept.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for absurd objects.
-    pub async fn keep_objects(&self, objects: Vec<Object>) -> Result<(), Error> {
+    /// [`Error::Invalid`] for too many at once; otherwise when the database fails, and then none is known to be kept.
+    pub async fn keep_objects(&self, objects: Vec<Object>) -> Result<Vec<Refused>, Error> {
         if objects.len() > BATCH_MAX {
             return Err(Error::Invalid("too many objects at once"));
         }
-        let absurd = |object: &Object| {
-            let texts = [
-                &object.id,
-                &object.account,
-                &object.provider,
-                &object.credential,
-                &object.operation,
-                &object.model,
-            ];
-            object.id.is_empty() || texts.iter().any(|text| text.len() > TEXT_BYTES_MAX)
-        };
-        if objects.iter().any(absurd) {
-            return Err(Error::Invalid(
-                "an object without an id, or with absurd names",
-            ));
+        let (good, refused) = sift(objects, absurd);
+        if !good.is_empty() {
+            self.books.keep_objects(good).await?;
+            self.objects_made.notify_waiters();
         }
-        self.books.keep_objects(objects).await?;
-        self.objects_made.notify_waiters();
-        Ok(())
+        Ok(refused)
     }
 
     /// The object, once it is known, for which it waits half a second.
@@ -84,5 +71,23 @@ impl Ledger {
             Err(_) if self.books.made_by_anyone(id).await? => Ok(Located::Foreign),
             Err(_) => Ok(Located::Unknown),
         }
+    }
+}
+
+fn absurd(object: &Object) -> Option<&'static str> {
+    let texts = [
+        &object.id,
+        &object.account,
+        &object.provider,
+        &object.credential,
+        &object.operation,
+        &object.model,
+    ];
+    if object.id.is_empty() {
+        Some("an object without an id")
+    } else if texts.iter().any(|text| text.len() > TEXT_BYTES_MAX) {
+        Some("an object with absurd names")
+    } else {
+        None
     }
 }

@@ -3,7 +3,7 @@
 use prost::Message as _;
 use vector_proto::{control::v1::UsageRecord, tunnel::v1::Usage};
 
-use super::{BATCH_MAX, Error, Ledger, signed};
+use super::{BATCH_MAX, Error, Ledger, Refused, sift, signed};
 
 /// Largest record kept.
 const RECORD_BYTES_MAX: usize = 8 << 10;
@@ -42,24 +42,20 @@ pub struct UsagePage {
 }
 
 impl Ledger {
-    /// Keeps records; one that is there already changes nothing. Returns once they are durable.
+    /// Keeps records; one that is there already changes nothing. Returns once they are durable, with those that are absurd
+    /// and not kept.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for absurd records, and then none is kept.
-    pub async fn record(&self, records: Vec<UsageRecord>) -> Result<(), Error> {
+    /// [`Error::Invalid`] for too many at once; otherwise when the database fails, and then none is known to be kept.
+    pub async fn record(&self, records: Vec<UsageRecord>) -> Result<Vec<Refused>, Error> {
         if records.len() > BATCH_MAX {
             return Err(Error::Invalid("too many records at once"));
         }
-        if records.iter().any(|record| record.exchange.len() != 16) {
-            return Err(Error::Invalid("an exchange id is 16 bytes"));
+        let (good, refused) = sift(records, absurd);
+        if !good.is_empty() {
+            self.books.record(good).await?;
         }
-        if records
-            .iter()
-            .any(|record| record.encoded_len() > RECORD_BYTES_MAX)
-        {
-            return Err(Error::Invalid("a record is too large"));
-        }
-        self.books.record(records).await
+        Ok(refused)
     }
 
     /// Looks usage up.
@@ -111,6 +107,16 @@ impl UsagePage {
             total,
             exchanges,
         }
+    }
+}
+
+fn absurd(record: &UsageRecord) -> Option<&'static str> {
+    if record.exchange.len() != 16 {
+        Some("an exchange id is 16 bytes")
+    } else if record.encoded_len() > RECORD_BYTES_MAX {
+        Some("the record is too large")
+    } else {
+        None
     }
 }
 

@@ -67,6 +67,7 @@ async fn an_object_is_found_by_its_account_even_when_asked_for_early() {
     };
     let made = pb::ObjectsMade {
         objects: vec![object],
+        batch: 0,
     };
     let wanted = pb::LocateRequest {
         account: "acme".to_owned(),
@@ -86,6 +87,75 @@ async fn an_object_is_found_by_its_account_even_when_asked_for_early() {
         ..wanted
     };
     assert!(!ingress.locate(others).await.unwrap().into_inner().found);
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn neither_absurd_items_nor_trouble_of_the_ledger_end_a_nodes_stream() {
+    let control = Control::start().await;
+    let mut egress = control.node(&control.enroll("egress", "e-1").await).await;
+    let mut ingress = control.node(&control.enroll("ingress", "i-1").await).await;
+    let mut stream = Stream::open(&mut egress, 0).await;
+    let object = |id: &str| pb::Object {
+        id: id.to_owned(),
+        account: "acme".to_owned(),
+        ..pb::Object::default()
+    };
+    let tell = async |stream: &mut Stream, batch: u64, objects: Vec<pb::Object>| {
+        let made = pb::ObjectsMade { objects, batch };
+        Stream::send(&stream.up, node_event::Event::ObjectsMade(made)).await;
+        stream
+            .until(|event| match event {
+                Event::ObjectsAnswered(answer) => Some(answer),
+                _ => None,
+            })
+            .await
+    };
+    let mixed = vec![object("file-1"), object(""), object("file-2")];
+    let answer = tell(&mut stream, 1, mixed).await;
+    assert_eq!((answer.batch, answer.later), (1, false));
+    assert_eq!(answer.refused.len(), 1);
+    assert_eq!(answer.refused[0].at, 1);
+    let wanted = pb::LocateRequest {
+        account: "acme".to_owned(),
+        object: "file-2".to_owned(),
+    };
+    let located = ingress.locate(wanted).await.unwrap().into_inner();
+    assert!(located.found, "the good ones of a batch are kept");
+
+    // The ledger's file is in other hands, and its tables are gone.
+    let path = control.dir.path().join("ledger.sqlite");
+    let books = rusqlite::Connection::open(path).unwrap();
+    books
+        .execute_batch("ALTER TABLE objects RENAME TO elsewhere")
+        .unwrap();
+    let answer = tell(&mut stream, 2, vec![object("file-3")]).await;
+    assert_eq!((answer.batch, answer.later), (2, true));
+    books
+        .execute_batch("ALTER TABLE elsewhere RENAME TO objects")
+        .unwrap();
+    let answer = tell(&mut stream, 2, vec![object("file-3")]).await;
+    assert_eq!(
+        (answer.batch, answer.later),
+        (2, false),
+        "over the same stream"
+    );
+
+    let absurd = pb::UsageRecord {
+        exchange: vec![1; 15].into(),
+        ..pb::UsageRecord::default()
+    };
+    let good = pb::UsageRecord {
+        exchange: vec![1; 16].into(),
+        ..pb::UsageRecord::default()
+    };
+    let batch = pb::RecordRequest {
+        epoch: 1,
+        seq: 1,
+        records: vec![absurd, good],
+    };
+    let answer = egress.record(batch).await.unwrap().into_inner();
+    assert_eq!((answer.refused.len(), answer.refused[0].at), (1, 0));
     control.stop().await;
 }
 

@@ -1,10 +1,10 @@
 //! The long streams to two replicas of control: register, take what control pushes, report what changed.
 //!
 //! Every report goes over both, and the newer of what comes over them is taken, so that the death of a replica leaves no
-//! gap. Objects go over one of them, and again over the other when that breaks.
+//! gap. Objects go over one of them, and again over the other when that breaks. What must be written before it is answered
+//! for, snapshots and credentials, is written beside the stream, so that a key that was revoked never waits for it.
 
 use std::{
-    collections::VecDeque,
     future::pending,
     hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher},
     sync::Arc,
@@ -12,18 +12,20 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::sync::{MutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use vector_proto::control::v1::{
-    self, Applied, ControlEvent, NodeEvent, ObjectsMade, Rejected, control_event,
-    node_client::NodeClient, node_event::Event,
+    self, Applied, ControlEvent, NodeEvent, Rejected, control_event, node_client::NodeClient,
+    node_event::Event,
 };
 
 use super::{
     ControlPlane, Registration, STREAMS,
+    report::Outbox,
     seats::{Offer, Seats, order},
     snapshot,
     tell::report_status,
@@ -43,25 +45,17 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// Events on their way to control.
 const EVENTS_MAX: usize = 64;
 
-/// Objects of one message. Control takes no more than 2,000 at once.
-const OBJECTS_MAX: usize = 256;
-
-/// Objects told lately, which are told again when the stream breaks: nobody acknowledges them one by one.
-const TOLD_MAX: usize = 4096;
-const TOLD_FOR: Duration = Duration::from_secs(30);
-
 /// Keeps the streams until `stop`.
 pub(super) async fn run(
     control: &ControlPlane,
     registration: Registration,
-    objects: mpsc::Receiver<v1::Object>,
+    outbox: Outbox,
     stop: CancellationToken,
 ) {
-    let told = VecDeque::new();
     let node = Node {
         control,
         registration,
-        outbox: tokio::sync::Mutex::new(Outbox { objects, told }),
+        outbox: tokio::sync::Mutex::new(outbox),
         seats: Mutex::default(),
         in_force: tokio::sync::Mutex::default(),
     };
@@ -81,9 +75,11 @@ struct Node<'a> {
     in_force: tokio::sync::Mutex<Bytes>,
 }
 
-struct Outbox {
-    objects: mpsc::Receiver<v1::Object>,
-    told: VecDeque<(Instant, v1::Object)>,
+/// What is to be put in force next: of each kind the newest that came, since it replaces those before it.
+#[derive(Default)]
+struct Waiting {
+    credentials: Option<v1::Credentials>,
+    snapshot: Option<v1::Snapshot>,
 }
 
 type Events = mpsc::Sender<NodeEvent>;
@@ -200,26 +196,50 @@ impl Node<'_> {
         &self,
         number: usize,
         events: &Events,
+        stream: Streaming<ControlEvent>,
+        stop: &CancellationToken,
+    ) -> String {
+        let mut writing = None;
+        let ended = self
+            .listen(number, events, stream, &mut writing, stop)
+            .await;
+        if let Some(writing) = writing {
+            // Begun, and to be whole before another stream begins the next.
+            let _untold: Option<Event> = writing.await;
+        }
+        ended
+    }
+
+    async fn listen<'a>(
+        &'a self,
+        number: usize,
+        events: &Events,
         mut stream: Streaming<ControlEvent>,
+        writing: &mut Option<BoxFuture<'a, Option<Event>>>,
         stop: &CancellationToken,
     ) -> String {
         let control = self.control;
         let mut outbox: Option<MutexGuard<'_, Outbox>> = None;
-        let mut made = Vec::new();
+        let mut waiting = Waiting::default();
         let mut reporting = std::pin::pin!(report_status(control, events));
         loop {
-            let delivering = async {
-                match &mut outbox {
-                    None => Some(self.outbox.lock().await),
-                    Some(outbox) => {
-                        if outbox.objects.recv_many(&mut made, OBJECTS_MAX).await == 0 {
-                            pending::<()>().await;
-                        }
-                        None
-                    }
+            if writing.is_none() {
+                let next = waiting.next();
+                *writing = next.map(|event| self.put_to_use(number, event).boxed());
+            }
+            let written = async {
+                match writing.as_mut() {
+                    Some(writing) => writing.await,
+                    None => pending().await,
                 }
             };
-            tokio::select! {
+            let told = async {
+                match &mut outbox {
+                    None => Told::Mine(self.outbox.lock().await),
+                    Some(outbox) => Told::Objects(outbox.next().await),
+                }
+            };
+            let said = tokio::select! {
                 () = stop.cancelled() => {
                     // The last report says that the node drains.
                     if let Some(source) = control.0.status.get() {
@@ -229,76 +249,105 @@ impl Node<'_> {
                 }
                 message = stream.message() => match message {
                     Ok(Some(message)) => {
-                        if let Some(answer) = self.take(number, message).await && events.send(event(answer)).await.is_err() {
-                            return "stream closed".into();
-                        }
+                        self.heard(number, message, &mut waiting, outbox.as_deref_mut()).await;
+                        None
                     }
                     Ok(None) => return "control closed the stream".into(),
                     Err(status) => return status.message().to_owned(),
                 },
-                turn = delivering => {
-                    let objects = match turn {
-                        Some(mut mine) => {
-                            let again = mine.again();
-                            outbox = Some(mine);
-                            again
-                        }
-                        None => std::mem::take(&mut made),
-                    };
-                    if let Some(outbox) = &mut outbox && !outbox.tell(objects, events).await {
-                        return "stream closed".into();
-                    }
+                answer = written => {
+                    *writing = None;
+                    answer
                 }
+                told = told => match told {
+                    Told::Mine(mut mine) => {
+                        mine.reopened();
+                        outbox = Some(mine);
+                        None
+                    }
+                    Told::Objects(made) => Some(Event::ObjectsMade(made)),
+                },
                 () = &mut reporting => return "stream closed".into(),
+            };
+            if let Some(said) = said
+                && events.send(event(said)).await.is_err()
+            {
+                return "stream closed".into();
             }
         }
     }
 
-    async fn take(&self, stream: usize, message: ControlEvent) -> Option<Event> {
+    /// Takes what control says. Nothing here waits for a disk but the change of a key, which is to be on it before anything
+    /// that comes after.
+    async fn heard(
+        &self,
+        stream: usize,
+        message: ControlEvent,
+        waiting: &mut Waiting,
+        outbox: Option<&mut Outbox>,
+    ) {
         let inner = &self.control.0;
-        match message.event? {
-            control_event::Event::Snapshot(snapshot) => {
-                Some(self.put_in_force(stream, snapshot).await)
+        match message.event {
+            None => {}
+            Some(control_event::Event::Snapshot(snapshot)) => waiting.snapshot = Some(snapshot),
+            Some(control_event::Event::Credentials(credentials)) => {
+                waiting.credentials = Some(credentials);
             }
-            control_event::Event::Credentials(credentials) => {
-                let offer = Offer {
-                    generation: credentials.generation,
-                    revision: credentials.revision,
-                };
-                // One after the other, so that the newer ones are the last on disk too.
-                let _turn = self.in_force.lock().await;
-                if !self.seats.lock().credentials(stream, offer) {
-                    tracing::info!(revision = offer.revision, "older credentials set aside");
-                    return None;
+            Some(control_event::Event::ObjectsAnswered(answer)) => {
+                if let Some(outbox) = outbox {
+                    outbox.answered(&answer, Instant::now());
                 }
-                tracing::info!(
-                    credentials = credentials.credentials.len(),
-                    "credentials received"
-                );
-                let credentials = Arc::new(credentials);
-                inner.credentials.send_replace(Arc::clone(&credentials));
-                self.put_away(credentials).await;
-                None
             }
-            control_event::Event::KeysChanged(changed) => {
+            Some(control_event::Event::KeysChanged(changed)) => {
                 inner.admission.changed(&changed);
                 tracing::info!(keys = changed.keys.len(), all = changed.all, "keys changed");
                 let (keys, admission) = (Arc::clone(&inner.keys), Arc::clone(&inner.admission));
                 // It tells the log itself what went wrong.
                 let _ =
                     tokio::task::spawn_blocking(move || keys.changed(&changed, &admission)).await;
-                None
             }
-            control_event::Event::Scores(scores) => {
+            Some(control_event::Event::Scores(scores)) => {
                 inner.scores.take(stream, scores, Instant::now());
-                None
             }
-            control_event::Event::Drain(drain) => {
+            Some(control_event::Event::Drain(drain)) => {
                 inner.drained.send_replace(drain.on);
                 tracing::info!(on = drain.on, "drain");
+            }
+        }
+    }
+
+    /// Puts in force what is written to disk as well; answers what control is to hear of it.
+    async fn put_to_use(&self, stream: usize, next: Next) -> Option<Event> {
+        match next {
+            Next::Snapshot(snapshot) => Some(self.put_in_force(stream, snapshot).await),
+            Next::Credentials(credentials) => {
+                self.use_credentials(stream, credentials).await;
                 None
             }
         }
+    }
+
+    async fn use_credentials(&self, stream: usize, credentials: v1::Credentials) {
+        let offer = Offer {
+            generation: credentials.generation,
+            revision: credentials.revision,
+        };
+        // One after the other, so that the newer ones are the last on disk too.
+        let _turn = self.in_force.lock().await;
+        if !self.seats.lock().credentials(stream, offer) {
+            tracing::info!(revision = offer.revision, "older credentials set aside");
+            return;
+        }
+        tracing::info!(
+            credentials = credentials.credentials.len(),
+            "credentials received"
+        );
+        let credentials = Arc::new(credentials);
+        self.control
+            .0
+            .credentials
+            .send_replace(Arc::clone(&credentials));
+        self.put_away(credentials).await;
     }
 
     /// For a start without control.
@@ -354,31 +403,24 @@ impl Node<'_> {
     }
 }
 
-impl Outbox {
-    /// What was told over a stream that broke, and may not have been heard.
-    fn again(&mut self) -> Vec<v1::Object> {
-        let now = Instant::now();
-        self.told
-            .retain(|(at, _)| now.saturating_duration_since(*at) < TOLD_FOR);
-        self.told.drain(..).map(|(_, object)| object).collect()
-    }
+/// What one turn of a stream brings to tell.
+enum Told<'a> {
+    /// This stream tells of objects from now on.
+    Mine(MutexGuard<'a, Outbox>),
+    Objects(v1::ObjectsMade),
+}
 
-    async fn tell(&mut self, objects: Vec<v1::Object>, events: &Events) -> bool {
-        let now = Instant::now();
-        for object in &objects {
-            if self.told.len() == TOLD_MAX {
-                self.told.pop_front();
-            }
-            self.told.push_back((now, object.clone()));
-        }
-        for part in objects.chunks(OBJECTS_MAX) {
-            let objects = part.to_vec();
-            let made = Event::ObjectsMade(ObjectsMade { objects });
-            if events.send(event(made)).await.is_err() {
-                return false;
-            }
-        }
-        true
+/// What is put in force.
+enum Next {
+    Credentials(v1::Credentials),
+    Snapshot(v1::Snapshot),
+}
+
+impl Waiting {
+    /// Credentials first: control sends those of a snapshot before it.
+    fn next(&mut self) -> Option<Next> {
+        let credentials = self.credentials.take().map(Next::Credentials);
+        credentials.or_else(|| self.snapshot.take().map(Next::Snapshot))
     }
 }
 

@@ -125,7 +125,7 @@ impl Courier {
 
     /// Sends records until control has them. It counts each exchange once, however often it hears of it.
     ///
-    /// Records that control calls invalid would be so for ever: they are parted from the others and left out.
+    /// Records that control will never take are left out; where it refuses a batch as a whole, they are parted from the others.
     async fn send(&mut self, records: &[UsageRecord]) {
         let mut parts = vec![records];
         while let Some(part) = parts.pop() {
@@ -133,17 +133,32 @@ impl Courier {
                 continue;
             }
             if let [record] = part {
-                self.journal.counts.refused.inc();
-                tracing::error!(
-                    account = record.account,
-                    bytes = prost::Message::encoded_len(record),
-                    "control will never take this usage: it is left out"
-                );
+                self.left_out(record, "not as a message of its own either");
                 continue;
             }
             let (one, other) = part.split_at(part.len() / 2);
             parts.extend([other, one]);
         }
+    }
+
+    /// Control has the others.
+    fn refused(&self, part: &[UsageRecord], refused: &[v1::RefusedItem]) {
+        for item in refused {
+            let at = usize::try_from(item.at).unwrap_or(usize::MAX);
+            if let Some(record) = part.get(at) {
+                self.left_out(record, &item.reason);
+            }
+        }
+    }
+
+    fn left_out(&self, record: &UsageRecord, reason: &str) {
+        self.journal.counts.refused.inc();
+        tracing::error!(
+            account = record.account,
+            bytes = prost::Message::encoded_len(record),
+            reason,
+            "control will never take this usage: it is left out"
+        );
     }
 
     /// Sends one part until it is taken, or refused for what it is.
@@ -156,8 +171,16 @@ impl Courier {
         };
         for attempt in 1_u64.. {
             match tokio::time::timeout(SEND_TIMEOUT, self.client.record(batch.clone())).await {
-                Ok(Ok(_)) => return true,
-                Ok(Err(status)) if status.code() == Code::InvalidArgument => return false,
+                Ok(Ok(answer)) => {
+                    self.refused(part, &answer.into_inner().refused);
+                    return true;
+                }
+                // Absurd as a whole, or larger than a message may be.
+                Ok(Err(status))
+                    if matches!(status.code(), Code::InvalidArgument | Code::OutOfRange) =>
+                {
+                    return false;
+                }
                 Ok(Err(status)) if attempt % 20 == 1 => tracing::warn!(
                     error = status.message(),
                     attempt,
