@@ -10,6 +10,16 @@ const FILES: [&str; 3] = [
     "control/v1/admin.proto",
 ];
 
+/// Messages with a secret in them: `src/control/redacted.rs` says how they are printed.
+const SECRETIVE: [&str; 6] = [
+    "Credential",
+    "CredentialSpec",
+    "CreatedKey",
+    "InviteNodeResponse",
+    "AddedOperator",
+    "EnrollRequest",
+];
+
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {
         println!("cargo:rerun-if-changed={file}");
@@ -20,6 +30,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .bytes(".")
         .btree_map(".")
+        .skip_debug(SECRETIVE.map(|name| format!(".vector.control.v1.{name}")))
         .compile_fds(descriptors)?;
     Ok(())
 }

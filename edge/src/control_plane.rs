@@ -16,6 +16,7 @@ pub mod routes;
 mod scores;
 
 mod credentials;
+pub use credentials::Held;
 
 mod seats;
 
@@ -87,7 +88,7 @@ struct Inner {
     replicas: Replicas,
     routes: ArcSwap<Routes>,
     revision: watch::Sender<u64>,
-    credentials: watch::Sender<Arc<v1::Credentials>>,
+    credentials: watch::Sender<Arc<Held>>,
     drained: watch::Sender<bool>,
     connected: watch::Sender<bool>,
     admission: Arc<admit::Admission>,
@@ -151,7 +152,7 @@ impl ControlPlane {
             replicas,
             revision: watch::Sender::new(routes.revision),
             routes: ArcSwap::from_pointee(routes),
-            credentials: watch::Sender::new(Arc::new(held.unwrap_or_default())),
+            credentials: watch::Sender::new(Arc::new(Held::new(held.unwrap_or_default()))),
             drained: watch::Sender::new(false),
             connected: watch::Sender::new(false),
             admission,
@@ -276,7 +277,7 @@ impl ControlPlane {
 
     /// The provider credentials this node may use; egress only.
     #[must_use]
-    pub fn credentials(&self) -> watch::Receiver<Arc<v1::Credentials>> {
+    pub fn credentials(&self) -> watch::Receiver<Arc<Held>> {
         self.0.credentials.subscribe()
     }
 

@@ -17,5 +17,7 @@ pub mod v1 {
     tonic::include_proto!("vector.control.v1");
 }
 
+mod redacted;
+
 /// Descriptors of every message and service, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

@@ -221,3 +221,94 @@ async fn a_key_that_is_switched_off_is_told_before_the_command_returns() {
     );
     control.stop().await;
 }
+
+/// Reads on, keeps every byte of it, and stops after the event that `last` knows.
+async fn heard(stream: &mut Stream, seen: &mut Vec<u8>, last: impl Fn(&Event) -> bool) {
+    stream
+        .until(|event| {
+            let found = last(&event).then_some(());
+            let message = pb::ControlEvent { event: Some(event) };
+            seen.extend(message.encode_to_vec());
+            found
+        })
+        .await;
+}
+
+fn brings(event: &Event, secret: &str) -> bool {
+    match event {
+        Event::Credentials(sent) => sent.credentials.iter().any(|one| one.secret == secret),
+        _ => false,
+    }
+}
+
+#[tokio::test]
+async fn a_credential_reaches_no_egress_that_does_not_route_to_its_provider() {
+    const MOVED: &str = "sk-proj-very-secret-canary-2";
+    let control = Control::start().await;
+    let admin = control.admin().await;
+    let mut plan = plan();
+    plan.providers[0].egress = vec!["e-1".to_owned()];
+    let mut provider = plan.providers[0].clone();
+    provider.name = "other".to_owned();
+    provider.egress = vec!["e-2".to_owned()];
+    let mut credential = plan.credentials[0].clone();
+    credential.name = "other-1".to_owned();
+    credential.provider = "other".to_owned();
+    credential.secret = "sk-of-the-other".to_owned();
+    let mut upstream = plan.models[0].upstreams[0].clone();
+    upstream.provider = "other".to_owned();
+    plan.providers.push(provider);
+    plan.credentials.push(credential);
+    plan.models[0].upstreams.push(upstream);
+    admin.apply(plan.clone(), false).await.unwrap();
+    let mut one = control.node(&control.enroll("egress", "e-1").await).await;
+    let mut two = control.node(&control.enroll("egress", "e-2").await).await;
+    let mut at_one = Stream::open(&mut one, 0).await;
+    let mut at_two = Stream::open(&mut two, 0).await;
+    let (mut seen_by_one, mut seen_by_two) = (Vec::new(), Vec::new());
+    heard(&mut at_one, &mut seen_by_one, |event| {
+        brings(event, "sk-proj-very-secret-canary")
+    })
+    .await;
+    heard(&mut at_two, &mut seen_by_two, |event| {
+        brings(event, "sk-of-the-other")
+    })
+    .await;
+
+    // A new secret goes the same way; the drain comes to the other node after all that.
+    plan.credentials[0].secret = MOVED.to_owned();
+    admin.apply(plan.clone(), false).await.unwrap();
+    heard(&mut at_one, &mut seen_by_one, |event| brings(event, MOVED)).await;
+    let drain = pb::DrainNodeRequest {
+        node: "e-2".to_owned(),
+        on: true,
+    };
+    admin
+        .call(drain, |mut c, r| async move { c.drain_node(r).await })
+        .await
+        .unwrap();
+    heard(&mut at_two, &mut seen_by_two, |event| {
+        matches!(event, Event::Drain(pb::Drain { on: true }))
+    })
+    .await;
+    let holds = |bytes: &[u8], canary: &str| {
+        let mut parts = bytes.windows(canary.len());
+        parts.any(|part| part == canary.as_bytes())
+    };
+    assert!(holds(&seen_by_one, "very-secret-canary"));
+    assert!(holds(&seen_by_two, "sk-of-the-other"));
+    assert!(!holds(&seen_by_two, "very-secret-canary"));
+    assert!(!holds(&seen_by_one, "sk-of-the-other"));
+
+    // When the provider moves, so does its credential, and the node that had it has none.
+    plan.providers[0].egress = vec!["e-2".to_owned()];
+    admin.apply(plan, false).await.unwrap();
+    heard(&mut at_two, &mut seen_by_two, |event| brings(event, MOVED)).await;
+    heard(
+        &mut at_one,
+        &mut seen_by_one,
+        |event| matches!(event, Event::Credentials(sent) if sent.credentials.is_empty()),
+    )
+    .await;
+    control.stop().await;
+}

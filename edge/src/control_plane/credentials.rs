@@ -3,7 +3,7 @@
 //! AES-256-GCM under a key that is derived from the node's own private key: a copy of this file alone opens nothing, and
 //! another node's key does not open it. `egress.keep_credentials = false` keeps them in memory only.
 
-use std::{fs, io, path::Path};
+use std::{fmt, fs, io, ops::Deref, path::Path};
 
 use prost::Message as _;
 use ring::{
@@ -11,7 +11,7 @@ use ring::{
     rand::{SecureRandom as _, SystemRandom},
 };
 use vector_proto::control::v1::Credentials;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 use super::disk;
 use crate::identity::StateKeys;
@@ -20,6 +20,38 @@ const FILE: &str = "credentials";
 
 /// Which form the file has; authenticated with it.
 const FORM: &[u8] = b"vector credentials 1";
+
+/// What control has sent, wiped when newer ones are here.
+pub struct Held(Credentials);
+
+impl Held {
+    pub(super) fn new(credentials: Credentials) -> Self {
+        Self(credentials)
+    }
+}
+
+impl Deref for Held {
+    type Target = Credentials;
+
+    fn deref(&self) -> &Credentials {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Held({} credentials)", self.credentials.len())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        for credential in &mut self.0.credentials {
+            credential.secret.zeroize();
+            credential.headers.values_mut().for_each(String::zeroize);
+        }
+    }
+}
 
 /// Where they are kept.
 pub(super) struct Safe {

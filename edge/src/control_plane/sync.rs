@@ -24,7 +24,7 @@ use vector_proto::control::v1::{
 };
 
 use super::{
-    ControlPlane, Registration, STREAMS,
+    ControlPlane, Held, Registration, STREAMS,
     report::Outbox,
     seats::{Offer, Seats, order},
     snapshot,
@@ -342,7 +342,7 @@ impl Node<'_> {
             credentials = credentials.credentials.len(),
             "credentials received"
         );
-        let credentials = Arc::new(credentials);
+        let credentials = Arc::new(Held::new(credentials));
         self.control
             .0
             .credentials
@@ -351,7 +351,7 @@ impl Node<'_> {
     }
 
     /// For a start without control.
-    async fn put_away(&self, credentials: Arc<v1::Credentials>) {
+    async fn put_away(&self, credentials: Arc<Held>) {
         let (control, dir) = (self.control.clone(), self.registration.state_dir.clone());
         let kept = tokio::task::spawn_blocking(move || {
             let safe = control.0.safe.as_ref();
