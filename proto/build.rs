@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .bytes(".")
         .btree_map(".")
         .skip_debug(SECRETIVE.map(|name| format!(".vector.control.v1.{name}")))
+        .codec_path("crate::control::codec::Lean")
         .compile_fds(descriptors)?;
     Ok(())
 }

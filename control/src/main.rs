@@ -12,6 +12,10 @@ use vector_control::{
     telemetry,
 };
 
+/// A thousand streams live long beside short work: the system's allocator keeps what that leaves free.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// The control plane of Vector Engine.
 #[derive(Debug, Parser)]
 #[command(version)]

@@ -1,7 +1,7 @@
 //! Makes one snapshot of what is wanted (registry) and what is there (health), and keeps it current.
 
 mod compile;
-pub use compile::{Inputs, compile, seal};
+pub use compile::{Inputs, compile};
 
 mod explain;
 pub use explain::explain;

@@ -17,7 +17,10 @@ pub mod v1 {
     tonic::include_proto!("vector.control.v1");
 }
 
+pub mod delta;
 mod redacted;
+
+pub mod codec;
 
 /// Descriptors of every message and service, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

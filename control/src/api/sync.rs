@@ -46,8 +46,12 @@ struct Session {
     newest: watch::Receiver<Arc<Published>>,
     /// Revision the node has been sent.
     sent: u64,
+    /// The node takes what is different, and snapshots as bytes.
+    deltas: bool,
     /// Credentials the node has been sent.
-    held: Option<Vec<(StoredCredential, Share)>>,
+    held: Option<Vec<(Arc<StoredCredential>, Share)>>,
+    /// `Published::entitlement` that they were looked up by.
+    entitlement: Option<u64>,
     steering: watch::Receiver<Arc<Table>>,
     /// Scores the node has been sent; only an ingress gets any.
     told: Arc<Table>,
@@ -109,8 +113,10 @@ pub(super) async fn open(
         steering: rooms.steering.subscribe(),
         told: Arc::default(),
         sent: register.revision,
+        deltas: register.deltas,
         held: None,
         keeper: Keeper::new(Arc::clone(&rooms.ledger)),
+        entitlement: None,
         peer,
         attached,
         events,
@@ -178,7 +184,7 @@ impl Session {
                 },
                 answer = self.keeper.answer() => self.send(Event::ObjectsAnswered(answer)).await,
                 message = inbound.message() => match message {
-                    Ok(Some(event)) => self.heard(event),
+                    Ok(Some(event)) => self.heard(event).await,
                     Ok(None) => return End::Gone,
                     Err(status) if is_disconnect(&status) => return End::Gone,
                     Err(status) => return End::Fault(status),
@@ -198,34 +204,50 @@ impl Session {
             return Ok(());
         }
         if self.peer.roles.contains(&Role::Egress) {
-            let wanted: Vec<(StoredCredential, Share)> = newest
-                .credentials_for(self.peer.id.as_str())
-                .map(|(stored, share)| (stored.clone(), share))
-                .collect();
-            if self.held.as_ref() != Some(&wanted) {
-                let mut credentials = Vec::with_capacity(wanted.len());
-                for (stored, share) in &wanted {
-                    match Published::opened(&self.rooms.registry, stored, *share) {
-                        Ok(credential) => credentials.push(credential),
-                        // The others are good all the same.
-                        Err(error) => {
-                            tracing::error!(credential = stored.spec.name, %error, "a credential cannot be opened")
-                        }
-                    }
-                }
-                self.send(Event::Credentials(Credentials {
-                    revision,
-                    credentials,
-                    generation: newest.generation,
-                }))
-                .await?;
-                self.held = Some(wanted);
-            }
+            self.send_credentials(&newest).await?;
         }
         if self.sent != revision {
-            self.send(Event::Snapshot(newest.snapshot.clone())).await?;
+            if self.deltas {
+                for news in newest.news_since(self.sent) {
+                    self.send(news).await?;
+                }
+            } else {
+                self.send(Event::Snapshot(newest.snapshot.clone())).await?;
+            }
             self.sent = revision;
         }
+        Ok(())
+    }
+
+    /// The credentials that the node is to have, unless it has them.
+    async fn send_credentials(&mut self, newest: &Published) -> Result<(), End> {
+        if self.entitlement == Some(newest.entitlement) {
+            return Ok(());
+        }
+        let wanted: Vec<(Arc<StoredCredential>, Share)> = newest
+            .credentials_for(self.peer.id.as_str())
+            .map(|(stored, share)| (Arc::clone(stored), share))
+            .collect();
+        if self.held.as_ref() != Some(&wanted) {
+            let mut credentials = Vec::with_capacity(wanted.len());
+            for (stored, share) in &wanted {
+                match Published::opened(&self.rooms.registry, stored, *share) {
+                    Ok(credential) => credentials.push(credential),
+                    // The others are good all the same.
+                    Err(error) => {
+                        tracing::error!(credential = stored.spec.name, %error, "a credential cannot be opened")
+                    }
+                }
+            }
+            self.send(Event::Credentials(Credentials {
+                revision: newest.snapshot.revision,
+                credentials,
+                generation: newest.generation,
+            }))
+            .await?;
+        }
+        self.held = Some(wanted);
+        self.entitlement = Some(newest.entitlement);
         Ok(())
     }
 
@@ -269,7 +291,7 @@ impl Session {
         }
     }
 
-    fn heard(&mut self, event: NodeEvent) -> Result<(), End> {
+    async fn heard(&mut self, event: NodeEvent) -> Result<(), End> {
         let now = unix_ms();
         match event.event {
             Some(node_event::Event::Applied(applied)) => {
@@ -288,6 +310,11 @@ impl Session {
             }
             Some(node_event::Event::Status(status)) => self.attached.status(status, now),
             Some(node_event::Event::ObjectsMade(made)) => self.keeper.take(made),
+            Some(node_event::Event::WholeWanted(wanted)) => {
+                tracing::info!(node.id = %self.peer.id, has = wanted.revision, "the node wants the whole snapshot");
+                self.sent = 0;
+                self.send_newest().await?;
+            }
             Some(node_event::Event::Register(_)) => {
                 return Err(Status::invalid_argument("`register` comes once").into());
             }

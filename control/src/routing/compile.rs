@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use prost::Message as _;
 use ring::digest::{SHA256, digest};
 use vector_proto::control::v1::{
@@ -98,18 +99,40 @@ pub fn compile(inputs: Inputs<'_>) -> Snapshot {
         providers,
         models: models.collect(),
         default_routes: default_routes.collect(),
-        digest: bytes::Bytes::new(),
+        digest: Bytes::new(),
     }
 }
 
+/// A snapshot with its revision and its digest, and the same in bytes.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Sealed {
+    /// Itself.
+    pub(super) snapshot: Snapshot,
+    /// What nodes are told: encoded once for all of them.
+    pub(super) encoded: Bytes,
+}
+
 /// Gives a snapshot its revision and its digest.
-#[must_use]
-pub fn seal(mut snapshot: Snapshot, revision: u64) -> Snapshot {
+pub(super) fn seal(mut snapshot: Snapshot, revision: u64) -> Sealed {
     snapshot.revision = revision;
-    snapshot.digest = bytes::Bytes::new();
-    let hash = digest(&SHA256, &snapshot.encode_to_vec());
-    snapshot.digest = bytes::Bytes::copy_from_slice(hash.as_ref());
-    snapshot
+    snapshot.digest = Bytes::new();
+    let mut encoded = snapshot.encode_to_vec();
+    snapshot.digest = Bytes::copy_from_slice(digest(&SHA256, &encoded).as_ref());
+    // The last field of the message: what stands before it is what it covers.
+    let last = Snapshot {
+        digest: snapshot.digest.clone(),
+        ..Snapshot::default()
+    };
+    encoded.extend_from_slice(&last.encode_to_vec());
+    Sealed {
+        snapshot,
+        encoded: encoded.into(),
+    }
+}
+
+/// What a snapshot says, whatever its revision: two with the same content are the same to every node.
+pub(super) fn content(bare: &Snapshot) -> Vec<u8> {
+    digest(&SHA256, &bare.encode_to_vec()).as_ref().to_vec()
 }
 
 fn nodes(inputs: Inputs<'_>) -> Vec<NodeRecord> {
@@ -362,10 +385,19 @@ mod tests {
             "lower priority first"
         );
         assert!(snapshot.default_routes[0].redundant && !snapshot.models[0].redundant);
+        let said = content(&snapshot);
         let sealed = seal(snapshot, 7);
-        assert_eq!(sealed.revision, 7);
-        assert_eq!(seal(sealed.clone(), 7), sealed, "the digest is of the rest");
-        assert_ne!(seal(sealed.clone(), 8).digest, sealed.digest);
+        assert_eq!(sealed.snapshot.revision, 7);
+        assert_eq!(sealed.snapshot.encode_to_vec(), sealed.encoded);
+        let again = seal(sealed.snapshot.clone(), 7);
+        assert_eq!(again, sealed, "the digest is of the rest");
+        let bare = Snapshot {
+            revision: 0,
+            digest: Bytes::new(),
+            ..sealed.snapshot.clone()
+        };
+        assert_eq!(content(&bare), said);
+        assert_ne!(seal(bare, 8).snapshot.digest, sealed.snapshot.digest);
     }
 
     #[test]
@@ -464,7 +496,7 @@ mod tests {
         fn the_same_inputs_give_the_same_bytes(gone in proptest::collection::vec(0..4_usize, 0..4)) {
             let ids: Vec<&str> = ALL.iter().enumerate().filter(|(at, _)| !gone.contains(at)).map(|(_, &id)| id).collect();
             let usable = there(&ids);
-            let bytes = || seal(compiled(&usable), 3).encode_to_vec();
+            let bytes = || seal(compiled(&usable), 3).encoded;
             prop_assert_eq!(bytes(), bytes());
         }
     }

@@ -8,17 +8,24 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vector_proto::control::v1::{Credential, Snapshot};
+use vector_proto::control::v1::{Credential, Snapshot, control_event::Event};
 
-use self::force::{InForce, Side};
-use super::{Inputs, compile, seal};
+use self::{force::InForce, steps::Steps};
+use super::{
+    Inputs, compile,
+    compile::{Sealed, content, seal},
+};
 use crate::{
     coordinate::{self, Batch, Revision, Transaction, Watch},
     health,
@@ -27,6 +34,8 @@ use crate::{
 };
 
 mod force;
+
+mod steps;
 
 /// Nodes that come or go within this time make one snapshot.
 const DEBOUNCE: Duration = Duration::from_millis(20);
@@ -51,9 +60,17 @@ pub struct Published {
     pub rollout: Rollout,
     /// What those are told who are not canaries, while a change is under way.
     pub rest: Option<Arc<Self>>,
+    /// Another number whenever an egress may have come to need other credentials.
+    pub entitlement: u64,
+    /// The snapshot in bytes.
+    encoded: Bytes,
+    steps: Steps,
     /// Credentials of each provider, sealed.
-    credentials: BTreeMap<String, Vec<StoredCredential>>,
+    credentials: Arc<ByProvider>,
 }
+
+/// Shared with the streams of the egress nodes that were told of them.
+type ByProvider = BTreeMap<String, Vec<Arc<StoredCredential>>>;
 
 impl Published {
     /// What this node is told.
@@ -72,12 +89,17 @@ impl Published {
         rest.map_or(self.snapshot.revision, |rest| rest.snapshot.revision)
     }
 
+    /// What a node is told that has been told of `revision` and takes deltas, one after the other.
+    pub fn news_since(&self, revision: u64) -> impl Iterator<Item = Event> {
+        self.steps.news_since(revision, &self.encoded)
+    }
+
     /// The sealed credentials that an egress needs: of the providers whose row lists it, and no others. With each, how
     /// many share it and which of them this one is.
     pub fn credentials_for(
         &self,
         egress: &str,
-    ) -> impl Iterator<Item = (&StoredCredential, Share)> {
+    ) -> impl Iterator<Item = (&Arc<StoredCredential>, Share)> {
         self.snapshot
             .providers
             .iter()
@@ -110,6 +132,8 @@ pub struct Publisher {
     metrics: Arc<Metrics>,
     current: watch::Sender<Arc<Published>>,
     generation: watch::Sender<u64>,
+    /// Numbers for [`Published::entitlement`] that were given out.
+    entitlements: AtomicU64,
 }
 
 /// Why the loop woke up.
@@ -129,6 +153,7 @@ impl Publisher {
             metrics,
             current: watch::Sender::default(),
             generation: watch::Sender::default(),
+            entitlements: AtomicU64::default(),
         }
     }
 
@@ -236,7 +261,6 @@ impl Publisher {
                 );
                 return Ok(in_force);
             }
-            let content = |bare: &Snapshot| seal(bare.clone(), 0).digest.to_vec();
             let next = in_force.next(content(&bare), bare_rest.as_ref().map(content));
             let now = match next {
                 None => in_force,
@@ -250,8 +274,8 @@ impl Publisher {
                 },
             };
             let rest = rest.zip(bare_rest).zip(now.rest.as_ref());
-            let rest = rest.map(|((catalog, bare), side)| told(bare, side, catalog, None));
-            self.hand_out(told(bare, &now.all, catalog, rest));
+            let rest = rest.map(|((catalog, bare), side)| (seal(bare, side.revision), catalog));
+            self.hand_out((seal(bare, now.all.revision), catalog), rest);
             self.metrics
                 .publish_seconds
                 .observe(began.elapsed().as_secs_f64());
@@ -269,15 +293,18 @@ impl Publisher {
     }
 
     /// Gives the snapshot to every stream, unless they have it.
-    fn hand_out(&self, next: Published) {
-        let generation = next.generation;
+    fn hand_out(&self, all: (Sealed, Catalog), rest: Option<(Sealed, Catalog)>) {
         let current = self.current();
+        let mut next = self.after(&current, all);
+        let before = current.rest.as_deref().unwrap_or(&current);
+        next.rest = rest.map(|rest| self.after(before, rest).into());
+        let generation = next.generation;
         if !next.is_same(&current) {
             let (revision, snapshot) = (next.snapshot.revision, &next.snapshot);
             self.metrics.snapshot_revision.set(revision);
             self.metrics
                 .snapshot_bytes
-                .set(i64::try_from(snapshot.encoded_len()).unwrap_or(i64::MAX));
+                .set(i64::try_from(next.encoded.len()).unwrap_or(i64::MAX));
             tracing::info!(
                 revision,
                 nodes = snapshot.nodes.len(),
@@ -289,6 +316,38 @@ impl Publisher {
             self.current.send_replace(Arc::new(next));
         }
         self.generation.send_replace(generation);
+    }
+
+    /// One side of what is published, which follows on `before`.
+    fn after(&self, before: &Published, (sealed, catalog): (Sealed, Catalog)) -> Published {
+        let credentials = by_provider(&catalog);
+        let same_credentials = *before.credentials == credentials;
+        let same_rows = before.snapshot.providers == sealed.snapshot.providers;
+        let entitlement = if same_credentials && same_rows {
+            before.entitlement
+        } else {
+            self.entitlements.fetch_add(1, Ordering::Relaxed) + 1
+        };
+        // The digest covers the revision.
+        let steps = if before.snapshot.digest == sealed.snapshot.digest {
+            before.steps.clone()
+        } else {
+            before.steps.then(&before.snapshot, &sealed)
+        };
+        Published {
+            snapshot: sealed.snapshot,
+            encoded: sealed.encoded,
+            steps,
+            generation: catalog.generation,
+            entitlement,
+            credentials: if same_credentials {
+                Arc::clone(&before.credentials)
+            } else {
+                credentials.into()
+            },
+            rollout: catalog.rollout,
+            rest: None,
+        }
     }
 }
 
@@ -306,22 +365,11 @@ impl Published {
     }
 }
 
-/// One side of what is published.
-fn told(bare: Snapshot, side: &Side, catalog: Catalog, rest: Option<Published>) -> Published {
-    Published {
-        snapshot: seal(bare, side.revision),
-        generation: catalog.generation,
-        credentials: by_provider(&catalog),
-        rollout: catalog.rollout,
-        rest: rest.map(Arc::new),
-    }
-}
-
-fn by_provider(catalog: &Catalog) -> BTreeMap<String, Vec<StoredCredential>> {
-    let mut credentials: BTreeMap<String, Vec<StoredCredential>> = BTreeMap::new();
+fn by_provider(catalog: &Catalog) -> ByProvider {
+    let mut credentials = ByProvider::new();
     for stored in catalog.credentials.values() {
         let provider = credentials.entry(stored.spec.provider.clone()).or_default();
-        provider.push(stored.clone());
+        provider.push(Arc::new(stored.clone()));
     }
     credentials
 }

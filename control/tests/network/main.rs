@@ -8,6 +8,8 @@
 
 mod backup;
 
+mod deltas;
+
 mod identity;
 
 mod ledger;
@@ -308,13 +310,17 @@ struct Stream {
 
 impl Stream {
     async fn open(client: &mut NodeClient<Channel>, revision: u64) -> Self {
-        let (up, events) = mpsc::channel(8);
         let register = pb::Register {
             epoch: 7,
             revision,
             tunnel_addresses: vec!["127.0.0.1:7440".to_owned()],
             ..pb::Register::default()
         };
+        Self::open_as(client, register).await
+    }
+
+    async fn open_as(client: &mut NodeClient<Channel>, register: pb::Register) -> Self {
+        let (up, events) = mpsc::channel(8);
         let stream = Self::send(&up, node_event::Event::Register(register));
         stream.await;
         let down = client

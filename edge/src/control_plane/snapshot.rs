@@ -1,10 +1,14 @@
 //! Snapshots: checked by digest, the last two kept on disk, the newest good one read back at start.
 
-use std::{fs, io, path::Path};
+use std::{collections::VecDeque, fs, io, path::Path};
 
+use bytes::Bytes;
 use prost::Message as _;
 use ring::digest::{SHA256, digest};
-use vector_proto::control::v1;
+use vector_proto::control::{
+    delta::{self, Misfit},
+    v1,
+};
 
 use super::{
     disk,
@@ -18,6 +22,9 @@ const OLDER: &str = "snapshot.old";
 /// Largest snapshot that a node takes: 1,000 nodes and 24,000 paths are about 3 MiB.
 pub const SNAPSHOT_BYTES_MAX: usize = 64 << 20;
 
+/// A digest of SHA-256 as a field of a snapshot: tag, length, and itself.
+const DIGEST_FIELD_BYTES: usize = 2 + 32;
+
 /// Why a snapshot is not put in force.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 pub enum Rejection {
@@ -29,17 +36,156 @@ pub enum Rejection {
     Fault(#[from] Fault),
 }
 
+/// A snapshot that is good for this node.
+#[derive(Debug)]
+pub struct Checked {
+    /// What the node routes by.
+    pub routes: Routes,
+    /// As control made it, for the disk and for the next delta.
+    pub encoded: Bytes,
+}
+
 /// Checks a snapshot and compiles it for this node.
 ///
 /// # Errors
 /// [`Rejection`]; the snapshot in force stays.
-pub fn check(snapshot: &v1::Snapshot, region: &str) -> Result<Routes, Rejection> {
-    let mut bare = snapshot.clone();
-    let claimed = std::mem::take(&mut bare.digest);
-    if digest(&SHA256, &bare.encode_to_vec()).as_ref() != &claimed[..] {
-        return Err(Rejection::Digest);
+pub fn check(snapshot: &v1::Snapshot, region: &str) -> Result<Checked, Rejection> {
+    let encoded: Bytes = snapshot.encode_to_vec().into();
+    // The digest is the last field, and covers all before it.
+    let bare = encoded.len().checked_sub(DIGEST_FIELD_BYTES);
+    let bare = bare.filter(|_| snapshot.digest.len() == SHA256.output_len());
+    match bare {
+        Some(bare) if digest(&SHA256, &encoded[..bare]).as_ref() == &snapshot.digest[..] => {
+            let routes = Routes::compile(snapshot, region)?;
+            Ok(Checked { routes, encoded })
+        }
+        _ => Err(Rejection::Digest),
     }
-    Ok(Routes::compile(snapshot, region)?)
+}
+
+/// A snapshot on its way, in pieces.
+#[derive(Debug, Default)]
+pub struct Parts(Vec<u8>);
+
+/// Why pieces make no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum BadParts {
+    /// One that does not follow the one before it.
+    #[error("a piece at byte {offset} of {bytes} came after {held} bytes")]
+    Order {
+        /// Where it says that it stands.
+        offset: u64,
+        /// Of how much.
+        bytes: u64,
+        /// What was there.
+        held: usize,
+    },
+    /// More than a node takes.
+    #[error("{0} bytes are more than the {SNAPSHOT_BYTES_MAX} that a node takes")]
+    TooLarge(u64),
+    /// Together they are none.
+    #[error("not to be read: {0}")]
+    Unreadable(#[from] prost::DecodeError),
+}
+
+impl Parts {
+    /// Takes the next piece. Answers the snapshot with the last one.
+    ///
+    /// # Errors
+    /// [`BadParts`]; nothing is kept then.
+    pub fn take(&mut self, part: &v1::SnapshotPart) -> Result<Option<v1::Snapshot>, BadParts> {
+        if part.offset == 0 {
+            self.0.clear();
+        }
+        let mut held = std::mem::take(&mut self.0);
+        if part.bytes > SNAPSHOT_BYTES_MAX as u64 {
+            return Err(BadParts::TooLarge(part.bytes));
+        }
+        let after = held.len() as u64 + part.data.len() as u64;
+        if part.offset != held.len() as u64 || after > part.bytes || part.data.is_empty() {
+            return Err(BadParts::Order {
+                offset: part.offset,
+                bytes: part.bytes,
+                held: held.len(),
+            });
+        }
+        held.extend_from_slice(&part.data);
+        if after < part.bytes {
+            self.0 = held;
+            return Ok(None);
+        }
+        Ok(Some(v1::Snapshot::decode(&held[..])?))
+    }
+}
+
+/// Deltas that wait for one snapshot to be put in force. A node that is further behind is told the whole.
+const DELTAS_MAX: usize = 64;
+
+/// What came of routes while others were put in force.
+#[derive(Debug, Default)]
+pub struct News {
+    whole: Option<v1::Snapshot>,
+    deltas: VecDeque<v1::SnapshotDelta>,
+    /// It came, and could not be read.
+    unreadable: Option<String>,
+}
+
+impl News {
+    pub(super) fn whole(snapshot: v1::Snapshot) -> Self {
+        Self {
+            whole: Some(snapshot),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn unreadable(why: String) -> Self {
+        Self {
+            unreadable: Some(why),
+            ..Self::default()
+        }
+    }
+
+    pub(super) fn then(&mut self, delta: v1::SnapshotDelta) {
+        if self.deltas.len() == DELTAS_MAX {
+            // The rest then fits nothing.
+            (self.whole, _) = (None, self.deltas.pop_front());
+        }
+        self.deltas.push_back(delta);
+    }
+
+    /// Revision and digest of what comes out of it; or why nothing does.
+    pub(super) fn target(&self) -> Result<(u64, Bytes), &str> {
+        if let Some(why) = &self.unreadable {
+            return Err(why);
+        }
+        let whole = self.whole.as_ref();
+        let whole = whole.map(|snapshot| (snapshot.revision, snapshot.digest.clone()));
+        let last = self.deltas.back();
+        let last = last.map(|delta| (delta.revision, delta.digest.clone()));
+        Ok(last.or(whole).unwrap_or_default())
+    }
+
+    /// The snapshot that it makes, of its own whole one or of the one in force, as [`Checked::encoded`] has it; empty
+    /// stands for none. Steps that the one in force has made already, told by another replica, are passed over.
+    ///
+    /// # Errors
+    /// [`Misfit`]: the whole snapshot is needed.
+    pub(super) fn after(self, in_force: &Bytes) -> Result<v1::Snapshot, Misfit> {
+        let target = self.deltas.back().map(|delta| delta.digest.clone());
+        let mut held = match self.whole {
+            Some(whole) => whole,
+            None => v1::Snapshot::decode(in_force.clone()).map_err(|_| Misfit::Other)?,
+        };
+        for delta in self.deltas {
+            if (held.revision, &held.digest) == (delta.from, &delta.from_digest) {
+                held = delta::apply(held, delta)?;
+            }
+        }
+        match target {
+            Some(target) if target != held.digest => Err(Misfit::Other),
+            _ => Ok(held),
+        }
+    }
 }
 
 /// The newest good one on disk, or routes that lead nowhere.
@@ -69,10 +215,11 @@ fn read(path: &Path, region: &str) -> Option<Routes> {
             return None;
         }
     };
-    let routes = v1::Snapshot::decode(&bytes[..])
+    let checked = v1::Snapshot::decode(&bytes[..])
         .map_err(|error| error.to_string())
         .and_then(|snapshot| check(&snapshot, region).map_err(|error| error.to_string()));
-    routes
+    checked
+        .map(|checked| checked.routes)
         .inspect_err(
             |error| tracing::warn!(path = %path.display(), error, "a snapshot on disk is damaged"),
         )
@@ -83,14 +230,14 @@ fn read(path: &Path, region: &str) -> Option<Routes> {
 ///
 /// # Errors
 /// What the file system says.
-pub fn save(state_dir: &Path, snapshot: &v1::Snapshot) -> io::Result<()> {
+pub fn save(state_dir: &Path, encoded: &[u8]) -> io::Result<()> {
     let (file, older) = (state_dir.join(FILE), state_dir.join(OLDER));
     // A second name for the last one: it is there the whole time, whenever this ends.
     if file.exists() {
         let _absent = fs::remove_file(&older);
         fs::hard_link(&file, &older)?;
     }
-    disk::put(state_dir, FILE, &snapshot.encode_to_vec())
+    disk::put(state_dir, FILE, encoded)
 }
 
 #[cfg(test)]
@@ -115,7 +262,7 @@ mod tests {
         let revision = || load(dir.path(), "eu").revision;
         assert_eq!(revision(), 0);
         for number in 7..=9 {
-            save(dir.path(), &sealed(number)).unwrap();
+            save(dir.path(), &sealed(number).encode_to_vec()).unwrap();
             assert_eq!(revision(), number);
         }
         // A crash in the middle of the next one.
@@ -135,14 +282,104 @@ mod tests {
         assert_eq!(revision(), 8);
         fs::write(dir.path().join(OLDER), b"").unwrap();
         assert_eq!(revision(), 0);
-        save(dir.path(), &sealed(10)).unwrap();
+        save(dir.path(), &sealed(10).encode_to_vec()).unwrap();
         assert_eq!(revision(), 10);
+    }
+
+    #[test]
+    fn pieces_make_a_snapshot_in_their_order_and_in_no_other() {
+        let whole = Bytes::from(sealed(7).encode_to_vec());
+        let part = |from: usize, to: usize| v1::SnapshotPart {
+            bytes: whole.len() as u64,
+            offset: from as u64,
+            data: whole.slice(from..to),
+        };
+        let mut parts = Parts::default();
+        assert!(matches!(parts.take(&part(0, 5)), Ok(None)));
+        assert!(
+            matches!(parts.take(&part(0, 9)), Ok(None)),
+            "it begins anew"
+        );
+        let last = part(9, whole.len());
+        assert_eq!(parts.take(&last).unwrap(), Some(sealed(7)));
+        for bad in [
+            part(9, 12),
+            part(0, 0),
+            v1::SnapshotPart {
+                bytes: 4,
+                ..part(0, 5)
+            },
+        ] {
+            let refused = parts.take(&bad);
+            assert!(
+                matches!(refused, Err(BadParts::Order { .. })),
+                "{refused:?}"
+            );
+        }
+        let huge = v1::SnapshotPart {
+            bytes: u64::MAX,
+            ..part(0, 5)
+        };
+        assert!(matches!(parts.take(&huge), Err(BadParts::TooLarge(_))));
+        let noise = v1::SnapshotPart {
+            bytes: 1,
+            offset: 0,
+            data: Bytes::from_static(&[255]),
+        };
+        assert!(matches!(parts.take(&noise), Err(BadParts::Unreadable(_))));
+    }
+
+    #[test]
+    fn deltas_are_for_what_control_has_put_in_force_and_for_nothing_else() {
+        let delta = |from, to| delta::difference(&sealed(from), &sealed(to));
+        let encoded = |revision| check(&sealed(revision), "eu").unwrap().encoded;
+        let news = |deltas: &[(u64, u64)]| {
+            let mut news = News::default();
+            for &(from, to) in deltas {
+                news.then(delta(from, to));
+            }
+            news
+        };
+        let three = [(7, 8), (8, 9), (9, 10)];
+        assert_eq!(news(&three).target().unwrap().0, 10);
+        for held in [7, 8, 9] {
+            assert_eq!(
+                news(&three).after(&encoded(held)),
+                Ok(sealed(10)),
+                "from {held}"
+            );
+        }
+        let cut = encoded(7).slice(..3);
+        for held in [encoded(6), Bytes::new(), cut] {
+            assert_eq!(news(&three).after(&held), Err(Misfit::Other));
+        }
+        assert_eq!(
+            news(&[(7, 8), (9, 10)]).after(&encoded(7)),
+            Err(Misfit::Other)
+        );
+        let mut whole = News::whole(sealed(7));
+        whole.then(delta(7, 8));
+        assert_eq!(whole.after(&Bytes::new()), Ok(sealed(8)));
+        assert_eq!(News::unreadable("bad".into()).target(), Err("bad"));
+    }
+
+    #[test]
+    fn a_node_that_is_far_behind_asks_for_the_whole() {
+        let mut news = News::whole(sealed(1));
+        for revision in 1..=DELTAS_MAX as u64 + 1 {
+            news.then(delta::difference(&sealed(revision), &sealed(revision + 1)));
+        }
+        assert_eq!(news.deltas.len(), DELTAS_MAX);
+        assert_eq!(news.after(&Bytes::new()), Err(Misfit::Other));
     }
 
     #[test]
     fn a_changed_snapshot_is_rejected() {
         let mut snapshot = sealed(9);
+        assert!(check(&snapshot, "eu").is_ok());
         snapshot.revision = 10;
+        assert_eq!(check(&snapshot, "eu").err(), Some(Rejection::Digest));
+        snapshot.digest = Bytes::new();
         assert_eq!(check(&snapshot, "eu").err(), Some(Rejection::Digest));
     }
 }

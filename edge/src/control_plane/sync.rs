@@ -14,20 +14,21 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::Mutex;
+use prost::Message as _;
 use tokio::sync::{MutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use vector_proto::control::v1::{
-    self, Applied, ControlEvent, NodeEvent, Rejected, control_event, node_client::NodeClient,
-    node_event::Event,
+    self, Applied, ControlEvent, NodeEvent, Rejected, WholeWanted, control_event,
+    node_client::NodeClient, node_event::Event,
 };
 
 use super::{
     ControlPlane, Held, Registration, STREAMS,
     report::Outbox,
     seats::{Offer, Seats, order},
-    snapshot,
+    snapshot::{self, Checked, News, Parts},
     tell::report_status,
 };
 
@@ -71,15 +72,25 @@ struct Node<'a> {
     /// Held by the stream that delivers.
     outbox: tokio::sync::Mutex<Outbox>,
     seats: Mutex<Seats>,
-    /// Digest of the snapshot that control has put in force. Held while another one is.
-    in_force: tokio::sync::Mutex<Bytes>,
+    /// The snapshot that control has put in force. Held while another one is.
+    in_force: tokio::sync::Mutex<InForce>,
 }
 
-/// What is to be put in force next: of each kind the newest that came, since it replaces those before it.
+#[derive(Default)]
+struct InForce {
+    /// Empty before the first one: what was read from disk is not known to be control's.
+    digest: Bytes,
+    /// The next delta is for it.
+    encoded: Bytes,
+}
+
+/// What is to be put in force next: whole things replace those before them.
 #[derive(Default)]
 struct Waiting {
     credentials: Option<v1::Credentials>,
-    snapshot: Option<v1::Snapshot>,
+    routes: Option<News>,
+    /// The pieces of a snapshot that have come.
+    parts: Parts,
 }
 
 type Events = mpsc::Sender<NodeEvent>;
@@ -180,6 +191,7 @@ impl Node<'_> {
         let register = v1::Register {
             revision: inner.routes.load().revision,
             keys_revision: inner.admission.revision(),
+            deltas: true,
             ..self.registration.register.clone()
         };
         // Cannot fail: the channel is new and its receiver is here.
@@ -289,7 +301,20 @@ impl Node<'_> {
         let inner = &self.control.0;
         match message.event {
             None => {}
-            Some(control_event::Event::Snapshot(snapshot)) => waiting.snapshot = Some(snapshot),
+            Some(control_event::Event::Snapshot(snapshot)) => {
+                waiting.routes = Some(News::whole(snapshot));
+            }
+            Some(control_event::Event::SnapshotPart(part)) => match waiting.parts.take(&part) {
+                Ok(None) => {}
+                Ok(Some(snapshot)) => waiting.routes = Some(News::whole(snapshot)),
+                Err(bad) => waiting.routes = Some(News::unreadable(bad.to_string())),
+            },
+            Some(control_event::Event::SnapshotDelta(encoded)) => {
+                match v1::SnapshotDelta::decode(encoded) {
+                    Ok(delta) => waiting.routes.get_or_insert_default().then(delta),
+                    Err(bad) => waiting.routes = Some(News::unreadable(bad.to_string())),
+                }
+            }
             Some(control_event::Event::Credentials(credentials)) => {
                 waiting.credentials = Some(credentials);
             }
@@ -319,7 +344,7 @@ impl Node<'_> {
     /// Puts in force what is written to disk as well; answers what control is to hear of it.
     async fn put_to_use(&self, stream: usize, next: Next) -> Option<Event> {
         match next {
-            Next::Snapshot(snapshot) => Some(self.put_in_force(stream, snapshot).await),
+            Next::Routes(news) => Some(self.put_in_force(stream, news).await),
             Next::Credentials(credentials) => {
                 self.use_credentials(stream, credentials).await;
                 None
@@ -362,44 +387,59 @@ impl Node<'_> {
         }
     }
 
-    async fn put_in_force(&self, stream: usize, snapshot: v1::Snapshot) -> Event {
+    async fn put_in_force(&self, stream: usize, news: News) -> Event {
         let inner = &self.control.0;
-        let (revision, region) = (snapshot.revision, &self.registration.register.region);
+        let (revision, digest) = match news.target() {
+            Ok(target) => target,
+            Err(unreadable) => return self.rejected(0, unreadable.to_owned()),
+        };
         let mut in_force = self.in_force.lock().await;
         let offer = Offer {
             generation: 0,
             revision,
         };
         let newest = self.seats.lock().snapshot(stream, offer);
-        if !newest || *in_force == snapshot.digest {
+        if !newest || in_force.digest == digest {
             // The other replica was quicker.
             let revision = inner.routes.load().revision;
             return Event::Applied(Applied { revision });
         }
+        let snapshot = match news.after(&in_force.encoded) {
+            Ok(snapshot) => snapshot,
+            Err(misfit) => {
+                let revision = inner.routes.load().revision;
+                tracing::info!(revision, %misfit, "asking for the whole snapshot");
+                return Event::WholeWanted(WholeWanted { revision });
+            }
+        };
+        let region = &self.registration.register.region;
         match snapshot::check(&snapshot, region) {
-            Ok(routes) => {
+            Ok(Checked { routes, encoded }) => {
                 inner.routes.store(routes.into());
-                in_force.clone_from(&snapshot.digest);
+                in_force.digest = snapshot.digest;
+                in_force.encoded = encoded.clone();
                 inner.revision.send_replace(revision);
                 tracing::info!(revision, "routes in force");
                 let dir = self.registration.state_dir.clone();
                 let saved =
-                    tokio::task::spawn_blocking(move || snapshot::save(&dir, &snapshot)).await;
+                    tokio::task::spawn_blocking(move || snapshot::save(&dir, &encoded)).await;
                 if let Ok(Err(error)) = saved {
                     tracing::error!(%error, revision, "the snapshot could not be kept on disk; a restart without control would route by an older one");
                 }
                 Event::Applied(Applied { revision })
             }
-            Err(rejection) => {
-                let kept = inner.routes.load().revision;
-                tracing::error!(revision, kept, %rejection, "routes rejected");
-                Event::Rejected(Rejected {
-                    revision,
-                    reason: rejection.to_string(),
-                    kept,
-                })
-            }
+            Err(rejection) => self.rejected(revision, rejection.to_string()),
         }
+    }
+
+    fn rejected(&self, revision: u64, reason: String) -> Event {
+        let kept = self.control.0.routes.load().revision;
+        tracing::error!(revision, kept, reason, "routes rejected");
+        Event::Rejected(Rejected {
+            revision,
+            reason,
+            kept,
+        })
     }
 }
 
@@ -413,14 +453,14 @@ enum Told<'a> {
 /// What is put in force.
 enum Next {
     Credentials(v1::Credentials),
-    Snapshot(v1::Snapshot),
+    Routes(News),
 }
 
 impl Waiting {
     /// Credentials first: control sends those of a snapshot before it.
     fn next(&mut self) -> Option<Next> {
         let credentials = self.credentials.take().map(Next::Credentials);
-        credentials.or_else(|| self.snapshot.take().map(Next::Snapshot))
+        credentials.or_else(|| self.routes.take().map(Next::Routes))
     }
 }
 

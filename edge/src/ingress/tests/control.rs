@@ -101,7 +101,7 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
 
 pub(super) async fn start(egress: &[&str], keys: HashMap<[u8; 32], KeyPolicy>) -> Control {
     let state = tempfile::tempdir().unwrap();
-    snapshot::save(state.path(), &snapshot_of(egress)).unwrap();
+    snapshot::save(state.path(), &snapshot_of(egress).encode_to_vec()).unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (freed, taken) = (Arc::new(Notify::new()), Arc::new(Notify::new()));

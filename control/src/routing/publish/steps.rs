@@ -1,0 +1,75 @@
+//! How the newest snapshot came about, for nodes that have an earlier one.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use prost::Message as _;
+use vector_proto::control::{
+    delta,
+    v1::{Snapshot, SnapshotPart, control_event::Event},
+};
+
+use crate::routing::compile::Sealed;
+
+/// A snapshot goes to a node in pieces of this size: what a stream has once needed for a message it keeps for ever, and
+/// other words get in between.
+const PART_BYTES: usize = 8 << 10;
+
+/// Steps that are kept for nodes that are behind: more than a node falls behind while it is connected.
+const STEPS_MAX: usize = 64;
+
+/// From one snapshot to the next one that this replica has published.
+#[derive(Clone, Debug)]
+struct Step {
+    from: u64,
+    /// A `SnapshotDelta`.
+    encoded: Bytes,
+}
+
+/// Oldest first: each step begins where the one before it ends.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Steps(VecDeque<Step>);
+
+impl Steps {
+    /// These and one more, as far back as they are of use: together they are shorter than the whole.
+    pub(super) fn then(&self, old: &Snapshot, new: &Sealed) -> Self {
+        let mut steps = self.0.clone();
+        if old.revision == 0 {
+            return Self(steps);
+        }
+        steps.push_back(Step {
+            from: old.revision,
+            encoded: delta::difference(old, &new.snapshot).encode_to_vec().into(),
+        });
+        let mut bytes: usize = steps.iter().map(|step| step.encoded.len()).sum();
+        while steps.len() > STEPS_MAX || bytes > new.encoded.len() {
+            match steps.pop_front() {
+                Some(step) => bytes -= step.encoded.len(),
+                None => break,
+            }
+        }
+        Self(steps)
+    }
+
+    /// What a node is told that has been told of `revision`, one after the other: the steps from there on, or the whole.
+    pub(super) fn news_since<'a>(
+        &'a self,
+        revision: u64,
+        encoded: &'a Bytes,
+    ) -> impl Iterator<Item = Event> + 'a {
+        let known = self.0.iter().position(|step| step.from == revision);
+        let steps = self.0.iter().skip(known.unwrap_or(self.0.len()));
+        let whole = if known.is_none() { encoded.len() } else { 0 };
+        let parts = (0..whole).step_by(PART_BYTES).map(move |from| {
+            let to = whole.min(from + PART_BYTES);
+            Event::SnapshotPart(SnapshotPart {
+                bytes: whole as u64,
+                offset: from as u64,
+                data: encoded.slice(from..to),
+            })
+        });
+        steps
+            .map(|step| Event::SnapshotDelta(step.encoded.clone()))
+            .chain(parts)
+    }
+}
