@@ -14,6 +14,9 @@ mod bulk;
 
 mod gone;
 
+// What is run on control alone.
+mod fleet;
+
 // What is run over long lines.
 mod wan;
 
@@ -73,6 +76,8 @@ enum What {
     Idle(Idle),
     /// Compare the results of many runs.
     Table(Table),
+    /// A thousand nodes that only talk to control.
+    Fleet(Fleet),
     /// Over long, lossy and dying lines.
     #[command(subcommand)]
     Wan(wan::Wan),
@@ -223,6 +228,16 @@ struct Table {
     out: Option<PathBuf>,
 }
 
+#[derive(Args, Debug)]
+struct Fleet {
+    #[command(flatten)]
+    plan: fleet::Plan,
+    #[command(flatten)]
+    watched: Watched,
+    #[command(flatten)]
+    output: Output,
+}
+
 fn main() -> ExitCode {
     match run(Options::parse().what) {
         Ok(()) => ExitCode::SUCCESS,
@@ -270,6 +285,15 @@ fn run(what: What) -> anyhow::Result<()> {
             output.write("idle", join_idle(seconds, watch.show(0, None)?))
         }
         What::Table(Table { runs, about, out }) => table::show(&runs, &about, out.as_deref()),
+        What::Fleet(Fleet {
+            plan,
+            watched,
+            output,
+        }) => {
+            let result = fleet::run(&plan, || watched.start())?;
+            fleet::tell(&result)?;
+            output.write("fleet", result)
+        }
         What::Wan(wan) => wan.run(),
     }
 }
