@@ -9,4 +9,4 @@ mod authority;
 pub use authority::{Authority, CONTROL_NAME, Error};
 
 mod peer;
-pub use peer::{Peer, Role, operator_of_leaf};
+pub use peer::{Peer, Role, issued_of_leaf, operator_of_leaf};

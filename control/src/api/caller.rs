@@ -1,6 +1,6 @@
 //! Says who calls: a node by its certificate, an operator by a token or certificate, or nobody in particular.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ring::digest::{SHA256, digest};
 use tonic::{Request, Status};
@@ -19,6 +19,8 @@ pub struct Connection {
     pub address: SocketAddr,
     /// Who the client certificate names, when there is one.
     pub peer: Option<Arc<Peer>>,
+    /// When that certificate was issued, in seconds since 1970.
+    pub issued: Duration,
     /// The operator whom it names instead.
     pub operator: Option<Arc<Certified>>,
 }
@@ -49,10 +51,16 @@ impl Rooms {
     /// The node that calls. It must still belong to the network, whatever its certificate says.
     pub(super) async fn node<T>(&self, request: &Request<T>) -> Result<Arc<Peer>, Status> {
         let connection = request.extensions().get::<Connection>();
-        let peer = connection
-            .and_then(|connection| connection.peer.clone())
+        let (peer, issued) = connection
+            .and_then(|connection| Some((connection.peer.clone()?, connection.issued)))
             .ok_or_else(|| Status::unauthenticated("this call needs the certificate of a node"))?;
         match self.registry.node(peer.id.as_str()).await {
+            Ok(spec) if is_superseded(issued, spec.enrolled_unix_ms) => {
+                Err(Status::unauthenticated(format!(
+                    "node `{}` has enrolled again since this certificate was issued",
+                    peer.id
+                )))
+            }
             Ok(_) => Ok(peer),
             Err(crate::registry::Error::Unknown { .. }) => Err(Status::unauthenticated(format!(
                 "node `{}` does not belong to this network any more",
@@ -119,6 +127,12 @@ impl Rooms {
     }
 }
 
+/// Whether a certificate is of an earlier enrolment of its node. One of the same second counts: certificates know no smaller
+/// time.
+fn is_superseded(issued: Duration, enrolled_unix_ms: u64) -> bool {
+    issued.as_secs() < enrolled_unix_ms / 1_000
+}
+
 const NO_TOKEN: &str = "this call needs an operator's token, `authorization: Bearer vadm_...`, or an operator's certificate";
 
 /// An operator that has proved who it is.
@@ -129,4 +143,26 @@ pub(super) struct Caller {
     pub(super) by: Actor,
     /// It means what would be refused as too large a loss.
     pub(super) force: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_ends_with_the_enrolment_that_it_is_of() {
+        let issued = Duration::from_secs(1_000);
+        for (enrolled_unix_ms, superseded) in [
+            (0, false),
+            (999_999, false),
+            (1_000_999, false),
+            (1_001_000, true),
+        ] {
+            assert_eq!(
+                is_superseded(issued, enrolled_unix_ms),
+                superseded,
+                "{enrolled_unix_ms}"
+            );
+        }
+    }
 }

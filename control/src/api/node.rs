@@ -77,6 +77,7 @@ impl Node for Nodes {
             .enroll(Enrolment {
                 secret,
                 node: &asked.node,
+                csr: &asked.csr,
                 now_unix_ms: unix_ms(),
             })
             .await?;

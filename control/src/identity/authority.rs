@@ -41,7 +41,7 @@ const NODE_LIFE: Duration = DAY;
 const CONTROL_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// Certificates begin this long ago.
-const BACKDATE: Duration = Duration::from_secs(300);
+pub(super) const BACKDATE: Duration = Duration::from_secs(300);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]

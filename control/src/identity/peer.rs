@@ -3,10 +3,12 @@
 //! The chain was verified by rustls before; here only the names are read, and strictly: one URI, of
 //! this trust domain, with known roles and a well-formed id.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use vector_proto::id::NodeId;
 use x509_parser::{extensions::GeneralName, prelude::FromDer as _};
+
+use super::authority::BACKDATE;
 
 /// What a node may do.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -87,6 +89,14 @@ impl Peer {
             roles,
         })
     }
+}
+
+/// When a leaf that rustls has verified was issued, in seconds since 1970: its validity begins [`BACKDATE`] before that.
+#[must_use]
+pub fn issued_of_leaf(der: &[u8]) -> Option<Duration> {
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
+    let begins = u64::try_from(certificate.validity().not_before.timestamp()).ok()?;
+    Some(Duration::from_secs(begins) + BACKDATE)
 }
 
 /// The operator whom a leaf names that rustls has verified. `None` when it names none of this network.

@@ -1,7 +1,8 @@
 //! Which nodes belong to the network: invited once, enrolled, and known until removed.
 //!
 //! An invite is 256 random bits, stored as SHA-256, bound to roles and region (and to an id where it names
-//! one), good once and for a short while. The transaction that makes the node takes the invite away.
+//! one), good for one node and for a short while. The transaction that makes the node binds the invite to the signing
+//! request that came with it: whoever lost the answer asks again, and nobody else can.
 
 use bytes::Bytes;
 use prost::Message;
@@ -83,6 +84,15 @@ pub struct Invite {
     /// Good until then.
     #[prost(uint64, tag = "4")]
     pub expires_unix_ms: u64,
+    /// SHA-256 of the signing request that has used it; empty: none has.
+    #[prost(bytes = "bytes", tag = "5")]
+    pub used_for: Bytes,
+    /// The node that this made, and when.
+    #[prost(string, tag = "6")]
+    pub made: String,
+    /// In milliseconds since 1970.
+    #[prost(uint64, tag = "7")]
+    pub made_unix_ms: u64,
 }
 
 /// What a node asks for when it enrols.
@@ -92,6 +102,8 @@ pub struct Enrolment<'a> {
     pub secret: &'a str,
     /// Wanted name; may be empty.
     pub node: &'a str,
+    /// Its signing request: the same one may ask again.
+    pub csr: &'a [u8],
     /// Now.
     pub now_unix_ms: u64,
 }
@@ -115,9 +127,10 @@ impl Registry {
         let mut put = Transaction::new();
         let mut waiting = 0;
         for entry in self.store.list(INVITES).await?.entries {
-            if decode::<Invite>(&entry.value)?.expires_unix_ms <= now_unix_ms {
+            let invite = decode::<Invite>(&entry.value)?;
+            if invite.expires_unix_ms <= now_unix_ms {
                 put = put.delete(entry.key);
-            } else {
+            } else if invite.used_for.is_empty() {
                 waiting += 1;
             }
         }
@@ -141,7 +154,8 @@ impl Registry {
         Ok((secret, invite))
     }
 
-    /// Trades an invite for a node. The invite is then used up.
+    /// Trades an invite for a node. The invite is then used up, but for the same signing request while its time lasts:
+    /// nothing is changed then.
     ///
     /// # Errors
     /// [`Error::BadInvite`] when it is not good for this; [`Error::Refused`] when the name is taken.
@@ -155,6 +169,16 @@ impl Registry {
         if invite.expires_unix_ms <= asked.now_unix_ms {
             return Err(Error::BadInvite("the invite's time is over"));
         }
+        let used_for = Bytes::copy_from_slice(digest(&SHA256, asked.csr).as_ref());
+        if !invite.used_for.is_empty() {
+            let again = invite.used_for == used_for && ["", &invite.made].contains(&asked.node);
+            return match self.node(&invite.made).await {
+                // Unless it was invited anew since, and has another key now.
+                Ok(spec) if again && spec.enrolled_unix_ms == invite.made_unix_ms => Ok(spec),
+                Ok(_) | Err(Error::Unknown { .. }) => Err(unknown),
+                Err(error) => Err(error),
+            };
+        }
         let id = chosen_id(&invite, asked.node)?;
         let node_at = format!("{NODES}{id}");
         let before = self.store.get(&node_at).await?;
@@ -166,15 +190,21 @@ impl Registry {
         }
         let spec = NodeSpec {
             id: id.as_str().to_owned(),
-            region: invite.region,
-            roles: invite.roles,
+            region: invite.region.clone(),
+            roles: invite.roles.clone(),
             draining: false,
             enrolled_unix_ms: asked.now_unix_ms,
+        };
+        let used = Invite {
+            used_for,
+            made: spec.id.clone(),
+            made_unix_ms: spec.enrolled_unix_ms,
+            ..invite
         };
         let trade = Transaction::new()
             .when(at.clone(), entry.changed)
             .when(node_at.clone(), before.map_or(0, |entry| entry.changed))
-            .delete(at)
+            .put(at, used.encode_to_vec())
             .put(node_at, spec.encode_to_vec());
         let details = vec![
             format!("roles: {}", spec.roles.join("+")),
@@ -410,6 +440,7 @@ mod tests {
         let asked = |secret, now_unix_ms| Enrolment {
             secret,
             node: "n-1",
+            csr: b"request",
             now_unix_ms,
         };
         let (secret, made) = registry

@@ -22,7 +22,7 @@ use tonic::transport::server::Connected;
 use super::tls::Tls;
 use crate::{
     api::{Certified, Connection},
-    identity::Peer,
+    identity::{Peer, issued_of_leaf},
     telemetry::Metrics,
 };
 
@@ -120,10 +120,12 @@ impl Listening {
             }
         }
         self.metrics.connections.inc();
+        let issued = leaf.and_then(|leaf| issued_of_leaf(leaf));
         let secured = Secured {
             stream,
             connection: Connection {
                 address,
+                issued: issued.unwrap_or_default(),
                 peer,
                 operator,
             },

@@ -6,7 +6,7 @@ use super::*;
 async fn an_invite_makes_one_node_and_no_second() {
     let control = Control::start().await;
     let invite = control.invite("egress", "").await;
-    let (key, csr) = request();
+    let (_, csr) = request();
     let mut stranger = control.stranger().await;
     let bad_csr = stranger
         .enroll(enrolment(&invite, b"nonsense", "e-1"))
@@ -23,6 +23,14 @@ async fn an_invite_makes_one_node_and_no_second() {
         .unwrap()
         .into_inner();
     assert_eq!(enrolled.roles, ["egress"]);
+    // The answer was lost: the same request gets a certificate again, with the name or without. Another one does not.
+    for name in ["e-1", ""] {
+        let again = stranger.enroll(enrolment(&invite, &csr, name)).await;
+        assert_eq!(again.unwrap().into_inner().node, "e-1");
+    }
+    let (_, another) = request();
+    let stolen = stranger.enroll(enrolment(&invite, &another, "e-1")).await;
+    assert_eq!(stolen.unwrap_err().code(), Code::PermissionDenied);
     let reused = stranger
         .enroll(enrolment(&invite, &csr, "e-2"))
         .await
@@ -50,6 +58,14 @@ async fn an_invite_makes_one_node_and_no_second() {
         .await
         .unwrap_err();
     assert_eq!(elsewhere.code(), Code::PermissionDenied);
+
+    // Invited again by its name, it is another one, and the first request has no more part in it.
+    let again = control.invite("egress", "e-1").await;
+    let (key, newer) = request();
+    let enrolled = stranger.enroll(enrolment(&again, &newer, "")).await;
+    let enrolled = enrolled.unwrap().into_inner();
+    let late = stranger.enroll(enrolment(&invite, &csr, "e-1")).await;
+    assert_eq!(late.unwrap_err().code(), Code::PermissionDenied);
 
     let mut node = control.node(&Identity::new(&enrolled, &key)).await;
     let (_, csr) = request();

@@ -16,7 +16,7 @@ impl Operators {
             roles: asked.roles,
             region: asked.region,
             node: asked.node,
-            expires_unix_ms: 0,
+            ..Invite::default()
         };
         let (secret, invite) = self
             .rooms
