@@ -3,17 +3,17 @@
 use std::{
     net::{TcpListener, UdpSocket},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU16, Ordering},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 /// Ports of one network: `deploy/local` takes the first 26, extra nodes the last.
 pub(crate) const PORTS: u16 = 40;
 
-/// Where the search begins, below what systems give away by themselves.
+/// Where networks may be, below what systems give away by themselves.
 const FIRST: u16 = 20_000;
-const LAST: u16 = 29_960;
+const NETWORKS: u16 = 250;
 
-static NEXT: AtomicU16 = AtomicU16::new(FIRST);
+static TAKEN: AtomicU32 = AtomicU32::new(0);
 
 /// The folder of the release binaries: the one that the running test was built into.
 pub(crate) fn bin() -> PathBuf {
@@ -39,15 +39,18 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }
 
-/// The first of [`PORTS`] ports in a row that nobody holds. Each is given once a process.
+/// [`PORTS`] ports in a row that nobody holds. Each is given once a process, and another process begins elsewhere: what is
+/// free now may be taken by it a moment later.
 pub(crate) fn port_base() -> u16 {
-    loop {
-        let base = NEXT.fetch_add(PORTS, Ordering::Relaxed);
-        assert!(base <= LAST, "no {PORTS} free ports in a row");
+    let from = std::process::id().wrapping_mul(97);
+    for _ in 0..NETWORKS {
+        let place = from.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % u32::from(NETWORKS);
+        let base = FIRST + u16::try_from(place).unwrap() * PORTS;
         if (base..base + PORTS).all(is_free) {
             return base;
         }
     }
+    panic!("no {PORTS} free ports in a row");
 }
 
 fn is_free(port: u16) -> bool {
