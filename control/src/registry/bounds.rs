@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use vector_proto::control::v1::{CredentialSpec, KeySpec, ProviderSpec, Upstream};
 
-use super::{Catalog, StoredCredential, check::Faults};
+use super::{Catalog, StoredCredential, base_url, check::Faults};
 use crate::coordinate::{VALUE_BYTES_MAX, Write};
 
 /// Connections to one provider: no machine has more ports towards one address.
@@ -117,6 +117,9 @@ impl Faults {
 
 fn provider(spec: &ProviderSpec, faults: &mut Faults) {
     let at = |field: &str| format!("providers[{}].{field}", spec.name);
+    if spec.base_url.len() <= BASE_URL_BYTES_MAX {
+        base_url::judge(spec, at, faults);
+    }
     let limits = spec.limits.unwrap_or_default();
     let field = at("limits.connections_max");
     faults.at_most(field, limits.connections_max, CONNECTIONS_MAX);
@@ -254,6 +257,18 @@ mod tests {
         let mut other = catalog.clone();
         other.accounts.insert("acme".to_owned(), Default::default());
         assert_eq!(fields(&catalog, &other), [""; 0], "what is stored stays");
+        // As one of before the rule may be: the egress does not call it, and other changes are not held up by it.
+        let inside = ProviderSpec {
+            name: "inside".to_owned(),
+            base_url: "https://10.0.0.8".to_owned(),
+            ..ProviderSpec::default()
+        };
+        let mut stored = catalog.clone();
+        stored.providers.insert(inside.name.clone(), inside.clone());
+        assert_eq!(fields(&catalog, &stored), ["providers[inside].base_url"]);
+        let mut later = stored.clone();
+        later.accounts.insert("acme".to_owned(), Default::default());
+        assert_eq!(fields(&stored, &later), [""; 0]);
         other.models.get_mut("m").unwrap().redundant = true;
         assert_eq!(fields(&catalog, &other).len(), 2, "what is touched is not");
     }

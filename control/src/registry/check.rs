@@ -11,7 +11,7 @@ use vector_proto::{
     id::Name,
 };
 
-use super::{Catalog, Fault, base_url};
+use super::{Catalog, Fault};
 
 /// Kinds of providers that nodes can speak to.
 const KINDS: &[&str] = &["openai", "anthropic", "gemini", "midjourney", "suno"];
@@ -110,7 +110,6 @@ fn provider(spec: &ProviderSpec, faults: &mut Faults) {
             format!("`{}` is none of: {}", spec.kind, KINDS.join(", ")),
         );
     }
-    base_url::judge(spec, at, faults);
     if let Err(why) = balance(&spec.balance) {
         faults.push(at("balance"), why);
     }
