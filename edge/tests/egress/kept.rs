@@ -208,17 +208,44 @@ fn plain() -> v1::Open {
     }
 }
 
-#[tokio::test]
-async fn an_exchange_whose_client_left_before_its_head_is_adopted_and_taken_up() {
+/// An exchange that runs at the provider without its client, with whoever adopted it.
+struct Adopted {
+    calls: Arc<AtomicUsize>,
+    /// Lets the provider go on.
+    go_on: Arc<Notify>,
+    town: Town,
+    exchange: ExchangeId,
+    call: Call,
+}
+
+async fn adopted() -> Adopted {
     let (calls, go_on) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let address = halting(Arc::clone(&calls), Arc::clone(&go_on), true).await;
     let town = Town::new(&url(address), &["one"]).await;
     let exchange = ExchangeId::fresh();
     let mut first = begin(&town, exchange, plain()).await;
     first.response.accepted().await.unwrap();
-    let mut adopted = again(&town, adopt(ACCOUNT, exchange, 10_000)).await;
-    adopted.response.accepted().await.unwrap();
+    let mut call = again(&town, adopt(ACCOUNT, exchange, 10_000)).await;
+    call.response.accepted().await.unwrap();
     drop(first);
+    Adopted {
+        calls,
+        go_on,
+        town,
+        exchange,
+        call,
+    }
+}
+
+#[tokio::test]
+async fn an_exchange_whose_client_left_before_its_head_is_adopted_and_taken_up() {
+    let Adopted {
+        calls,
+        go_on,
+        town,
+        exchange,
+        mut call,
+    } = adopted().await;
     let foreign = read(&mut again(&town, by_print("other")).await)
         .await
         .unwrap_err();
@@ -232,23 +259,20 @@ async fn an_exchange_whose_client_left_before_its_head_is_adopted_and_taken_up()
     let recorded = town.told.record().await;
     assert_eq!(recorded.outcome, "whole");
     assert_eq!(calls.load(Ordering::SeqCst), 1);
-    let ended = read(&mut adopted).await.unwrap();
+    let ended = read(&mut call).await.unwrap();
     assert_eq!(ended.trailers.usage, recorded.usage);
     assert!(answered.trailers.usage.is_none(), "it counts once");
 }
 
 #[tokio::test]
 async fn who_has_an_exchange_adopted_hears_when_it_is_over() {
-    let (calls, go_on) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-    let address = halting(Arc::clone(&calls), Arc::clone(&go_on), true).await;
-    let town = Town::new(&url(address), &["one"]).await;
-    let exchange = ExchangeId::fresh();
-    let mut first = begin(&town, exchange, plain()).await;
-    first.response.accepted().await.unwrap();
-    let mut adopted = again(&town, adopt(ACCOUNT, exchange, 10_000)).await;
-    adopted.response.accepted().await.unwrap();
-    drop(first);
-    let mut told = std::pin::pin!(read(&mut adopted));
+    let Adopted {
+        go_on,
+        town,
+        mut call,
+        ..
+    } = adopted().await;
+    let mut told = std::pin::pin!(read(&mut call));
     let early = futures_util::FutureExt::now_or_never(&mut told);
     assert!(early.is_none(), "it runs");
     go_on.notify_one();
