@@ -420,18 +420,14 @@ fn check_seen(seen: &Seen) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
-    use crate::{coordinate::Embedded, vault::Vault};
+    use crate::registry::fixture;
 
     #[tokio::test]
     async fn an_invite_is_good_until_its_time_is_over() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Arc::new(Embedded::open(&dir.path().join("store")).await.unwrap());
-        let vault = Vault::open(&dir.path().join("key")).unwrap();
-        let registry = Registry::open(store, vault).await.unwrap();
-        let by = Actor::operator("eve", String::new());
+        let registry = fixture::registry(dir.path()).await;
+        let by = fixture::by();
         let invite = Invite {
             roles: vec!["egress".to_owned(), "ingress".to_owned()],
             region: "eu".to_owned(),

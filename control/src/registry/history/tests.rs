@@ -1,27 +1,14 @@
 //! A state is read back as it was, secrets are nowhere in what is kept, and undoing never does what nobody could repair.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use vector_proto::control::v1::{AccountSpec, CredentialSpec, ModelSpec, ProviderSpec, Upstream};
 
 use super::*;
-use crate::{
-    coordinate::Embedded,
-    registry::{Draft, Judgement, Outcome, Terms},
-    vault::Vault,
+use crate::registry::{
+    Draft, Judgement, Outcome, Terms,
+    fixture::{SECRET, by, registry},
 };
-
-const SECRET: &str = "sk-provider-secret-0123456789";
-
-async fn registry(dir: &Path) -> Registry {
-    let store = Embedded::open(&dir.join("store")).await.unwrap();
-    let vault = Vault::open(&dir.join("master.key")).unwrap();
-    Registry::open(Arc::new(store), vault).await.unwrap()
-}
-
-fn by() -> Actor {
-    Actor::operator("eve", String::new())
-}
 
 async fn edit(registry: &Registry, alter: impl Fn(&mut Draft) + Send + Sync) -> Outcome {
     registry.edit(Terms::plain(&by()), alter).await.unwrap()

@@ -1,27 +1,14 @@
 //! What canaries have and the others have not yet, and what is never staged.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use vector_proto::control::v1::{AccountSpec, CredentialSpec, ModelSpec, ProviderSpec, Upstream};
 
 use super::*;
-use crate::{
-    coordinate::Embedded,
-    registry::{Draft, Terms},
-    vault::Vault,
+use crate::registry::{
+    Draft, Terms,
+    fixture::{SECRET, by, registry},
 };
-
-const SECRET: &str = "sk-provider-secret-0123456789";
-
-async fn registry(dir: &Path) -> Registry {
-    let store = Embedded::open(&dir.join("store")).await.unwrap();
-    let vault = Vault::open(&dir.join("master.key")).unwrap();
-    Registry::open(Arc::new(store), vault).await.unwrap()
-}
-
-fn by() -> Actor {
-    Actor::operator("eve", String::new())
-}
 
 /// A change that two canaries have for an hour.
 async fn staged(registry: &Registry, alter: impl Fn(&mut Draft) + Send + Sync) {
