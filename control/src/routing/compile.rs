@@ -10,7 +10,8 @@ use bytes::Bytes;
 use prost::Message as _;
 use ring::digest::{SHA256, digest};
 use vector_proto::control::v1::{
-    DefaultRoute, Model, NodeRecord, Path, Provider, ProviderSpec, Snapshot, Upstream,
+    DefaultRoute, DefaultRouteSpec, Model, ModelSpec, NodeRecord, Path, Provider, ProviderSpec,
+    Snapshot, Upstream,
 };
 
 use crate::{
@@ -76,31 +77,37 @@ pub fn compile(inputs: Inputs<'_>) -> Snapshot {
         .values()
         .map(|spec| provider(inputs, spec, served.contains(spec.name.as_str())))
         .collect();
-    let models = inputs.catalog.models.values().map(|spec| Model {
-        name: spec.name.clone(),
-        upstreams: upstreams(&spec.upstreams),
-        owned_by: spec.owned_by.clone(),
-        created_unix_s: spec.created_unix_s,
-        redundant: spec.redundant,
-    });
-    let default_routes = inputs
-        .catalog
-        .default_routes
-        .values()
-        .map(|spec| DefaultRoute {
-            operation: spec.operation.clone(),
-            upstreams: upstreams(&spec.upstreams),
-            redundant: spec.redundant,
-        });
     Snapshot {
         revision: 0,
         nodes: nodes(inputs),
         paths: paths(inputs, &providers),
         providers,
-        models: models.collect(),
-        default_routes: default_routes.collect(),
+        models: models(inputs.catalog),
+        default_routes: default_routes(inputs.catalog),
         digest: Bytes::new(),
     }
+}
+
+/// The models of a snapshot, which follow from the configuration alone.
+pub(super) fn models(catalog: &Catalog) -> Vec<Model> {
+    let row = |spec: &ModelSpec| Model {
+        name: spec.name.clone(),
+        upstreams: upstreams(&spec.upstreams),
+        owned_by: spec.owned_by.clone(),
+        created_unix_s: spec.created_unix_s,
+        redundant: spec.redundant,
+    };
+    catalog.models.values().map(row).collect()
+}
+
+/// The default routes of a snapshot; the same holds of them.
+pub(super) fn default_routes(catalog: &Catalog) -> Vec<DefaultRoute> {
+    let row = |spec: &DefaultRouteSpec| DefaultRoute {
+        operation: spec.operation.clone(),
+        upstreams: upstreams(&spec.upstreams),
+        redundant: spec.redundant,
+    };
+    catalog.default_routes.values().map(row).collect()
 }
 
 /// A snapshot with its revision and its digest, and the same in bytes.

@@ -7,9 +7,12 @@
 use std::collections::HashSet;
 
 use prost::Message as _;
-use vector_proto::control::v1::{Snapshot, Upstream};
+use vector_proto::control::v1::{CredentialSpec, Snapshot, Upstream};
 
-use super::{Inputs, compile};
+use super::{
+    Inputs, compile,
+    compile::{default_routes, models},
+};
 use crate::{
     health::Usable,
     registry::{Catalog, Fault, Judgement, NodeSpec, Seen},
@@ -24,7 +27,9 @@ const FLOOR: usize = 10;
 /// Judges the change from `old` to `new` among these nodes.
 #[must_use]
 pub fn judge(old: &Catalog, new: &Catalog, nodes: &[(NodeSpec, Option<Seen>)]) -> Judgement {
-    if same_routes(old, new) {
+    let same_egress = old.providers == new.providers && served(old) == served(new);
+    if same_egress && old.models == new.models && old.default_routes == new.default_routes {
+        // Accounts and secrets change nothing of what is served.
         return Judgement::default();
     }
     let usable = Usable {
@@ -38,30 +43,32 @@ pub fn judge(old: &Catalog, new: &Catalog, nodes: &[(NodeSpec, Option<Seen>)]) -
             usable: &usable,
         })
     };
-    let (before, after) = (compiled(old), compiled(new));
+    let before = compiled(old);
+    let (bytes, reach) = (before.encoded_len(), Reach::of(&before));
+    let after = if same_egress {
+        // Most of a large snapshot is paths, and these are the same.
+        Snapshot {
+            models: models(new),
+            default_routes: default_routes(new),
+            ..before
+        }
+    } else {
+        compiled(new)
+    };
     Judgement {
-        faults: size(&before, &after).into_iter().collect(),
-        losses: losses(&Reach::of(&before), &Reach::of(&after)),
+        faults: size(bytes, after.encoded_len()).into_iter().collect(),
+        losses: losses(&reach, &Reach::of(&after)),
     }
 }
 
-/// Accounts and secrets change nothing of what is served.
-fn same_routes(old: &Catalog, new: &Catalog) -> bool {
-    let served = |catalog: &Catalog| -> Vec<(String, bool)> {
-        let stored = catalog.credentials.values();
-        let row = |spec: &vector_proto::control::v1::CredentialSpec| {
-            (spec.provider.clone(), spec.disabled)
-        };
-        stored.map(|stored| row(&stored.spec)).collect()
-    };
-    old.providers == new.providers
-        && old.models == new.models
-        && old.default_routes == new.default_routes
-        && served(old) == served(new)
+/// What of the credentials decides who may call a provider.
+fn served(catalog: &Catalog) -> impl PartialEq + use<> {
+    let stored = catalog.credentials.values();
+    let row = |spec: &CredentialSpec| (spec.provider.clone(), spec.disabled);
+    stored.map(|stored| row(&stored.spec)).collect::<Vec<_>>()
 }
 
-fn size(before: &Snapshot, after: &Snapshot) -> Option<Fault> {
-    let (before, after) = (before.encoded_len(), after.encoded_len());
+fn size(before: usize, after: usize) -> Option<Fault> {
     (after > SNAPSHOT_BYTES_MAX && after > before).then(|| Fault {
         field: "snapshot".to_owned(),
         why: format!(
@@ -128,7 +135,7 @@ fn losses(before: &Reach, after: &Reach) -> Vec<Fault> {
 
 #[cfg(test)]
 mod tests {
-    use vector_proto::control::v1::{CredentialSpec, ModelSpec, ProviderSpec, Register};
+    use vector_proto::control::v1::{ModelSpec, ProviderSpec, Register};
 
     use super::*;
     use crate::registry::StoredCredential;
