@@ -37,7 +37,7 @@ pub const START_GRACE: Duration = Duration::from_secs(10);
 /// hears everything anew when it is back.
 const PUSH_WAIT: Duration = Duration::from_secs(1);
 
-/// Events that may wait for one stream. Snapshots are not queued: only the newest is sent.
+/// Events that may wait for one stream. A snapshot goes in pieces, so that a key's change waits for one of them and not for all.
 pub const EVENTS_MAX: usize = 16;
 
 /// What a node reported that others route by.

@@ -42,6 +42,9 @@ mod change;
 mod edit;
 pub use edit::{Draft, Judge, Judgement, Outcome, Terms};
 
+#[cfg(test)]
+mod fixture;
+
 mod history;
 pub use history::Generation;
 

@@ -14,7 +14,7 @@ pub(crate) use figures::tell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -161,19 +161,24 @@ impl Fleet {
         }
     }
 
+    /// The next word of a node, of those that are not to end.
     async fn next(&mut self) -> anyhow::Result<Heard> {
-        tokio::select! {
-            heard = self.heard.recv() => {
-                let mut heard = heard.context("every node is gone")?;
-                self.whole = heard.snapshot.take().or_else(|| self.whole.take());
-                Ok(heard)
+        tokio::time::timeout(ALL_WAIT, self.hear())
+            .await
+            .with_context(|| format!("a node was not told within {} s", ALL_WAIT.as_secs()))?
+    }
+
+    async fn hear(&mut self) -> anyhow::Result<Heard> {
+        loop {
+            tokio::select! {
+                heard = self.heard.recv() => {
+                    let mut heard = heard.context("every node is gone")?;
+                    self.whole = heard.snapshot.take().or_else(|| self.whole.take());
+                    return Ok(heard);
+                }
+                // One that was stopped ends well.
+                Some(ended) = self.running.join_next() => ended?.context("a node's stream ended")?,
             }
-            Some(ended) = self.running.join_next() => match ended? {
-                // One that was stopped: the next word is another's.
-                Ok(()) => Box::pin(self.next()).await,
-                Err(error) => Err(error.context("a node's stream ended")),
-            },
-            () = tokio::time::sleep(ALL_WAIT) => bail!("some nodes were not told within {} s", ALL_WAIT.as_secs()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! The long stream of a node: state goes down, acknowledgements and reports come up.
 //!
-//! Only the newest snapshot is ever sent; a slow node skips those in between. Everything else goes
-//! through a short queue. Whichever side ends first ends both. The ledger is asked beside it all: while it is slow or away,
+//! A node that is behind is told the steps to the newest snapshot, or the whole of it in pieces. Everything goes
+//! through one short queue. Whichever side ends first ends both. The ledger is asked beside it all: while it is slow or away,
 //! a node hears what it must, and tells its objects again later.
 
 mod keep;
