@@ -6,6 +6,7 @@
 //! /cfg-generation      counts changes of /cfg; every change compares it, so that two operators never mix
 //! /keys/ID             an API key: its MAC, never its text
 //! /nodes/ID            who may have a certificate          /seen/nodes/ID   what the node said of itself last
+//! /revoked/ID          which certificates of a node that was removed or enrolled anew count no more
 //! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA; hashed: root's token
 //! /cfg-rollout         the change that canaries have and the other nodes have not yet, with what those have instead
 //! /history/GENERATION  what that change of /cfg replaced, without secrets; the last 100
@@ -59,6 +60,9 @@ pub use sealed::{Rewrapped, SealedUnder};
 
 mod operator;
 pub use operator::{NewOperator, Operator, OperatorRole};
+
+mod revoke;
+pub use revoke::{CERTIFICATE_LIFE_MAX, revoked_before};
 
 mod rollout;
 pub use rollout::{Rollout, Stage, Staging};

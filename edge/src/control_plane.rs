@@ -47,7 +47,7 @@ mod disk;
 
 use std::{
     fmt,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -91,6 +91,8 @@ struct Inner {
     credentials: watch::Sender<Arc<Held>>,
     drained: watch::Sender<bool>,
     connected: watch::Sender<bool>,
+    /// Control has said that this node was removed.
+    removed: watch::Sender<bool>,
     admission: Arc<admit::Admission>,
     keys: Arc<keys::Keys>,
     /// Where credentials are kept between starts, unless they are not.
@@ -155,6 +157,7 @@ impl ControlPlane {
             credentials: watch::Sender::new(Arc::new(Held::new(held.unwrap_or_default()))),
             drained: watch::Sender::new(false),
             connected: watch::Sender::new(false),
+            removed: watch::Sender::new(false),
             admission,
             keys: Arc::new(keys),
             safe,
@@ -190,6 +193,19 @@ impl ControlPlane {
     #[must_use]
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.0.connected.subscribe()
+    }
+
+    /// Whether control has said that this node was removed from the network, or replaced by another of its name.
+    #[must_use]
+    pub fn removed(&self) -> watch::Receiver<bool> {
+        self.0.removed.subscribe()
+    }
+
+    /// Forgets the credentials of providers, also those on disk. Blocks for one file.
+    pub fn forget_credentials(&self, state_dir: &Path) {
+        let none = Held::new(v1::Credentials::default());
+        self.0.credentials.send_replace(Arc::new(none));
+        credentials::remove(state_dir);
     }
 
     /// The policy of a key that was admitted before. Asks nobody.

@@ -9,6 +9,8 @@ mod grace;
 
 mod peer;
 
+mod revoked;
+
 mod state;
 
 mod tls;
@@ -29,10 +31,11 @@ use zeroize::Zeroizing;
 pub(crate) use self::grace::GRACE;
 pub use self::{
     peer::{NotANode, Peer, peer},
+    revoked::Revocations,
     tls::{CONTROL_NAME, Pin, pinned_client},
 };
 
-use self::{grace::Grace, state::State, tls::Held};
+use self::{grace::Grace, revoked::Revoked, state::State, tls::Held};
 use crate::config::Role;
 
 /// Why this node cannot prove who it is.
@@ -84,6 +87,7 @@ struct Inner {
     state_keys: StateKeys,
     held: Arc<ArcSwap<Held>>,
     grace: Arc<Grace>,
+    revoked: Arc<Revoked>,
     tls: tls::Settings,
 }
 
@@ -183,7 +187,8 @@ impl Identity {
         let held = Held::new(&kept.key, kept.chain).map_err(|error| stored(error.to_string()))?;
         let held = Arc::new(ArcSwap::from_pointee(held));
         let grace = Arc::new(Grace::default());
-        let tls = tls::Settings::new(&kept.roots, &held, &grace)?;
+        let revoked = Arc::new(Revoked::default());
+        let tls = tls::Settings::new(&kept.roots, &held, (&grace, &revoked))?;
         let epoch = state.next_epoch(unix_ms(SystemTime::now()))?;
         let reset_key = state.reset_key()?;
         let state_keys = StateKeys::of(&kept.key);
@@ -196,6 +201,7 @@ impl Identity {
             state_keys,
             held,
             grace,
+            revoked,
             tls,
         }))))
     }
@@ -332,12 +338,33 @@ impl Identity {
         format!("{node}.node.{}", self.trust_domain())
     }
 
-    /// Who a verified chain names, if it is a node of this network.
+    /// Who a verified chain names, if it is a node of this network that was not removed.
     #[must_use]
     pub fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<Peer> {
-        peer(chain)
-            .ok()
-            .filter(|peer| peer.trust_domain == self.trust_domain())
+        let (begins, _) = tls::validity(chain.first()?)?;
+        let ours = |peer: &Peer| peer.trust_domain == self.trust_domain();
+        let revoked = |peer: &Peer| self.0.revoked.covers(peer.id.as_str(), begins);
+        peer(chain).ok().filter(|peer| ours(peer) && !revoked(peer))
+    }
+
+    /// Whose certificates count no more, from the next handshake on. Answers whether that is news; the links that there
+    /// are, the tunnel closes.
+    pub fn revoke(&self, list: &Arc<Revocations>) -> bool {
+        self.0.revoked.set(list)
+    }
+
+    /// Whether this node itself was removed, or replaced by another of its name, as a former start was told.
+    #[must_use]
+    pub fn was_removed(&self) -> bool {
+        self.0.state.is_removed()
+    }
+
+    /// Remembers that this node was removed: it starts again only with a new invite.
+    ///
+    /// # Errors
+    /// [`Error::File`].
+    pub fn removed(&self) -> Result<(), Error> {
+        self.0.state.mark_removed()
     }
 }
 

@@ -66,6 +66,7 @@ pub enum Error {
 /// A node whose parts all run.
 struct Node {
     config: Config,
+    identity: Identity,
     telemetry: Telemetry,
     control: ControlPlane,
     network: Network,
@@ -105,15 +106,13 @@ impl Node {
         let replicas = replicas(&config, identity.clone());
         let registration = registration(&config, &identity, &sockets);
         let (control, service) = ControlPlane::new(replicas.clone(), registration);
+        // What is on disk says it before anybody comes.
+        identity.revoke(&control.routes().revoked);
 
         let tunnel = Tunnel::default();
         links::show(&telemetry, tunnel.tally());
         let egress = EgressSide::new(&config, &identity, &control, &telemetry)?;
-        let place = status::Place {
-            identity: identity.clone(),
-            state_dir: config.node.state_dir.clone(),
-            telemetry: telemetry.clone(),
-        };
+        let place = place(&config, &identity, &telemetry);
         let status = Arc::new(Status::new(place, tunnel.clone(), egress.clone()));
         control.set_status_source(status.source());
         let me = hello(&config, &identity);
@@ -131,8 +130,8 @@ impl Node {
         }
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(service.run(stop.clone()));
-        let heard = control.connected();
-        tasks.spawn(enroll::keep_fresh(identity, replicas, heard, stop.clone()));
+        let (heard, me) = (control.connected(), identity.clone());
+        tasks.spawn(enroll::keep_fresh(me, replicas, heard, stop.clone()));
         if let Some(egress) = &egress {
             tasks.spawn(egress.clone().follow(control.clone(), stop.clone()));
         }
@@ -155,6 +154,7 @@ impl Node {
         };
         Ok(Self {
             config,
+            identity,
             telemetry,
             control,
             network,
@@ -171,17 +171,23 @@ impl Node {
     async fn keep(&mut self) {
         let mut changed = self.control.routes_changed();
         let mut drained = self.control.drained();
+        let mut removed = self.control.removed();
         let roles = self.config.node.roles.clone();
         loop {
             let routes = self.control.routes();
             self.telemetry
                 .name_models(routes.models.keys().map(|name| &**name));
+            if self.identity.revoke(&routes.revoked) {
+                self.network
+                    .revoke(routes.revoked.keys().map(|node| &**node));
+            }
             let wanted = links::wanted(&routes, &roles, self.network.name());
             self.network.tunnel().know_relays(links::relays(&routes));
             drop(routes);
             self.network.keep(&wanted);
             tokio::select! {
                 Ok(()) = changed.changed() => {}
+                Ok(_) = removed.wait_for(|removed| *removed) => return self.expelled().await,
                 Ok(()) = drained.changed() => {
                     let on = *drained.borrow_and_update();
                     self.status.set_draining(on);
@@ -192,6 +198,26 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// The node was removed from the network: it serves nobody, and keeps nothing that it was trusted with. It stays up to
+    /// say so. Never ends by itself.
+    async fn expelled(&mut self) {
+        tracing::error!(
+            node = self.network.name(),
+            "this node was removed from the network: to have it back, invite it anew and start it again with that invite"
+        );
+        self.status.set_draining(true);
+        self.ingress_drain.cancel();
+        if let Some(egress) = &self.egress {
+            egress.set_draining(true);
+        }
+        self.network.leave();
+        self.control.forget_credentials(&self.config.node.state_dir);
+        if let Err(error) = self.identity.removed() {
+            tracing::error!(%error, "that it was removed could not be kept on disk");
+        }
+        std::future::pending().await
     }
 
     async fn stop(self) {
@@ -243,6 +269,15 @@ fn replicas(config: &Config, identity: Identity) -> Replicas {
     Replicas::connect(&config.control.urls, move || {
         identity.control_client_config()
     })
+}
+
+/// What the node tells of itself beside its work.
+fn place(config: &Config, identity: &Identity, telemetry: &Telemetry) -> status::Place {
+    status::Place {
+        identity: identity.clone(),
+        state_dir: config.node.state_dir.clone(),
+        telemetry: telemetry.clone(),
+    }
 }
 
 fn intervals(config: &Config) -> Intervals {

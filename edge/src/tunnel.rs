@@ -55,6 +55,8 @@ pub mod accept;
 
 pub mod path;
 
+mod revoke;
+
 // All of it together.
 pub mod network;
 
@@ -94,7 +96,7 @@ pub trait Credentials: fmt::Debug + Send + Sync {
     /// The name that a node's certificate carries.
     fn server_name(&self, node: &str) -> String;
 
-    /// Who a certificate chain names, if it is a node of this network.
+    /// Who a certificate chain names, if it is a node of this network. `None` as soon as it was removed.
     fn peer(&self, chain: &[CertificateDer<'_>]) -> Option<Peer>;
 }
 
@@ -105,6 +107,18 @@ pub struct Peer {
     pub node: Arc<str>,
     /// What it may be: `ingress`, `relay`, `egress`.
     pub roles: Vec<String>,
+}
+
+impl Peer {
+    /// The peer of a link within the process: whatever its HELLO says that it is.
+    #[must_use]
+    pub fn within(node: Arc<str>) -> Self {
+        let roles = ["ingress", "relay", "egress"].map(str::to_owned);
+        Self {
+            node,
+            roles: roles.into(),
+        }
+    }
 }
 
 /// Why an exchange cannot go on.

@@ -17,6 +17,13 @@ pub mod v1 {
     tonic::include_proto!("vector.control.v1");
 }
 
+/// Certificates begin this long before they are issued, so that a slow clock takes them at once. Part of the contract:
+/// `Revocation.before_unix_s` is compared with the time of issue.
+pub const BACKDATE_S: u64 = 300;
+
+/// Metadata of a refusal that tells a node that it was removed, or replaced by one of the same name: `true`.
+pub const REMOVED: &str = "vector-removed";
+
 pub mod delta;
 mod redacted;
 

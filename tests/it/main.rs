@@ -17,6 +17,8 @@ mod objects;
 
 mod credentials;
 
+mod removed;
+
 // What an operator does and sees.
 mod plan;
 

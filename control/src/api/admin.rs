@@ -85,10 +85,7 @@ impl pb::admin_server::Admin for Operators {
     async fn remove_node(&self, request: Request<pb::NameRequest>) -> Answer<pb::Removed> {
         let caller = self.rooms.operator(&request)?;
         let name = request.into_inner().name;
-        let existed = self.rooms.registry.remove_node(&caller.by, &name).await?;
-        self.rooms.fleet.dismiss(&name);
-        tracing::info!(node.id = name, existed, "node removed");
-        Ok(Response::new(pb::Removed { existed }))
+        self.removed(&caller, &name).await.map(Response::new)
     }
 
     async fn put_provider(&self, request: Request<pb::ProviderSpec>) -> Answer<pb::ProviderSpec> {

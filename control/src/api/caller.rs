@@ -3,8 +3,11 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use ring::digest::{SHA256, digest};
-use tonic::{Request, Status};
-use vector_proto::id::NodeId;
+use tonic::{
+    Request, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
+use vector_proto::{control::REMOVED, id::NodeId};
 
 use super::{Rooms, unix_ms};
 use crate::{
@@ -55,17 +58,24 @@ impl Rooms {
             .and_then(|connection| Some((connection.peer.clone()?, connection.issued)))
             .ok_or_else(|| Status::unauthenticated("this call needs the certificate of a node"))?;
         match self.registry.node(peer.id.as_str()).await {
-            Ok(spec) if is_superseded(issued, spec.enrolled_unix_ms) => {
-                Err(Status::unauthenticated(format!(
-                    "node `{}` has enrolled again since this certificate was issued",
-                    peer.id
-                )))
-            }
-            Ok(_) => Ok(peer),
-            Err(crate::registry::Error::Unknown { .. }) => Err(Status::unauthenticated(format!(
-                "node `{}` does not belong to this network any more",
+            Ok(spec) if is_superseded(issued, spec.enrolled_unix_ms) => Err(removed(format!(
+                "node `{}` has enrolled again since this certificate was issued",
                 peer.id
             ))),
+            Ok(_) => Ok(peer),
+            Err(crate::registry::Error::Unknown { .. }) => {
+                let why = format!(
+                    "node `{}` does not belong to this network any more",
+                    peer.id
+                );
+                // That nothing is known of it may be the fault of a store that lost it.
+                let before = self.registry.revoked_of(peer.id.as_str()).await?;
+                Err(if issued.as_secs() < before {
+                    removed(why)
+                } else {
+                    Status::unauthenticated(why)
+                })
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -125,6 +135,13 @@ impl Rooms {
             force: false,
         })
     }
+}
+
+/// Tells a node that it is out for good, which it then acts upon.
+fn removed(why: String) -> Status {
+    let mut told = MetadataMap::new();
+    told.insert(REMOVED, MetadataValue::from_static("true"));
+    Status::with_metadata(tonic::Code::Unauthenticated, why, told)
 }
 
 /// Whether a certificate is of an earlier enrolment of its node. One of the same second counts: certificates know no smaller

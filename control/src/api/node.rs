@@ -1,5 +1,7 @@
 //! What nodes ask: certificates, keys, objects, claims; and where they bring usage.
 
+use std::time::Duration;
+
 use tonic::{Request, Response, Status, Streaming};
 use vector_proto::control::v1::{
     AdmitRequest, AdmitResponse, ClaimOutcome, ClaimRequest, ClaimResponse, EnrollRequest,
@@ -41,7 +43,9 @@ impl Nodes {
             roles: roles.map_err(|_| damaged())?,
         };
         let authority = &self.rooms.authority;
-        let leaf = authority.node_leaf(csr, &peer, unix_now())?;
+        // Never one of before its enrolment, whatever this replica's clock says.
+        let at = unix_now().max(Duration::from_millis(spec.enrolled_unix_ms));
+        let leaf = authority.node_leaf(csr, &peer, at)?;
         Ok(EnrollResponse {
             node: spec.id,
             region: spec.region,

@@ -19,7 +19,7 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
-use vector_proto::id::NodeId;
+use vector_proto::{control::BACKDATE_S, id::NodeId};
 use x509_parser::prelude::FromDer as _;
 use zeroize::Zeroizing;
 
@@ -41,7 +41,7 @@ const NODE_LIFE: Duration = DAY;
 const CONTROL_LIFE: Duration = Duration::from_secs(30 * 24 * 3_600);
 
 /// Certificates begin this long ago.
-pub(super) const BACKDATE: Duration = Duration::from_secs(300);
+pub(super) const BACKDATE: Duration = Duration::from_secs(BACKDATE_S);
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]

@@ -22,6 +22,7 @@ const KEPT: &[&str] = &[
     "/keys/",
     "/operators/",
     "/nodes/",
+    "/revoked/",
     "/seen/",
     "/secrets/",
     PUBLISHED,

@@ -10,7 +10,9 @@ use ring::digest::{SHA256, digest};
 use vector_proto::{control::v1::Register, id::NodeId};
 use zeroize::Zeroizing;
 
-use super::{Actor, Error, Fault, Registry, audit::change, catalog::decode};
+use super::{
+    Actor, Error, Fault, Registry, audit::change, catalog::decode, revoke::revoked_before,
+};
 use crate::{
     coordinate::{Entry, Transaction},
     vault,
@@ -51,7 +53,7 @@ pub struct NodeSpec {
     /// The operator wants no new work on it.
     #[prost(bool, tag = "4")]
     pub draining: bool,
-    /// When it was enrolled.
+    /// When it was enrolled. Certificates of before are of a node that was replaced.
     #[prost(uint64, tag = "5")]
     pub enrolled_unix_ms: u64,
 }
@@ -188,12 +190,21 @@ impl Registry {
                 "a node named `{id}` exists: invite it by its name, or remove it first"
             )));
         }
+        let old: Option<NodeSpec> = before
+            .as_ref()
+            .map(|entry| decode(&entry.value))
+            .transpose()?;
+        // Whoever has the key of before is not this node any more.
+        let revoked = match &old {
+            Some(old) => revoked_before(old.enrolled_unix_ms, asked.now_unix_ms),
+            None => self.revoked_of(id.as_str()).await?,
+        };
         let spec = NodeSpec {
             id: id.as_str().to_owned(),
             region: invite.region.clone(),
             roles: invite.roles.clone(),
             draining: false,
-            enrolled_unix_ms: asked.now_unix_ms,
+            enrolled_unix_ms: asked.now_unix_ms.max(revoked * 1_000),
         };
         let used = Invite {
             used_for,
@@ -201,11 +212,16 @@ impl Registry {
             made_unix_ms: spec.enrolled_unix_ms,
             ..invite
         };
-        let trade = Transaction::new()
+        let mut trade = Transaction::new()
             .when(at.clone(), entry.changed)
             .when(node_at.clone(), before.map_or(0, |entry| entry.changed))
             .put(at, used.encode_to_vec())
             .put(node_at, spec.encode_to_vec());
+        if old.is_some() {
+            trade = self
+                .revoke(&spec.id, revoked, asked.now_unix_ms, trade)
+                .await?;
+        }
         let details = vec![
             format!("roles: {}", spec.roles.join("+")),
             format!("region: {}", spec.region),
@@ -296,19 +312,22 @@ impl Registry {
         Ok(spec)
     }
 
-    /// Takes a node out of the network: its certificate is worth nothing from now on.
+    /// Takes a node out of the network: its certificate is worth nothing from now on, with nobody.
     ///
     /// # Errors
     /// When the store fails.
-    pub async fn remove_node(&self, by: &Actor, id: &str) -> Result<bool, Error> {
+    pub async fn remove_node(&self, by: &Actor, id: &str, now_unix_ms: u64) -> Result<bool, Error> {
         let at = format!("{NODES}{id}");
         let Some(entry) = self.store.get(&at).await? else {
             return Ok(false);
         };
+        let spec: NodeSpec = decode(&entry.value)?;
+        let before = revoked_before(spec.enrolled_unix_ms, now_unix_ms);
         let gone = Transaction::new()
             .when(at.clone(), entry.changed)
             .delete(at)
             .delete(format!("{SEEN}{id}"));
+        let gone = self.revoke(id, before, now_unix_ms, gone).await?;
         self.commit(by, &[change("remove", "node", id, Vec::new())], gone)
             .await?;
         Ok(true)

@@ -11,7 +11,7 @@ use prost::Message as _;
 use ring::digest::{SHA256, digest};
 use vector_proto::control::v1::{
     DefaultRoute, DefaultRouteSpec, Model, ModelSpec, NodeRecord, Path, Provider, ProviderSpec,
-    Snapshot, Upstream,
+    Revocation, Snapshot, Upstream,
 };
 
 use crate::{
@@ -46,6 +46,8 @@ pub struct Inputs<'a> {
     pub nodes: &'a [(NodeSpec, Option<Seen>)],
     /// Who is there.
     pub usable: &'a Usable,
+    /// Certificates that count no more, by node.
+    pub revoked: &'a [Revocation],
 }
 
 impl Inputs<'_> {
@@ -84,6 +86,7 @@ pub fn compile(inputs: Inputs<'_>) -> Snapshot {
         providers,
         models: models(inputs.catalog),
         default_routes: default_routes(inputs.catalog),
+        revocations: inputs.revoked.to_vec(),
         digest: Bytes::new(),
     }
 }
@@ -356,6 +359,7 @@ mod tests {
             catalog: &catalog,
             nodes: &nodes,
             usable,
+            revoked: &[],
         })
     }
 
@@ -444,6 +448,7 @@ mod tests {
             catalog: &catalog,
             nodes: &nodes,
             usable: &usable,
+            revoked: &[],
         });
         assert_eq!(snapshot.paths.len(), 10 * 400 * (1 + RELAYS_MAX));
         let (all, paths) = (snapshot.encoded_len(), {
@@ -494,6 +499,7 @@ mod tests {
             catalog: &catalog,
             nodes: &nodes,
             usable: &usable,
+            revoked: &[],
         });
         assert!(snapshot.providers[1].egress.is_empty());
     }

@@ -41,6 +41,7 @@ pub fn judge(old: &Catalog, new: &Catalog, nodes: &[(NodeSpec, Option<Seen>)]) -
             catalog,
             nodes,
             usable: &usable,
+            revoked: &[],
         })
     };
     let before = compiled(old);

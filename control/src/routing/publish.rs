@@ -242,12 +242,14 @@ impl Publisher {
             let store = self.registry.store();
             let catalog = self.registry.catalog().await?;
             let nodes = self.registry.nodes().await?;
+            let revoked = self.registry.revocations().await?;
             let usable = health::agreed(store.as_ref()).await?;
             let compiled = |catalog: &Catalog| {
                 compile(Inputs {
                     catalog,
                     nodes: &nodes,
                     usable: &usable,
+                    revoked: &revoked,
                 })
             };
             let rest = catalog.rest()?;

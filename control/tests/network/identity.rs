@@ -1,5 +1,7 @@
 //! Who is let in, and who may call what.
 
+use vector_proto::control::{BACKDATE_S, REMOVED};
+
 use super::*;
 
 #[tokio::test]
@@ -127,26 +129,57 @@ async fn roles_say_who_may_call_what() {
         .unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
 
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_removed_node_is_out_for_good_and_back_by_an_invite_at_once() {
+    let control = Control::start().await;
+    let i = control.enroll("ingress", "i-1").await;
+    let e = control.enroll("egress", "e-1").await;
+    let (mut ingress, mut egress) = (control.node(&i).await, control.node(&e).await);
     let gone = pb::NameRequest {
         name: "i-1".to_owned(),
     };
     let admin = control.admin().await;
     let stream = Stream::open(&mut ingress, 0).await;
+    let mut told = Stream::open(&mut egress, 0).await;
     admin
         .call(gone, |mut c, r| async move { c.remove_node(r).await })
         .await
         .unwrap();
     stream.ended().await;
+    // It is refused for good, and every other node hears that its certificate counts no more.
     let refused = ingress
         .admit(pb::AdmitRequest::default())
         .await
         .unwrap_err();
-    assert_eq!(
-        refused.code(),
-        Code::Unauthenticated,
-        "its certificate is worth nothing any more"
-    );
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    assert!(refused.metadata().contains_key(REMOVED), "{refused:?}");
+    let revoked = |snapshot: &pb::Snapshot| {
+        let row = snapshot.revocations.iter().find(|row| row.node == "i-1");
+        row.map(|row| row.before_unix_s)
+    };
+    let snapshot = told.snapshot(|snapshot| revoked(snapshot).is_some()).await;
+    let before = revoked(&snapshot).unwrap();
+    assert!(snapshot.nodes.iter().all(|node| node.id != "i-1"));
+
+    // There again under its name at once: its new certificate is one of those that count, the old one stays out.
+    let again = control.enroll("ingress", "i-1").await;
+    assert!(issued(&again.chain[0]) >= before);
+    let mut again = control.node(&again).await;
+    let answer = again.admit(pb::AdmitRequest::default()).await.unwrap();
+    assert_ne!(answer.into_inner().refusal, "");
+    let old = ingress.admit(pb::AdmitRequest::default()).await;
+    assert!(old.unwrap_err().metadata().contains_key(REMOVED));
     control.stop().await;
+}
+
+/// When a certificate was issued, in seconds since 1970.
+fn issued(leaf: &[u8]) -> u64 {
+    let (_, leaf) = x509_parser::parse_x509_certificate(leaf).unwrap();
+    let begins = leaf.validity().not_before.timestamp();
+    u64::try_from(begins).unwrap() + BACKDATE_S
 }
 
 #[tokio::test]

@@ -59,6 +59,12 @@ pub enum Error {
          `vectorctl node invite` prints"
     )]
     Ended(String),
+    /// It was removed from its network, and there is no invite for another certificate.
+    #[error(
+        "{0} was removed from its network: set control.invite or control.invite_file to what \
+         `vectorctl node invite` prints"
+    )]
+    Removed(String),
     /// Not what `vectorctl node invite` prints.
     #[error("control.invite: not of the form vinv_SECRET.PIN; copy the whole line")]
     BadInvite,
@@ -105,12 +111,16 @@ pub async fn load_or_enroll(
             "this node's certificate has ended: it counts for a while, until control gives another"
         );
     }
+    let removed = kept.as_ref().is_some_and(Identity::was_removed);
     let identity = match (kept, &control.invite) {
-        (Some(identity), _) if !ended => identity,
+        (Some(identity), _) if !ended && !removed => identity,
         (_, Some(invite)) => {
             enroll(node, &control.urls, invite.reveal()).await?;
             Identity::load(&node.state_dir)?
                 .ok_or_else(|| Error::NoInvite(node.state_dir.display().to_string()))?
+        }
+        (Some(identity), None) if removed => {
+            return Err(Error::Removed(identity.node().to_owned()));
         }
         (Some(identity), None) => return Err(Error::Ended(identity.node().to_owned())),
         (None, None) => return Err(Error::NoInvite(node.state_dir.display().to_string())),

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use crate::lookup::HashMap;
+use crate::{identity::Revocations, lookup::HashMap};
 use http::Uri;
 use vector_proto::control::v1;
 
@@ -29,6 +29,8 @@ pub struct Routes {
     family_routes: Vec<(Box<str>, Arc<ModelRow>)>,
     any_route: Option<Arc<ModelRow>>,
     paths: HashMap<Arc<str>, Vec<PathRow>>,
+    /// Whose certificates count no more.
+    pub revoked: Arc<Revocations>,
 }
 
 /// One node.
@@ -164,6 +166,7 @@ impl Routes {
             (snapshot.providers.len(), "providers"),
             (snapshot.models.len(), "models"),
             (snapshot.paths.len(), "paths"),
+            (snapshot.revocations.len(), "revocations"),
         ] {
             if rows > ROWS_MAX {
                 return Err(Fault::TooMany(kind));
@@ -174,6 +177,11 @@ impl Routes {
             region: region.into(),
             ..Self::default()
         };
+        let revoked = snapshot.revocations.iter();
+        routes.revoked = revoked
+            .map(|row| (row.node.as_str().into(), row.before_unix_s))
+            .collect::<Revocations>()
+            .into();
         routes.nodes = snapshot
             .nodes
             .iter()

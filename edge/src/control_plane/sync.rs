@@ -19,9 +19,12 @@ use tokio::sync::{MutexGuard, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
-use vector_proto::control::v1::{
-    self, Applied, ControlEvent, NodeEvent, Rejected, WholeWanted, control_event,
-    node_client::NodeClient, node_event::Event,
+use vector_proto::control::{
+    REMOVED,
+    v1::{
+        self, Applied, ControlEvent, NodeEvent, Rejected, WholeWanted, control_event,
+        node_client::NodeClient, node_event::Event,
+    },
 };
 
 use super::{
@@ -36,6 +39,9 @@ use super::{
 /// after an outage waits for its nodes.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// Where control says that the node was removed: it does not change its mind.
+const REMOVED_PAUSE: Duration = Duration::from_secs(60);
 
 /// A first stream that is not at the common replica looks for it again after this, with jitter.
 const RETURN: Duration = Duration::from_secs(30);
@@ -124,7 +130,13 @@ impl Node<'_> {
                     };
                     ended
                 }
-                Some(Ok(Err(status))) => status.message().to_owned(),
+                Some(Ok(Err(status))) => {
+                    if status.metadata().contains_key(REMOVED) {
+                        self.control.0.removed.send_replace(true);
+                        pause = REMOVED_PAUSE;
+                    }
+                    status.message().to_owned()
+                }
                 Some(Err(_)) => "no answer in time".to_owned(),
             };
             if stop.is_cancelled() {
@@ -147,7 +159,11 @@ impl Node<'_> {
                 let _ = stop
                     .run_until_cancelled(tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())))
                     .await;
-                pause = (pause * 2).min(BACKOFF_MAX);
+                pause = if pause == REMOVED_PAUSE {
+                    BACKOFF_MIN
+                } else {
+                    (pause * 2).min(BACKOFF_MAX)
+                };
             }
         }
     }

@@ -4,7 +4,7 @@
 //! Then nobody has a better one, and refusing it would end the network with its control. So a peer's certificate counts
 //! for [`GRACE`] after its end, as long as this node does not hear control itself, and [`SETTLE`] longer, in which
 //! everybody who belongs to the network renews. Control takes ended ones too, from nodes that it still knows, and only
-//! control can give a new one.
+//! control can give a new one. One that was revoked ([`super::revoked`]) counts in no case.
 
 use std::{
     fmt,
@@ -22,7 +22,7 @@ use rustls::{
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
 
-use super::tls::validity;
+use super::{revoked::Revoked, tls::validity};
 
 /// How long a certificate counts after its end, without control.
 pub(crate) const GRACE: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -77,10 +77,11 @@ impl Grace {
     }
 }
 
-/// Judges as `judge` does, but by [`Grace`].
+/// Judges as `judge` does, but by [`Grace`], and refuses what was [`Revoked`].
 pub(super) struct Lenient<V: ?Sized> {
     pub(super) judge: Arc<V>,
     pub(super) grace: Arc<Grace>,
+    pub(super) revoked: Arc<Revoked>,
 }
 
 impl<V: ?Sized> fmt::Debug for Lenient<V> {
@@ -99,10 +100,11 @@ impl<V: ServerCertVerifier + ?Sized> ServerCertVerifier for Lenient<V> {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let judged = |now| self.judge.verify_server_cert(leaf, above, name, ocsp, now);
-        judged(now).or_else(|fault| match self.grace.instead(&fault, leaf, now) {
+        let judged = judged(now).or_else(|fault| match self.grace.instead(&fault, leaf, now) {
             Some(then) => judged(then),
             None => Err(fault),
-        })
+        })?;
+        self.revoked.check(leaf).map(|()| judged)
     }
 
     fn verify_tls12_signature(
@@ -140,10 +142,11 @@ impl<V: ClientCertVerifier + ?Sized> ClientCertVerifier for Lenient<V> {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let judged = |now| self.judge.verify_client_cert(leaf, above, now);
-        judged(now).or_else(|fault| match self.grace.instead(&fault, leaf, now) {
+        let judged = judged(now).or_else(|fault| match self.grace.instead(&fault, leaf, now) {
             Some(then) => judged(then),
             None => Err(fault),
-        })
+        })?;
+        self.revoked.check(leaf).map(|()| judged)
     }
 
     fn verify_tls12_signature(

@@ -15,6 +15,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 
 use super::Error;
 
+/// Is there when control has said that the identity beside it counts no more.
+const REMOVED: &str = "removed";
+
 #[derive(Debug)]
 pub(super) struct State(PathBuf);
 
@@ -82,7 +85,23 @@ impl State {
         self.put("identity.key", key_pem.as_bytes())?;
         self.put("roots.pem", pem(roots).as_bytes())?;
         self.put("region", region.as_bytes())?;
-        self.write_chain(chain)
+        self.write_chain(chain)?;
+        let path = self.0.join(REMOVED);
+        match fs::remove_file(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(Error::File { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the identity here was removed from its network.
+    pub(super) fn is_removed(&self) -> bool {
+        self.0.join(REMOVED).exists()
+    }
+
+    pub(super) fn mark_removed(&self) -> Result<(), Error> {
+        self.put(REMOVED, b"")
     }
 
     pub(super) fn write_chain(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {

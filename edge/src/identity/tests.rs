@@ -188,6 +188,7 @@ fn a_peers_certificate_counts_beyond_its_end_while_control_is_not_heard() {
     let verifier = Lenient {
         judge: judge.build().unwrap(),
         grace: Arc::default(),
+        revoked: Arc::default(),
     };
     let leaf = |node: &Identity| node.0.held.load().leaf();
     let judged = |leaf: &CertificateDer<'_>, now: Duration| {
@@ -207,4 +208,50 @@ fn a_peers_certificate_counts_beyond_its_end_while_control_is_not_heard() {
     assert!(judged(&leaf(&node), ends - HOUR));
     verifier.grace.heard(false, ends + 3 * HOUR);
     assert!(judged(&leaf(&node), ends + 3 * HOUR));
+}
+
+#[test]
+fn a_removed_node_is_nobody_to_either_side_and_a_new_one_of_its_name_is_known() {
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    let network = Authority::new();
+    let here = network.node(folders[0].path(), "here");
+    let there = network.node(folders[1].path(), "there");
+    let chain = [here.0.held.load().leaf()];
+    assert!(there.peer(&chain).is_some());
+    // These certificates begin in 1975, as rcgen has it.
+    let revoked = |before: u64| Arc::new([("here".into(), before)].into_iter().collect());
+    let issued = here.validity().0.as_secs() + vector_proto::control::BACKDATE_S;
+    assert!(there.revoke(&revoked(issued)));
+    assert!(handshake(&here, &there, "there").unwrap().is_some());
+    assert!(there.revoke(&revoked(issued + 1)));
+    assert!(there.peer(&chain).is_none());
+    for refused in [
+        handshake(&here, &there, "there"),
+        handshake(&there, &here, "here"),
+    ] {
+        let refused = refused.unwrap_err().to_string();
+        assert!(refused.contains("Revoked"), "{refused}");
+    }
+    // A session from before verifies no certificate, and is seen through all the same.
+    let other = network.node(folders[2].path(), "other");
+    assert!(handshake(&here, &other, "other").unwrap().is_some());
+    other.revoke(&revoked(issued + 1));
+    assert!(other.peer(&chain).is_none());
+    assert!(handshake(&there, &other, "other").unwrap().is_some());
+}
+
+#[test]
+fn that_a_node_was_removed_is_remembered_until_it_enrols_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let network = Authority::new();
+    let node = network.node(folder.path(), "n-1");
+    assert!(!node.was_removed());
+    node.removed().unwrap();
+    assert!(
+        Identity::load(folder.path())
+            .unwrap()
+            .unwrap()
+            .was_removed()
+    );
+    assert!(!network.node(folder.path(), "n-1").was_removed());
 }

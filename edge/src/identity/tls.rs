@@ -30,6 +30,7 @@ use super::{
     Error, Peer,
     grace::{Grace, Lenient},
     peer,
+    revoked::Revoked,
 };
 
 /// The name in control's certificate, whatever its address. No node can get it.
@@ -119,7 +120,7 @@ impl Settings {
     pub(super) fn new(
         roots: &[CertificateDer<'static>],
         held: &Arc<ArcSwap<Held>>,
-        grace: &Arc<Grace>,
+        (grace, revoked): (&Arc<Grace>, &Arc<Revoked>),
     ) -> Result<Self, Error> {
         let roots = Arc::new(store(roots)?);
         let crypto = Arc::new(provider::default_provider());
@@ -128,6 +129,7 @@ impl Settings {
         let servers = Lenient {
             judge: judge.build()?,
             grace: Arc::clone(grace),
+            revoked: Arc::clone(revoked),
         };
         let current = Arc::new(Current(Arc::clone(held)));
         let client = ClientConfig::builder_with_provider(Arc::clone(&crypto))
@@ -149,6 +151,7 @@ impl Settings {
             judge: WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&crypto))
                 .build()?,
             grace: Arc::clone(grace),
+            revoked: Arc::clone(revoked),
         };
         let server = ServerConfig::builder_with_provider(crypto)
             .with_protocol_versions(&[&rustls::version::TLS13])?

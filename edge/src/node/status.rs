@@ -134,6 +134,9 @@ impl Status {
 /// Ready: routes are in force and, on an ingress, some egress can be reached if there is any at all.
 pub(super) fn readiness(control: ControlPlane, tunnel: Tunnel, ingress: bool) -> Readiness {
     Arc::new(move || {
+        if *control.removed().borrow() {
+            return Err("this node was removed from the network".into());
+        }
         let routes = control.routes();
         if routes.revision == 0 {
             return Err("no routes yet: control was never reached".into());

@@ -59,6 +59,8 @@ pub struct Acceptor {
     links: parking_lot::Mutex<Vec<Arc<Link>>>,
     handshakes: AtomicUsize,
     draining: AtomicBool,
+    /// Nobody is taken any more.
+    shut: AtomicBool,
     pulses: OnceLock<Pulses>,
 }
 
@@ -100,6 +102,7 @@ impl Acceptor {
             links: parking_lot::Mutex::default(),
             handshakes: AtomicUsize::new(0),
             draining: AtomicBool::new(false),
+            shut: AtomicBool::new(false),
             pulses: OnceLock::new(),
         })
     }
@@ -107,6 +110,10 @@ impl Acceptor {
     /// Accepts connections on an endpoint until it is closed.
     pub async fn run(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
+            if self.shut.load(Ordering::Relaxed) {
+                incoming.refuse();
+                continue;
+            }
             let crowded = self.handshakes.load(Ordering::Relaxed) > HANDSHAKES_UNPROVEN_MAX;
             if crowded && !incoming.validated() {
                 incoming.retry();
@@ -114,6 +121,11 @@ impl Acceptor {
             }
             self.tasks.spawn(Arc::clone(&self).welcome(incoming));
         }
+    }
+
+    /// Takes no connection any more. Those there are stay.
+    pub(super) fn shut(&self) {
+        self.shut.store(true, Ordering::Relaxed);
     }
 
     /// Answers heartbeats. Without, probes are refused.
@@ -188,16 +200,17 @@ impl Acceptor {
             }
         };
         let address: Arc<str> = connection.remote_address().to_string().into();
-        let peer = self.credentials.peer(&connection.peer_certificates());
-        let Some(peer) = peer.filter(|peer| {
-            peer.roles
-                .iter()
-                .any(|role| role == "ingress" || role == "relay")
-        }) else {
-            tracing::warn!(%address, "connection refused: certificate of no ingress or relay");
-            Connection::Quic(connection).close("not an ingress or relay of this network");
+        let Some(peer) = self.credentials.peer(&connection.peer_certificates()) else {
+            tracing::warn!(%address, "connection refused: certificate of no node, or of one that was removed");
+            connection.revoke();
             return None;
         };
+        let sends = |role: &String| role == "ingress" || role == "relay";
+        if !peer.roles.iter().any(sends) {
+            tracing::warn!(%address, peer = %peer.node, "connection refused: certificate of no ingress or relay");
+            Connection::Quic(connection).close("not an ingress or relay of this network");
+            return None;
+        }
         if is_probe {
             return self.probe_of(&peer.node, connection).await;
         }
@@ -236,6 +249,8 @@ impl Acceptor {
         let link = Arc::clone(&ready.link);
         self.links.lock().push(Arc::clone(&link));
         self.tunnel.add_accepted(&link);
+        // It may have been revoked since it was greeted, and nobody else has seen it until now.
+        let _closed = link.close_if_revoked(&*self.credentials);
         if self.draining.load(Ordering::Relaxed) {
             link.announce_drain(true);
         }

@@ -2,6 +2,7 @@
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::tunnel::v1;
 
@@ -18,6 +19,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 
 /// Longest pause between two dials of one address.
 const BACKOFF_MAX: Duration = Duration::from_secs(3);
+
+/// Longest pause where either side lets the other's certificate count no more: only news can change that.
+const REVOKED_PAUSE: Duration = Duration::from_secs(60);
 
 /// Time for one dial, handshake and HELLO included.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,6 +48,8 @@ pub struct Dialer {
     pulses: Pulses,
     tasks: TaskTracker,
     running: HashMap<Wanted, CancellationToken>,
+    /// Counts what was wanted.
+    news: watch::Sender<u64>,
 }
 
 impl Dialer {
@@ -65,6 +71,7 @@ impl Dialer {
             pulses,
             tasks,
             running: HashMap::new(),
+            news: watch::Sender::default(),
         }
     }
 
@@ -84,6 +91,7 @@ impl Dialer {
                 self.tasks.spawn(self.keeper(new.clone(), stop).keep());
             }
         }
+        self.news.send_modify(|count| *count += 1);
     }
 
     fn keeper(&self, wanted: Wanted, stop: CancellationToken) -> Keeper {
@@ -96,6 +104,7 @@ impl Dialer {
             tasks: self.tasks.clone(),
             wanted,
             stop,
+            news: self.news.subscribe(),
             memory: None,
         }
     }
@@ -117,6 +126,8 @@ struct Keeper {
     tasks: TaskTracker,
     wanted: Wanted,
     stop: CancellationToken,
+    /// Tells when the peer may have another certificate.
+    news: watch::Receiver<u64>,
     /// What the links before this one knew of the path.
     memory: Option<Detector>,
 }
@@ -133,6 +144,18 @@ enum DialError {
     Link(#[from] link::Error),
     #[error("not done within {DIAL_TIMEOUT:?}")]
     Late,
+    #[error("its certificate is of no egress or relay of this network")]
+    Role,
+}
+
+impl DialError {
+    const fn is_revoked(&self) -> bool {
+        matches!(
+            self,
+            Self::Transport(transport::Error::Revoked)
+                | Self::Link(link::Error::Transport(transport::Error::Revoked))
+        )
+    }
 }
 
 impl Keeper {
@@ -140,6 +163,8 @@ impl Keeper {
         let mut pause = BACKOFF_MIN;
         let mut failures = 0_u32;
         loop {
+            self.news.mark_unchanged();
+            let mut revoked = false;
             let dialled = tokio::select! {
                 () = self.stop.cancelled() => return,
                 dialled = tokio::time::timeout(DIAL_TIMEOUT, self.dial()) => dialled.unwrap_or(Err(DialError::Late)),
@@ -152,6 +177,7 @@ impl Keeper {
                     }
                 }
                 Err(error) => {
+                    revoked = error.is_revoked();
                     failures += 1;
                     // The first failure and every tenth: an address that stays dead is not news.
                     if failures % 10 == 1 {
@@ -164,6 +190,13 @@ impl Keeper {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(jittered) => pause = (pause * 2).min(BACKOFF_MAX),
             }
+            if revoked {
+                tokio::select! {
+                    () = self.stop.cancelled() => return,
+                    () = tokio::time::sleep(REVOKED_PAUSE.mul_f64(0.5 + fastrand::f64() / 2.0)) => {}
+                    Ok(()) = self.news.changed() => {}
+                }
+            }
         }
     }
 
@@ -174,8 +207,17 @@ impl Keeper {
             .endpoint
             .dial(address, &name, self.credentials.client())
             .await?;
+        let peer = self.credentials.peer(&connection.peer_certificates());
+        let Some(peer) = peer else {
+            // The session before was resumed, and with it no certificate verified.
+            connection.revoke();
+            return Err(transport::Error::Revoked.into());
+        };
+        let called = |role: &String| role == "egress" || role == "relay";
+        if peer.node != self.wanted.peer || !peer.roles.iter().any(called) {
+            return Err(DialError::Role);
+        }
         let connection = Connection::Quic(connection);
-        let peer = Arc::clone(&self.wanted.peer);
         Ok(Link::dialled(
             &self.tunnel,
             connection,
@@ -212,6 +254,8 @@ impl Keeper {
         let link = Arc::clone(&ready.link);
         let watching = self.watch(&link);
         self.tunnel.add(&link);
+        // It may have been revoked while it was greeted, and nobody else has seen it until now.
+        let _closed = link.close_if_revoked(&*self.credentials);
         tracing::info!(peer = %link.peer, address = %link.address, rtt_us = link.rtt().as_micros() as u64, "link up");
         let mut serving = std::pin::pin!(ready.serve());
         let flow = tokio::select! {

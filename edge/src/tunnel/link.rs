@@ -119,15 +119,10 @@ impl Link {
         tunnel: &Tunnel,
         connection: Connection,
         me: &v1::Hello,
-        peer: Arc<str>,
+        peer: Peer,
         address: Arc<str>,
     ) -> Result<Ready, Error> {
         let streams = connection.open().await?;
-        // Its name is certified; what it may be, control said when it told us to dial it.
-        let peer = Peer {
-            node: peer,
-            roles: vec!["relay".into()],
-        };
         let side = (Side::Ingress, tunnel);
         Self::greet(side, connection, streams, me, (peer, address)).await
     }

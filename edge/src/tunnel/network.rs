@@ -9,7 +9,7 @@ use tokio_util::{
 use vector_proto::tunnel::v1;
 
 use super::{
-    ArrivalHandler, Credentials, TransitHandler, Tunnel,
+    ArrivalHandler, Credentials, Peer, TransitHandler, Tunnel,
     accept::Acceptor,
     dial::{Dialer, Wanted},
     link::{self, Link},
@@ -97,6 +97,7 @@ pub struct Network {
     acceptor: Arc<Acceptor>,
     dialer: Dialer,
     endpoints: Vec<Endpoint>,
+    credentials: Arc<dyn Credentials>,
     tasks: TaskTracker,
     /// Ends what looks after the exchanges.
     _looking: DropGuard,
@@ -139,7 +140,7 @@ impl Network {
         let dialer = Dialer::new(
             tunnel.clone(),
             first,
-            credentials,
+            Arc::clone(&credentials),
             me,
             pulses,
             tasks.clone(),
@@ -149,6 +150,7 @@ impl Network {
             acceptor,
             dialer,
             endpoints,
+            credentials,
             tasks,
             _looking: looking.drop_guard(),
         })
@@ -166,7 +168,7 @@ impl Network {
                 &self.tunnel,
                 Connection::Memory(here),
                 me,
-                Arc::clone(&name),
+                Peer::within(Arc::clone(&name)),
                 "self".into()
             ),
             self.acceptor.adopt(Connection::Memory(there), name),
@@ -181,6 +183,18 @@ impl Network {
     /// Dials what is new in `wanted`, and lets go of what is no longer in it.
     pub fn keep(&mut self, wanted: &[Wanted]) {
         self.dialer.keep(wanted);
+    }
+
+    /// Closes the links with these nodes whose certificates count no more. Answers how many there were.
+    pub fn revoke<'a>(&self, nodes: impl Iterator<Item = &'a str>) -> usize {
+        self.tunnel.revoke(&*self.credentials, nodes)
+    }
+
+    /// Closes every link, dials nobody any more and takes nobody: this node was removed itself.
+    pub fn leave(&mut self) {
+        self.dialer.keep(&[]);
+        self.acceptor.shut();
+        self.tunnel.leave();
     }
 
     /// Links that other nodes hold to this one.

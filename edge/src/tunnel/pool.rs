@@ -160,6 +160,24 @@ impl Tunnel {
         best(self.core.accepted.load().get(peer)?, None).cloned()
     }
 
+    /// Every link to and from a peer.
+    pub(super) fn links_with(&self, peer: &str) -> Vec<Arc<Link>> {
+        let sides = [self.core.links.load(), self.core.accepted.load()];
+        let of_peer = sides.iter().filter_map(|links| links.get(peer));
+        of_peer.flatten().cloned().collect()
+    }
+
+    /// Every link there is.
+    pub(super) fn all_links(&self) -> Vec<Arc<Link>> {
+        let sides = [self.core.links.load(), self.core.accepted.load()];
+        sides
+            .iter()
+            .flat_map(|links| links.values())
+            .flatten()
+            .cloned()
+            .collect()
+    }
+
     /// How often what keeps exchanges alive was used.
     #[must_use]
     pub fn tally(&self) -> &Tally {

@@ -70,7 +70,7 @@ async fn link(
             tunnel,
             Connection::Memory(here),
             &me,
-            to.into(),
+            Peer::within(to.into()),
             "memory".into()
         ),
         acceptor.adopt(Connection::Memory(there), from.into()),

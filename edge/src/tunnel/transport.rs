@@ -27,6 +27,9 @@ pub enum Error {
     /// The peer gave up on this stream alone.
     #[error("stream reset by the peer (code {0})")]
     Reset(u64),
+    /// One side lets the other's certificate count no more.
+    #[error("the certificate was revoked")]
+    Revoked,
     /// Another stream cannot be opened now.
     #[error("no more streams")]
     Full,

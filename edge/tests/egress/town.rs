@@ -276,7 +276,7 @@ async fn link(egress: &Egress, tasks: &TaskTracker) -> Tunnel {
             &tunnel,
             Connection::Memory(here),
             &me,
-            "egress".into(),
+            Peer::within("egress".into()),
             "memory".into()
         ),
         acceptor.adopt(Connection::Memory(there), "ingress".into()),

@@ -7,6 +7,7 @@
 mod figures;
 mod moved;
 mod pulse;
+mod revoked;
 mod town;
 
 use std::net::{SocketAddr, UdpSocket};
@@ -71,6 +72,7 @@ async fn a_certificate_of_another_network_gets_no_link() {
         chain: foreign.chain.clone(),
         key: foreign.key.clone(),
         root: authority.0.der().clone(),
+        removed: town::Removed::default(),
     };
     let reason = match dial(&stranger, server.address).await {
         Ok(connection) => connection.closed().await.to_string(),

@@ -1,6 +1,9 @@
 //! Nodes of a test network, with certificates, over loopback.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
 
 use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
@@ -43,6 +46,7 @@ impl Authority {
             chain: vec![leaf.der().clone()],
             key: key.serialize_der(),
             root: self.0.der().clone(),
+            removed: Removed::default(),
         })
     }
 }
@@ -52,6 +56,29 @@ pub(crate) struct TestCredentials {
     pub(crate) chain: Vec<CertificateDer<'static>>,
     pub(crate) key: Vec<u8>,
     pub(crate) root: CertificateDer<'static>,
+    /// Whose certificates count no more with this node.
+    pub(crate) removed: Removed,
+}
+
+/// Names of nodes, and how often one of them was met.
+#[derive(Debug, Default)]
+pub(crate) struct Removed(Mutex<(Vec<String>, usize)>);
+
+impl Removed {
+    pub(crate) fn set(&self, nodes: &[&str]) {
+        *self.0.lock().unwrap() = (nodes.iter().map(ToString::to_string).collect(), 0);
+    }
+
+    pub(crate) fn met(&self) -> usize {
+        self.0.lock().unwrap().1
+    }
+
+    fn meets(&self, node: &str) -> bool {
+        let mut removed = self.0.lock().unwrap();
+        let is = removed.0.iter().any(|removed| removed == node);
+        removed.1 += usize::from(is);
+        is
+    }
 }
 
 impl TestCredentials {
@@ -116,6 +143,9 @@ impl Credentials for TestCredentials {
                 _ => None,
             })?;
         let (role, id) = uri.split_once('/')?;
+        if self.removed.meets(id) {
+            return None;
+        }
         Some(Peer {
             node: id.into(),
             roles: vec![role.into()],

@@ -37,6 +37,9 @@ pub fn difference(old: &Snapshot, new: &Snapshot) -> SnapshotDelta {
             &b.relay,
         ))
     });
+    let (revocations_at, revocations) = compare(&old.revocations, &new.revocations, |a, b| {
+        a.node.cmp(&b.node)
+    });
     SnapshotDelta {
         from: old.revision,
         from_digest: old.digest.clone(),
@@ -52,6 +55,8 @@ pub fn difference(old: &Snapshot, new: &Snapshot) -> SnapshotDelta {
         default_routes,
         paths_at,
         paths,
+        revocations_at,
+        revocations,
     }
 }
 
@@ -74,6 +79,7 @@ pub fn apply(old: Snapshot, delta: SnapshotDelta) -> Result<Snapshot, Misfit> {
             delta.default_routes,
         )?,
         paths: splice(old.paths, &delta.paths_at, delta.paths)?,
+        revocations: splice(old.revocations, &delta.revocations_at, delta.revocations)?,
         digest: delta.digest,
     })
 }
@@ -148,15 +154,15 @@ fn splice<T>(old: Vec<T>, splices: &[Splice], rows: Vec<T>) -> Result<Vec<T>, Mi
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::v1::{DefaultRoute, Model, NodeRecord, Path, Provider};
+    use super::super::v1::{DefaultRoute, Model, NodeRecord, Path, Provider, Revocation};
     use super::*;
 
     /// Rows of each section: a name out of few, and something that may change.
     type Rows = Vec<(u8, u8)>;
 
-    fn snapshot(revision: u64, sections: &[Rows; 5]) -> Snapshot {
+    fn snapshot(revision: u64, sections: &[Rows; 6]) -> Snapshot {
         let name = |row: &(u8, u8)| format!("n{:02}", row.0);
-        let [nodes, providers, models, routes, paths] = sections;
+        let [nodes, providers, models, routes, paths, revoked] = sections;
         Snapshot {
             revision,
             nodes: nodes
@@ -199,6 +205,13 @@ mod tests {
                     ..Path::default()
                 })
                 .collect(),
+            revocations: revoked
+                .iter()
+                .map(|row| Revocation {
+                    node: name(row),
+                    before_unix_s: row.1.into(),
+                })
+                .collect(),
             digest: revision.to_be_bytes().to_vec().into(),
         }
     }
@@ -218,8 +231,8 @@ mod tests {
             })
     }
 
-    fn sections() -> impl Strategy<Value = [Rows; 5]> {
-        [rows(), rows(), rows(), rows(), rows()]
+    fn sections() -> impl Strategy<Value = [Rows; 6]> {
+        [rows(), rows(), rows(), rows(), rows(), rows()]
     }
 
     proptest! {
@@ -252,7 +265,7 @@ mod tests {
         let mut changed = rows.clone();
         changed[17].1 = 2;
         changed.remove(3);
-        let all = [(); 5].map(|()| rows.clone());
+        let all = [(); 6].map(|()| rows.clone());
         let mut after = all.clone();
         after[2] = changed;
         let delta = difference(&snapshot(7, &all), &snapshot(8, &after));

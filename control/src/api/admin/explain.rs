@@ -24,6 +24,7 @@ impl Operators {
             catalog: &catalog,
             nodes: &nodes,
             usable: &usable,
+            revoked: &[],
         };
         let published = self.rooms.publisher.current();
         Ok(routing::explain(asked, &published.snapshot, inputs))

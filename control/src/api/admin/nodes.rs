@@ -1,4 +1,4 @@
-//! Nodes: invited, and given no new work.
+//! Nodes: invited, given no new work, and put out.
 
 use tonic::Status;
 use vector_proto::control::v1 as pb;
@@ -58,5 +58,14 @@ impl Operators {
         };
         let view = nodes.into_iter().find(is_it);
         view.ok_or_else(|| Status::not_found("the node was removed meanwhile"))
+    }
+
+    pub(super) async fn removed(&self, caller: &Caller, id: &str) -> Result<pb::Removed, Status> {
+        let registry = &self.rooms.registry;
+        let existed = registry.remove_node(&caller.by, id, unix_ms()).await?;
+        // All others hear with the next snapshot that its certificate counts no more.
+        self.rooms.fleet.dismiss(id);
+        tracing::info!(node.id = id, existed, "node removed");
+        Ok(pb::Removed { existed })
     }
 }

@@ -71,7 +71,13 @@ async fn link(egress: &str, strings: egress::Strings, tunnel: &Tunnel, tasks: &T
     let (here, there) = memory::pair();
     let me = hello("ingress");
     let (dialled, adopted) = tokio::join!(
-        Link::dialled(tunnel, Connection::Memory(here), &me, name, "memory".into()),
+        Link::dialled(
+            tunnel,
+            Connection::Memory(here),
+            &me,
+            Peer::within(name),
+            "memory".into()
+        ),
         acceptor.adopt(Connection::Memory(there), "ingress".into()),
     );
     adopted.unwrap();

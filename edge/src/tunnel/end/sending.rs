@@ -117,7 +117,9 @@ impl Sending {
         self.leaving.clear();
         match (self.at.take(), error) {
             (None, _) => Out::Done,
-            (Some(at), transport::Error::ConnectionLost(_)) => Out::LinkLost(at.link),
+            (Some(at), transport::Error::ConnectionLost(_) | transport::Error::Revoked) => {
+                Out::LinkLost(at.link)
+            }
             (Some(_), transport::Error::Reset(_) | transport::Error::Full) => Out::Closed,
         }
     }

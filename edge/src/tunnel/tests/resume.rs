@@ -434,7 +434,7 @@ async fn deaf(world: &World) -> link::Ready {
             &world.ingress,
             Connection::Memory(here),
             &me,
-            "egress".into(),
+            Peer::within("egress".into()),
             "memory".into()
         ),
         Link::accepted(

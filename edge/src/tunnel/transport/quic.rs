@@ -57,6 +57,9 @@ const IDLE: Duration = Duration::from_secs(10);
 /// How often a silent connection says that it lives: four tries within [`IDLE`].
 const KEEP_ALIVE: Duration = Duration::from_millis(2_300);
 
+/// Closes a connection whose peer was removed. Every other close has 0.
+const REVOKED: u32 = 1;
+
 /// Handshakes of strangers that may wait. What is above is ignored and comes again.
 const INCOMING_MAX: usize = 1024;
 
@@ -163,7 +166,7 @@ impl Endpoint {
         connecting
             .await
             .map(Connection::new)
-            .map_err(|error| lost(&error))
+            .map_err(connection_lost)
     }
 
     /// The next stranger's handshake; `None` when the endpoint is closed.
@@ -200,6 +203,11 @@ impl Incoming {
     pub fn retry(self) {
         // Fails only where it was validated already, and then the stranger simply tries again.
         let _ = self.incoming.retry();
+    }
+
+    /// Turns the stranger away.
+    pub fn refuse(self) {
+        self.incoming.refuse();
     }
 
     /// Completes the handshake.
@@ -280,6 +288,12 @@ impl Connection {
     pub(super) fn close(&self, reason: &'static str) {
         self.connection
             .close(VarInt::from_u32(0), reason.as_bytes());
+    }
+
+    /// Closes it, and lets the peer know that coming back is of no use.
+    pub(in crate::tunnel) fn revoke(&self) {
+        let why = b"the certificate was revoked";
+        self.connection.close(VarInt::from_u32(REVOKED), why);
     }
 
     pub(super) async fn closed(&self) -> Error {
@@ -366,7 +380,21 @@ fn halves(
 
 #[expect(clippy::needless_pass_by_value, reason = "fits `map_err`")]
 fn connection_lost(error: ConnectionError) -> Error {
+    let revoked = match &error {
+        ConnectionError::ApplicationClosed(close) => close.error_code == VarInt::from_u32(REVOKED),
+        ConnectionError::ConnectionClosed(close) => close.error_code == alert_revoked(),
+        ConnectionError::TransportError(fault) => fault.code == alert_revoked(),
+        _ => false,
+    };
+    if revoked {
+        return Error::Revoked;
+    }
     Error::ConnectionLost(error.to_string())
+}
+
+/// TLS's `certificate_revoked` (RFC 8446, section 6.2), as QUIC carries it.
+fn alert_revoked() -> quinn::TransportErrorCode {
+    quinn::TransportErrorCode::crypto(44)
 }
 
 fn transport_config(congestion: &Arc<congestion::Config>) -> quinn::TransportConfig {

@@ -58,7 +58,13 @@ async fn deaf(tunnel: &Tunnel) -> (Arc<Link>, TaskTracker, impl Sized) {
     let (here, there) = memory::pair();
     let me = hello("ingress");
     let (here, there) = (Connection::Memory(here), Connection::Memory(there));
-    let dialled = Link::dialled(tunnel, here, &me, "egress".into(), "memory".into());
+    let dialled = Link::dialled(
+        tunnel,
+        here,
+        &me,
+        Peer::within("egress".into()),
+        "memory".into(),
+    );
     let peer = async {
         let (mut send, receive) = there.accept().await.unwrap();
         let hello = codec::message(codec::Kind::Hello, &hello("egress"));
