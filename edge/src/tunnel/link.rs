@@ -90,6 +90,8 @@ pub struct Link {
     pub(super) side: Side,
     /// The peer may speak for others.
     relay: bool,
+    /// The peer calls providers, as it says.
+    pub(super) egress: bool,
     pub(super) tunnel: Tunnel,
     connection: Connection,
     vitals: Arc<Vitals>,
@@ -175,6 +177,7 @@ impl Link {
             me: me.node.as_str().into(),
             side,
             relay: is_relay(&peer.roles) && is_relay(&hello.roles),
+            egress: hello.roles.iter().any(|role| role == "egress"),
             tunnel: tunnel.clone(),
             epoch: hello.epoch,
             address,

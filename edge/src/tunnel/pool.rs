@@ -300,13 +300,17 @@ impl Tunnel {
         direct.max(1) + relays
     }
 
-    /// The best that is seen of any other node than an egress, over links that this node dialled.
-    pub(super) fn others(&self, egress: &str) -> Option<Condition> {
+    /// The best that is seen of any other node than an egress, over links that this node dialled: of every node as a witness,
+    /// or only of those that could take an exchange instead.
+    pub(super) fn others(&self, egress: &str, witness: bool) -> Option<Condition> {
         let links = self.core.links.load();
         let others = links.iter().filter(|(peer, _)| ***peer != *egress);
         let others = others.flat_map(|(_, links)| links);
         others
-            .filter(|link| *link.peer != *link.me)
+            .filter(|link| match witness {
+                true => *link.peer != *link.me,
+                false => link.egress && !link.draining(),
+            })
             .map(|link| match link.is_down() {
                 true => Condition::Down,
                 false => link.condition(),

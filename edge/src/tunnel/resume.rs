@@ -260,11 +260,6 @@ impl Tunnel {
 
     /// No way is left. Whoever waits goes on waiting for a while.
     fn strand(&self, end: &Arc<End>, failed: Option<&Arc<Link>>) {
-        let ingress = end.side == Side::Ingress;
-        if ingress && !end.is_accepted() && end.sending.lock().outgoing.is_unheard() {
-            // Nothing is lost by trying elsewhere, which is not decided here.
-            return end.seal(LostReason::LinkDown);
-        }
         end.stranded.store(true, Ordering::Release);
         let gone = failed.is_none_or(|link| link.is_down());
         let (end, turn) = (Arc::downgrade(end), end.sending.lock().moves);
@@ -327,10 +322,12 @@ fn outlook(end: &Weak<End>, turn: u32, began: Instant, gone: bool) -> Option<Dur
         end.seal(LostReason::Cancelled);
         return None;
     }
+    let taken = end.is_accepted() || !end.sending.lock().outgoing.is_unheard();
     let seen = Seen {
         ways: end.tunnel.knows_ways(&end.far),
         gone,
-        others: end.tunnel.others(&end.far),
+        others: end.tunnel.others(&end.far, taken),
+        taken,
     };
     match hope::judge(seen, waited, &patience) {
         Verdict::Wait(time) => Some(time),

@@ -4,6 +4,9 @@
 //! at once: that its links fell silent one by one was proof enough. When nobody is heard, it is this node's own line that is
 //! out, and waiting costs nothing: nothing else could be done with the exchange, and the line may be back in a moment. The
 //! same holds where the egress is the only node that is known.
+//!
+//! An exchange that nobody is known to have taken may be opened at another egress, so it leaves as soon as one is heard; while
+//! none is, it waits as well, since it would be refused for want of a path.
 
 use std::time::Duration;
 
@@ -17,8 +20,10 @@ pub(super) struct Seen {
     pub(super) ways: usize,
     /// The connection of the last one is gone, not only silent.
     pub(super) gone: bool,
-    /// The best that is seen of any node besides the egress. None if there is no other.
+    /// The best that is seen of any node besides the egress, of other egresses if it is not `taken`. None if there is no other.
     pub(super) others: Option<Condition>,
+    /// The egress is known to have the exchange.
+    pub(super) taken: bool,
 }
 
 /// What follows.
@@ -34,11 +39,28 @@ pub(super) enum Verdict {
 
 /// Judges after `waited` without a way.
 pub(super) fn judge(seen: Seen, waited: Duration, patience: &Patience) -> Verdict {
+    let most = if seen.taken {
+        patience_with_taken(seen, patience)
+    } else {
+        Some(patience_with_untaken(seen, patience))
+    };
+    let Some(most) = most else {
+        return Verdict::WaitForLink;
+    };
+    match most.checked_sub(waited) {
+        None | Some(Duration::ZERO) => Verdict::GiveUp,
+        // Who is heard may change meanwhile.
+        Some(left) => Verdict::Wait(left.min(patience.all_dead)),
+    }
+}
+
+/// How long an exchange that the egress has is waited for; as long as its link lasts if that cannot be told.
+const fn patience_with_taken(seen: Seen, patience: &Patience) -> Option<Duration> {
     if seen.ways < 2 && !seen.gone {
         // One silent way is a bad path more often than a dead egress, and there is no other witness.
-        return Verdict::WaitForLink;
+        return None;
     }
-    let most = match seen.others {
+    Some(match seen.others {
         _ if seen.ways < 2 => patience.only_dead,
         Some(Condition::Up) => patience.all_dead,
         // Falling silent as well, or heard again and not yet trusted.
@@ -46,11 +68,16 @@ pub(super) fn judge(seen: Seen, waited: Duration, patience: &Patience) -> Verdic
         None if seen.gone => patience.unsure,
         // No other node could take it, nor bear witness: an egress that is starved of its processor is silent, too.
         None | Some(Condition::Down) => patience.cut_off,
-    };
-    match most.checked_sub(waited) {
-        None | Some(Duration::ZERO) => Verdict::GiveUp,
-        // Who is heard may change meanwhile.
-        Some(left) => Verdict::Wait(left.min(patience.all_dead)),
+    })
+}
+
+/// The same for one that may be opened elsewhere.
+const fn patience_with_untaken(seen: Seen, patience: &Patience) -> Duration {
+    match seen.others {
+        Some(Condition::Up) => Duration::ZERO,
+        Some(Condition::Suspect) => patience.unsure,
+        _ if seen.ways < 2 && seen.gone => patience.only_dead,
+        None | Some(Condition::Down) => patience.cut_off,
     }
 }
 
@@ -74,7 +101,30 @@ mod tests {
     }
 
     fn seen(ways: usize, gone: bool, others: Option<Condition>) -> Seen {
-        Seen { ways, gone, others }
+        Seen {
+            ways,
+            gone,
+            others,
+            taken: true,
+        }
+    }
+
+    #[test]
+    fn what_nobody_has_leaves_for_whoever_is_heard_and_waits_while_nobody_is() {
+        let until = |gone, others| {
+            given_up(Seen {
+                taken: false,
+                ..seen(1, gone, others)
+            })
+        };
+        for gone in [false, true] {
+            assert_eq!(until(gone, Some(Condition::Up)), Some(Duration::ZERO));
+            assert_eq!(until(gone, Some(Condition::Suspect)), Some(200 * MS));
+        }
+        for others in [None, Some(Condition::Down)] {
+            assert_eq!(until(false, others), Some(2_000 * MS), "{others:?}");
+            assert_eq!(until(true, others), Some(500 * MS), "{others:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use fastrand::Rng;
 
 use super::*;
-use crate::tunnel::link::Link;
+use crate::tunnel::{end::End, link::Link};
 use vector_proto::tunnel::codec::Entry;
 
 mod double;
@@ -279,6 +279,67 @@ async fn an_open_that_was_lost_or_not_answered_is_opened_once() {
     call.response.head().await.unwrap();
     assert_eq!(part(&mut call).await, "once");
     assert!(world.arrivals.try_recv().is_err(), "it arrived twice");
+}
+
+/// An exchange that has arrived and that nobody has taken, and the ingress's end of it.
+async fn untaken(world: &mut World) -> (Call, Arrival, Arc<End>) {
+    let (exchange, open) = open();
+    let opened = world.ingress.open(&direct_path(), exchange, &open).await;
+    let mut call = opened.unwrap();
+    call.request.data("body".into()).await.unwrap();
+    call.request.end().await.unwrap();
+    let arrival = world.arrivals.recv().await.unwrap();
+    (call, arrival, world.ingress.calls().all().remove(0))
+}
+
+#[tokio::test]
+async fn an_open_that_nobody_took_waits_while_nobody_is_heard() {
+    let mut world = World::new();
+    let first = world.link().await;
+    let (mut call, arrival, end) = untaken(&mut world).await;
+    first.vitals().set(Condition::Down);
+    while !end.stranded.load(std::sync::atomic::Ordering::Acquire) {
+        assert_eq!(end.fate(), None, "given up at once");
+        tokio::task::yield_now().await;
+    }
+    world.link().await;
+    let (mut body, mut answer) = arrival.accept().await.unwrap();
+    assert_eq!(body.next().await.unwrap().unwrap(), "body");
+    answer.head(&head());
+    say(&mut answer, "after all").await;
+    call.response.head().await.unwrap();
+    assert_eq!(part(&mut call).await, "after all");
+    assert!(world.arrivals.try_recv().is_err(), "it arrived twice");
+}
+
+#[tokio::test]
+async fn an_open_that_nobody_took_leaves_at_once_for_an_egress_that_is_heard() {
+    let mut world = World::new();
+    let first = world.link().await;
+    let me = v1::Hello {
+        roles: vec!["egress".into()],
+        ..hello("other")
+    };
+    let other = Acceptor::new(
+        impatient(),
+        Arc::new(NoCredentials),
+        me,
+        Some(Arc::new(|_| Box::pin(async {}))),
+        None,
+        world.tasks.clone(),
+    );
+    link(&world.ingress, "ingress", "other", &other, &world.tasks).await;
+    world.ingress.set_patience(Patience {
+        cut_off: Duration::from_secs(3600),
+        ..Patience::default()
+    });
+    let (mut call, _arrival, _end) = untaken(&mut world).await;
+    first.vitals().set(Condition::Down);
+    let lost = Failure::Lost(Lost {
+        reason: LostReason::LinkDown,
+        accepted: false,
+    });
+    assert_eq!(call.response.accepted().await, Err(lost));
 }
 
 #[tokio::test]
