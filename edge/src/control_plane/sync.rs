@@ -32,7 +32,7 @@ use super::{
     report::Outbox,
     seats::{Offer, Seats, order},
     snapshot::{self, Checked, News, Parts},
-    tell::report_status,
+    tell::{event, report_status},
 };
 
 /// Pause before a stream is opened again: doubles, with jitter. The longest is part of how long a control that comes back
@@ -101,6 +101,13 @@ struct Waiting {
 
 type Events = mpsc::Sender<NodeEvent>;
 
+/// How long a stream is kept.
+struct Until<'a> {
+    stop: &'a CancellationToken,
+    /// Ready when it should be at another replica. It ends between two words, never in the middle of what one asks for.
+    elsewhere: BoxFuture<'a, ()>,
+}
+
 impl Node<'_> {
     /// Keeps one stream until `stop`.
     async fn keep(&self, stream: usize, stop: &CancellationToken) {
@@ -119,10 +126,11 @@ impl Node<'_> {
                     (failures, pause) = (0, BACKOFF_MIN);
                     let lost = stream == 0 && place > 0 && count > STREAMS;
                     self.begin(stream, replica);
-                    let ended = tokio::select! {
-                        ended = self.hold(stream, &events, incoming, stop) => Some(ended),
-                        () = look_again(lost) => None,
+                    let until = Until {
+                        stop,
+                        elsewhere: look_again(lost).boxed(),
                     };
+                    let ended = self.hold(stream, &events, incoming, until).await;
                     self.end(stream);
                     let Some(ended) = ended else {
                         from = 0;
@@ -219,17 +227,17 @@ impl Node<'_> {
         Ok((events, stream.into_inner()))
     }
 
-    /// Serves one stream until it ends; says why it did.
+    /// Serves one stream until it ends; says why it did. Nothing if it is to be left for another replica.
     async fn hold(
         &self,
         number: usize,
         events: &Events,
         stream: Streaming<ControlEvent>,
-        stop: &CancellationToken,
-    ) -> String {
+        until: Until<'_>,
+    ) -> Option<String> {
         let mut writing = None;
         let ended = self
-            .listen(number, events, stream, &mut writing, stop)
+            .listen(number, events, stream, &mut writing, until)
             .await;
         if let Some(writing) = writing {
             // Begun, and to be whole before another stream begins the next.
@@ -244,8 +252,8 @@ impl Node<'_> {
         events: &Events,
         mut stream: Streaming<ControlEvent>,
         writing: &mut Option<BoxFuture<'a, Option<Event>>>,
-        stop: &CancellationToken,
-    ) -> String {
+        mut until: Until<'_>,
+    ) -> Option<String> {
         let control = self.control;
         let mut outbox: Option<MutexGuard<'_, Outbox>> = None;
         let mut waiting = Waiting::default();
@@ -268,20 +276,21 @@ impl Node<'_> {
                 }
             };
             let said = tokio::select! {
-                () = stop.cancelled() => {
+                () = &mut until.elsewhere => return None,
+                () = until.stop.cancelled() => {
                     // The last report says that the node drains.
                     if let Some(source) = control.0.status.get() {
                         let _ = events.try_send(event(Event::Status(source())));
                     }
-                    return "stopping".into();
+                    return Some("stopping".into());
                 }
                 message = stream.message() => match message {
                     Ok(Some(message)) => {
                         self.heard(number, message, &mut waiting, outbox.as_deref_mut()).await;
                         None
                     }
-                    Ok(None) => return "control closed the stream".into(),
-                    Err(status) => return status.message().to_owned(),
+                    Ok(None) => return Some("control closed the stream".into()),
+                    Err(status) => return Some(status.message().to_owned()),
                 },
                 answer = written => {
                     *writing = None;
@@ -295,12 +304,12 @@ impl Node<'_> {
                     }
                     Told::Objects(made) => Some(Event::ObjectsMade(made)),
                 },
-                () = &mut reporting => return "stream closed".into(),
+                () = &mut reporting => return Some("stream closed".into()),
             };
             if let Some(said) = said
                 && events.send(event(said)).await.is_err()
             {
-                return "stream closed".into();
+                return Some("stream closed".into());
             }
         }
     }
@@ -488,6 +497,5 @@ async fn look_again(lost: bool) {
     tokio::time::sleep(RETURN.mul_f64(0.5 + fastrand::f64())).await;
 }
 
-pub(super) const fn event(event: Event) -> NodeEvent {
-    NodeEvent { event: Some(event) }
-}
+#[cfg(test)]
+mod tests;

@@ -8,7 +8,7 @@ use std::{
 use tokio::sync::mpsc;
 use vector_proto::control::v1::{self, NodeEvent, node_event::Event};
 
-use super::{ControlPlane, sync::event};
+use super::ControlPlane;
 
 /// Reports: at most this often, and at least that often.
 const STATUS_EVERY_MIN: Duration = Duration::from_millis(250);
@@ -115,4 +115,8 @@ fn upstreams_differ(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
                     50,
                 )
         })
+}
+
+pub(super) const fn event(event: Event) -> NodeEvent {
+    NodeEvent { event: Some(event) }
 }
