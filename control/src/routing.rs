@@ -1,7 +1,11 @@
 //! Makes one snapshot of what is wanted (registry) and what is there (health), and keeps it current.
 
 mod compile;
-pub use compile::{Inputs, compile};
+pub use compile::{Compiler, Inputs};
+
+mod seal;
+
+mod ways;
 
 mod explain;
 pub use explain::explain;

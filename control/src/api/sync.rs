@@ -212,7 +212,7 @@ impl Session {
                     self.send(news).await?;
                 }
             } else {
-                self.send(Event::Snapshot(newest.snapshot.clone())).await?;
+                self.send(Event::Snapshot(newest.whole())).await?;
             }
             self.sent = revision;
         }

@@ -4,38 +4,20 @@
 //! say what may be used, unless nobody else is left: control's view must never be the only reason why a
 //! request fails, and nodes see dead neighbours themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
-use prost::Message as _;
-use ring::digest::{SHA256, digest};
 use vector_proto::control::v1::{
-    DefaultRoute, DefaultRouteSpec, Model, ModelSpec, NodeRecord, Path, Provider, ProviderSpec,
+    DefaultRoute, DefaultRouteSpec, Model, ModelSpec, NodeRecord, Provider, ProviderSpec,
     Revocation, Snapshot, Upstream,
 };
+
+use super::ways::{Found, Ways};
 
 use crate::{
     health::Usable,
     registry::{Catalog, NodeSpec, Seen},
 };
-
-/// What a link inside a region costs, until links are measured: one millisecond.
-const NEAR_US: u64 = 1_000;
-
-/// What a link between regions costs, until links are measured.
-const FAR_US: u64 = 80_000;
-
-/// What a relay adds to the links on both its sides.
-const RELAY_US: u64 = 5_000;
-
-/// Relays that may carry exchanges between two regions.
-///
-/// Every one of them in every path would make 1.2 million rows of 1,000 nodes (ten regions, each with 30 ingress, 40 egress
-/// and 30 relay nodes), some 60 MB, told to each. With four it is 20,000 rows and about 1 MB, 2,000 of them an ingress's own,
-/// and one relay is seldom the only way left: a path is cut, its relay dies and there are three. Which links are kept warm
-/// is another matter: an ingress holds one to each address of every egress and relay, at a heartbeat a second while nobody
-/// uses it. Shown by `a_thousand_nodes_compile_to_a_bounded_sum`.
-const RELAYS_MAX: usize = 4;
 
 /// All that a snapshot follows from.
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +33,12 @@ pub struct Inputs<'a> {
 }
 
 impl Inputs<'_> {
-    fn is_usable(&self, id: &str) -> bool {
+    pub(super) fn is_usable(&self, id: &str) -> bool {
         self.usable.all || self.usable.ids.contains(id)
     }
 
     /// Nodes of a role that have ever said where they are.
-    fn known(&self, role: &str) -> impl Iterator<Item = &NodeSpec> {
+    pub(super) fn known(&self, role: &str) -> impl Iterator<Item = &NodeSpec> {
         self.nodes
             .iter()
             .filter(move |(spec, seen)| seen.is_some() && spec.roles.iter().any(|has| has == role))
@@ -64,30 +46,47 @@ impl Inputs<'_> {
     }
 }
 
-/// The snapshot, without revision and digest.
-#[must_use]
-pub fn compile(inputs: Inputs<'_>) -> Snapshot {
-    let stored = inputs.catalog.credentials.values();
-    // Once, and not for each provider: there may be many of both.
-    let served: BTreeSet<&str> = stored
-        .filter(|stored| !stored.spec.disabled)
-        .map(|stored| stored.spec.provider.as_str())
-        .collect();
-    let providers: Vec<Provider> = inputs
-        .catalog
-        .providers
-        .values()
-        .map(|spec| provider(inputs, spec, served.contains(spec.name.as_str())))
-        .collect();
-    Snapshot {
-        revision: 0,
-        nodes: nodes(inputs),
-        paths: paths(inputs, &providers),
-        providers,
-        models: models(inputs.catalog),
-        default_routes: default_routes(inputs.catalog),
-        revocations: inputs.revoked.to_vec(),
-        digest: Bytes::new(),
+/// What nodes are told, without revision and digest.
+#[derive(Clone, Debug)]
+pub(super) struct Compiled {
+    /// Without its paths.
+    pub(super) snapshot: Snapshot,
+    pub(super) ways: Arc<Ways>,
+}
+
+/// Compiles, and keeps what is the same for many inputs. What it kept changes no byte.
+#[derive(Debug, Default)]
+pub struct Compiler {
+    found: Found,
+}
+
+impl Compiler {
+    pub(super) fn compile(&self, inputs: Inputs<'_>) -> Compiled {
+        let stored = inputs.catalog.credentials.values();
+        // Once, and not for each provider: there may be many of both.
+        let served: BTreeSet<&str> = stored
+            .filter(|stored| !stored.spec.disabled)
+            .map(|stored| stored.spec.provider.as_str())
+            .collect();
+        let providers: Vec<Provider> = inputs
+            .catalog
+            .providers
+            .values()
+            .map(|spec| provider(inputs, spec, served.contains(spec.name.as_str())))
+            .collect();
+        Compiled {
+            ways: self.found.between(inputs, &providers),
+            snapshot: Snapshot {
+                revision: 0,
+                nodes: nodes(inputs),
+                paths: Vec::new(),
+                providers,
+                models: models(inputs.catalog),
+                default_routes: default_routes(inputs.catalog),
+                revocations: inputs.revoked.to_vec(),
+                digest: Bytes::new(),
+            },
+        }
     }
 }
 
@@ -111,38 +110,6 @@ pub(super) fn default_routes(catalog: &Catalog) -> Vec<DefaultRoute> {
         redundant: spec.redundant,
     };
     catalog.default_routes.values().map(row).collect()
-}
-
-/// A snapshot with its revision and its digest, and the same in bytes.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct Sealed {
-    /// Itself.
-    pub(super) snapshot: Snapshot,
-    /// What nodes are told: encoded once for all of them.
-    pub(super) encoded: Bytes,
-}
-
-/// Gives a snapshot its revision and its digest.
-pub(super) fn seal(mut snapshot: Snapshot, revision: u64) -> Sealed {
-    snapshot.revision = revision;
-    snapshot.digest = Bytes::new();
-    let mut encoded = snapshot.encode_to_vec();
-    snapshot.digest = Bytes::copy_from_slice(digest(&SHA256, &encoded).as_ref());
-    // The last field of the message: what stands before it is what it covers.
-    let last = Snapshot {
-        digest: snapshot.digest.clone(),
-        ..Snapshot::default()
-    };
-    encoded.extend_from_slice(&last.encode_to_vec());
-    Sealed {
-        snapshot,
-        encoded: encoded.into(),
-    }
-}
-
-/// What a snapshot says, whatever its revision: two with the same content are the same to every node.
-pub(super) fn content(bare: &Snapshot) -> Vec<u8> {
-    digest(&SHA256, &bare.encode_to_vec()).as_ref().to_vec()
 }
 
 fn nodes(inputs: Inputs<'_>) -> Vec<NodeRecord> {
@@ -207,80 +174,19 @@ fn upstreams(upstreams: &[Upstream]) -> Vec<Upstream> {
     sorted
 }
 
-fn paths(inputs: Inputs<'_>, providers: &[Provider]) -> Vec<Path> {
-    let from: BTreeSet<&str> = inputs
-        .known("ingress")
-        .map(|node| node.region.as_str())
-        .collect();
-    let used: BTreeSet<&str> = providers
-        .iter()
-        .flat_map(|provider| &provider.egress)
-        .map(String::as_str)
-        .collect();
-    let egress: Vec<&NodeSpec> = inputs
-        .known("egress")
-        .filter(|node| used.contains(node.id.as_str()))
-        .collect();
-    let relays: Vec<&NodeSpec> = inputs
-        .known("relay")
-        .filter(|node| inputs.is_usable(&node.id))
-        .collect();
-    let mut paths = Vec::with_capacity(from.len() * egress.len() * (1 + RELAYS_MAX));
-    for region in from {
-        let mut between: BTreeMap<&str, Vec<(u64, &NodeSpec)>> = BTreeMap::new();
-        for node in &egress {
-            let path = |relay: &str, score| Path {
-                from_region: region.to_owned(),
-                egress: node.id.clone(),
-                relay: relay.to_owned(),
-                score,
-            };
-            paths.push(path("", link_us(region, &node.region)));
-            let best = between
-                .entry(&node.region)
-                .or_insert_with(|| best_relays(&relays, region, &node.region));
-            let others = best.iter().filter(|(_, relay)| relay.id != node.id);
-            let others = others.take(RELAYS_MAX);
-            paths.extend(others.map(|(score, relay)| path(&relay.id, *score)));
-        }
-    }
-    paths.sort_by(|a, b| {
-        (&a.from_region, &a.egress, a.score, &a.relay).cmp(&(
-            &b.from_region,
-            &b.egress,
-            b.score,
-            &b.relay,
-        ))
-    });
-    paths
-}
-
-/// The relays with the lowest scores between two regions; of equals, other ones for each pair, so that all are used. One
-/// more than a path may have, since an egress is not its own relay.
-fn best_relays<'a>(relays: &[&'a NodeSpec], from: &str, to: &str) -> Vec<(u64, &'a NodeSpec)> {
-    let lot = |relay: &NodeSpec| {
-        let names = [from, to, &relay.id].join("\0");
-        digest(&SHA256, names.as_bytes()).as_ref().to_vec()
-    };
-    let score =
-        |relay: &NodeSpec| link_us(from, &relay.region) + link_us(&relay.region, to) + RELAY_US;
-    let mut scored: Vec<_> = relays.iter().map(|relay| (score(relay), *relay)).collect();
-    scored.sort_by_cached_key(|(score, relay)| (*score, lot(relay)));
-    scored.truncate(RELAYS_MAX + 1);
-    scored
-}
-
-fn link_us(from: &str, to: &str) -> u64 {
-    if from == to { NEAR_US } else { FAR_US }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use prost::Message as _;
     use vector_proto::control::v1::{CredentialSpec, DefaultRouteSpec, ModelSpec, Register};
 
     use super::*;
-    use crate::registry::StoredCredential;
+    use crate::{registry::StoredCredential, routing::ways::RELAYS_MAX};
+
+    /// By a compiler that has kept nothing.
+    fn compile(inputs: Inputs<'_>) -> Snapshot {
+        Compiler::default().compile(inputs).whole()
+    }
 
     fn node(id: &str, region: &str, roles: &[&str]) -> (NodeSpec, Option<Seen>) {
         let spec = NodeSpec {
@@ -396,19 +302,6 @@ mod tests {
             "lower priority first"
         );
         assert!(snapshot.default_routes[0].redundant && !snapshot.models[0].redundant);
-        let said = content(&snapshot);
-        let sealed = seal(snapshot, 7);
-        assert_eq!(sealed.snapshot.revision, 7);
-        assert_eq!(sealed.snapshot.encode_to_vec(), sealed.encoded);
-        let again = seal(sealed.snapshot.clone(), 7);
-        assert_eq!(again, sealed, "the digest is of the rest");
-        let bare = Snapshot {
-            revision: 0,
-            digest: Bytes::new(),
-            ..sealed.snapshot.clone()
-        };
-        assert_eq!(content(&bare), said);
-        assert_ne!(seal(bare, 8).snapshot.digest, sealed.snapshot.digest);
     }
 
     #[test]
@@ -506,11 +399,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_same_inputs_give_the_same_bytes(gone in proptest::collection::vec(0..4_usize, 0..4)) {
-            let ids: Vec<&str> = ALL.iter().enumerate().filter(|(at, _)| !gone.contains(at)).map(|(_, &id)| id).collect();
-            let usable = there(&ids);
-            let bytes = || seal(compiled(&usable), 3).encoded;
-            prop_assert_eq!(bytes(), bytes());
+        fn the_same_inputs_give_the_same_bytes(turns in proptest::collection::vec(proptest::collection::vec(0..4_usize, 0..4), 1..12)) {
+            let kept = Compiler::default();
+            let (catalog, nodes) = network();
+            for gone in turns {
+                let ids: Vec<&str> = ALL.iter().enumerate().filter(|(at, _)| !gone.contains(at)).map(|(_, &id)| id).collect();
+                let usable = there(&ids);
+                let inputs = Inputs { catalog: &catalog, nodes: &nodes, usable: &usable, revoked: &[] };
+                let sealed = |compiler: &Compiler| compiler.compile(inputs).encode().seal(3);
+                let (one, fresh) = (sealed(&kept), sealed(&Compiler::default()));
+                prop_assert_eq!(&one.encoded, &fresh.encoded, "whatever was compiled before");
+                prop_assert_eq!(&one.ways.paths, &fresh.ways.paths);
+                prop_assert_eq!(&one.snapshot, &fresh.snapshot);
+            }
         }
     }
 }

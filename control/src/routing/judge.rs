@@ -6,12 +6,11 @@
 
 use std::collections::HashSet;
 
-use prost::Message as _;
 use vector_proto::control::v1::{CredentialSpec, Snapshot, Upstream};
 
 use super::{
-    Inputs, compile,
-    compile::{default_routes, models},
+    Compiler, Inputs,
+    compile::{Compiled, default_routes, models},
 };
 use crate::{
     health::Usable,
@@ -26,7 +25,11 @@ const FLOOR: usize = 10;
 
 /// Judges the change from `old` to `new` among these nodes.
 #[must_use]
-pub fn judge(old: &Catalog, new: &Catalog, nodes: &[(NodeSpec, Option<Seen>)]) -> Judgement {
+pub fn judge(
+    compiler: &Compiler,
+    (old, new): (&Catalog, &Catalog),
+    nodes: &[(NodeSpec, Option<Seen>)],
+) -> Judgement {
     let same_egress = old.providers == new.providers && served(old) == served(new);
     if same_egress && old.models == new.models && old.default_routes == new.default_routes {
         // Accounts and secrets change nothing of what is served.
@@ -37,7 +40,7 @@ pub fn judge(old: &Catalog, new: &Catalog, nodes: &[(NodeSpec, Option<Seen>)]) -
         ..Usable::default()
     };
     let compiled = |catalog: &Catalog| {
-        compile(Inputs {
+        compiler.compile(Inputs {
             catalog,
             nodes,
             usable: &usable,
@@ -47,11 +50,13 @@ pub fn judge(old: &Catalog, new: &Catalog, nodes: &[(NodeSpec, Option<Seen>)]) -
     let before = compiled(old);
     let (bytes, reach) = (before.encoded_len(), Reach::of(&before));
     let after = if same_egress {
-        // Most of a large snapshot is paths, and these are the same.
-        Snapshot {
-            models: models(new),
-            default_routes: default_routes(new),
-            ..before
+        Compiled {
+            snapshot: Snapshot {
+                models: models(new),
+                default_routes: default_routes(new),
+                ..before.snapshot
+            },
+            ways: before.ways,
         }
     } else {
         compiled(new)
@@ -91,7 +96,8 @@ struct Reach {
 }
 
 impl Reach {
-    fn of(snapshot: &Snapshot) -> Self {
+    fn of(compiled: &Compiled) -> Self {
+        let snapshot = &compiled.snapshot;
         let usable: HashSet<&str> = snapshot
             .providers
             .iter()
@@ -111,7 +117,7 @@ impl Reach {
         Self {
             names: rows.iter().filter(|count| **count > 0).count(),
             upstreams: rows.iter().sum(),
-            paths: snapshot.paths.len(),
+            paths: compiled.ways.paths.len(),
         }
     }
 }
@@ -195,7 +201,7 @@ mod tests {
     }
 
     fn lost(old: &Catalog, new: &Catalog, egress: usize) -> Vec<String> {
-        let judged = judge(old, new, &nodes(egress));
+        let judged = judge(&Compiler::default(), (old, new), &nodes(egress));
         assert_eq!(judged.faults, []);
         judged.losses.into_iter().map(|loss| loss.field).collect()
     }
@@ -238,12 +244,12 @@ mod tests {
             spec.id = format!("{place:x>63}");
         }
         let (old, new) = (Catalog::default(), catalog(8_200, 1));
-        let judged = judge(&old, &new, &nodes);
+        let judged = judge(&Compiler::default(), (&old, &new), &nodes);
         assert_eq!(judged.faults.len(), 1);
         assert_eq!(judged.faults[0].field, "snapshot");
         let mut fewer = new.clone();
         fewer.providers.remove("p8199");
-        let judged = judge(&new, &fewer, &nodes);
+        let judged = judge(&Compiler::default(), (&new, &fewer), &nodes);
         assert_eq!(judged.faults, [], "less is never refused for its size");
     }
 }

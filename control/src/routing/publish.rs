@@ -16,15 +16,15 @@ use std::{
 };
 
 use bytes::Bytes;
-use prost::Message as _;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vector_proto::control::v1::{Credential, Snapshot, control_event::Event};
 
 use self::{force::InForce, steps::Steps};
 use super::{
-    Inputs, compile,
-    compile::{Sealed, content, seal},
+    Compiler, Inputs,
+    seal::{Bare, Sealed, whole},
+    ways::Ways,
 };
 use crate::{
     coordinate::{self, Batch, Revision, Transaction, Watch},
@@ -52,8 +52,9 @@ const PUBLISHED: &str = "/routing/published";
 /// What every node is told.
 #[derive(Debug, Default)]
 pub struct Published {
-    /// The snapshot.
+    /// The snapshot without its paths, which many have in common: see [`Self::whole`].
     pub snapshot: Snapshot,
+    ways: Arc<Ways>,
     /// Generation of the configuration that the credentials are of.
     pub generation: u64,
     /// The change that it may be a part of.
@@ -80,6 +81,12 @@ impl Published {
             Some(rest) if !self.rollout.canaries.iter().any(|id| id == node) => rest,
             _ => self,
         }
+    }
+
+    /// The snapshot with its paths.
+    #[must_use]
+    pub fn whole(&self) -> Snapshot {
+        whole(&self.snapshot, &self.ways)
     }
 
     /// Revision of the snapshot of everybody who is no canary.
@@ -130,6 +137,7 @@ pub struct Share {
 pub struct Publisher {
     registry: Arc<Registry>,
     metrics: Arc<Metrics>,
+    compiler: Compiler,
     current: watch::Sender<Arc<Published>>,
     generation: watch::Sender<u64>,
     /// Numbers for [`Published::entitlement`] that were given out.
@@ -151,10 +159,17 @@ impl Publisher {
         Self {
             registry,
             metrics,
+            compiler: Compiler::default(),
             current: watch::Sender::default(),
             generation: watch::Sender::default(),
             entitlements: AtomicU64::default(),
         }
+    }
+
+    /// What snapshots are compiled by: others who compile have the use of what it keeps.
+    #[must_use]
+    pub const fn compiler(&self) -> &Compiler {
+        &self.compiler
     }
 
     /// The newest snapshot, and word of newer ones.
@@ -245,25 +260,26 @@ impl Publisher {
             let revoked = self.registry.revocations().await?;
             let usable = health::agreed(store.as_ref()).await?;
             let compiled = |catalog: &Catalog| {
-                compile(Inputs {
+                let inputs = Inputs {
                     catalog,
                     nodes: &nodes,
                     usable: &usable,
                     revoked: &revoked,
-                })
+                };
+                self.compiler.compile(inputs).encode()
             };
             let rest = catalog.rest()?;
             let bare = compiled(&catalog);
             let bare_rest = rest.as_ref().map(compiled);
-            if bare.encoded_len() > SNAPSHOT_BYTES_MAX && self.current().snapshot.revision > 0 {
+            if bare.encoded.len() > SNAPSHOT_BYTES_MAX && self.current().snapshot.revision > 0 {
                 // No change leads here: so many nodes have come. The last one that they can take stays.
                 tracing::error!(
-                    bytes = bare.encoded_len(),
+                    bytes = bare.encoded.len(),
                     "the snapshot is larger than nodes take and is not handed out"
                 );
                 return Ok(in_force);
             }
-            let next = in_force.next(content(&bare), bare_rest.as_ref().map(content));
+            let next = in_force.next(bare.content(), bare_rest.as_ref().map(Bare::content));
             let now = match next {
                 None => in_force,
                 Some(next) => match self.put(in_force.changed, next).await {
@@ -276,8 +292,8 @@ impl Publisher {
                 },
             };
             let rest = rest.zip(bare_rest).zip(now.rest.as_ref());
-            let rest = rest.map(|((catalog, bare), side)| (seal(bare, side.revision), catalog));
-            self.hand_out((seal(bare, now.all.revision), catalog), rest);
+            let rest = rest.map(|((catalog, bare), side)| (bare.seal(side.revision), catalog));
+            self.hand_out((bare.seal(now.all.revision), catalog), rest);
             self.metrics
                 .publish_seconds
                 .observe(began.elapsed().as_secs_f64());
@@ -311,7 +327,7 @@ impl Publisher {
                 revision,
                 nodes = snapshot.nodes.len(),
                 models = snapshot.models.len(),
-                paths = snapshot.paths.len(),
+                paths = next.ways.paths.len(),
                 canaries_only = next.rest.is_some(),
                 "snapshot published"
             );
@@ -334,10 +350,11 @@ impl Publisher {
         let steps = if before.snapshot.digest == sealed.snapshot.digest {
             before.steps.clone()
         } else {
-            before.steps.then(&before.snapshot, &sealed)
+            before.steps.then((&before.snapshot, &before.ways), &sealed)
         };
         Published {
             snapshot: sealed.snapshot,
+            ways: sealed.ways,
             encoded: sealed.encoded,
             steps,
             generation: catalog.generation,

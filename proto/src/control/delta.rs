@@ -5,7 +5,7 @@
 
 use std::cmp::Ordering;
 
-use super::v1::{Snapshot, SnapshotDelta, Splice};
+use super::v1::{Path, Snapshot, SnapshotDelta, Splice};
 
 /// Why a delta cannot be used with a snapshot.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -29,14 +29,7 @@ pub fn difference(old: &Snapshot, new: &Snapshot) -> SnapshotDelta {
         compare(&old.default_routes, &new.default_routes, |a, b| {
             a.operation.cmp(&b.operation)
         });
-    let (paths_at, paths) = compare(&old.paths, &new.paths, |a, b| {
-        (&a.from_region, &a.egress, a.score, &a.relay).cmp(&(
-            &b.from_region,
-            &b.egress,
-            b.score,
-            &b.relay,
-        ))
-    });
+    let (paths_at, paths) = difference_of_paths(&old.paths, &new.paths);
     let (revocations_at, revocations) = compare(&old.revocations, &new.revocations, |a, b| {
         a.node.cmp(&b.node)
     });
@@ -58,6 +51,19 @@ pub fn difference(old: &Snapshot, new: &Snapshot) -> SnapshotDelta {
         revocations_at,
         revocations,
     }
+}
+
+/// The part of [`difference`] that is about paths, for those who keep them apart.
+#[must_use]
+pub fn difference_of_paths(old: &[Path], new: &[Path]) -> (Vec<Splice>, Vec<Path>) {
+    compare(old, new, |a, b| {
+        (&a.from_region, &a.egress, a.score, &a.relay).cmp(&(
+            &b.from_region,
+            &b.egress,
+            b.score,
+            &b.relay,
+        ))
+    })
 }
 
 /// The snapshot that a delta makes of `old`. Its digest is what the delta says: the caller checks it.

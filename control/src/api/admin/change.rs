@@ -42,7 +42,7 @@ impl Operators {
             dry_run,
             force: caller.force,
             staging: self.staging(&canaries),
-            judge: &|old, new| judge(old, new, &nodes),
+            judge: &|old, new| judge(self.rooms.publisher.compiler(), (old, new), &nodes),
         };
         let outcome = registry.edit(terms, alter).await?;
         if !dry_run {

@@ -27,6 +27,6 @@ impl Operators {
             revoked: &[],
         };
         let published = self.rooms.publisher.current();
-        Ok(routing::explain(asked, &published.snapshot, inputs))
+        Ok(routing::explain(asked, &published.whole(), inputs))
     }
 }

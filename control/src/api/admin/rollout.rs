@@ -50,7 +50,7 @@ impl Operators {
             dry_run: asked.dry_run,
             force: caller.force,
             staging: self.staging(&canaries),
-            judge: &|old, new| judge(old, new, &nodes),
+            judge: &|old, new| judge(self.rooms.publisher.compiler(), (old, new), &nodes),
         };
         let (outcome, left) = registry.undo(terms, asked.generation).await?;
         if !asked.dry_run {

@@ -1,6 +1,6 @@
 //! How the newest snapshot came about, for nodes that have an earlier one.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -9,7 +9,7 @@ use vector_proto::control::{
     v1::{Snapshot, SnapshotPart, control_event::Event},
 };
 
-use crate::routing::compile::Sealed;
+use crate::routing::{seal::Sealed, ways::Ways};
 
 /// A snapshot goes to a node in pieces of this size: what a stream has once needed for a message it keeps for ever, and
 /// other words get in between.
@@ -32,14 +32,19 @@ pub(super) struct Steps(VecDeque<Step>);
 
 impl Steps {
     /// These and one more, as far back as they are of use: together they are shorter than the whole.
-    pub(super) fn then(&self, old: &Snapshot, new: &Sealed) -> Self {
+    pub(super) fn then(&self, (old, ways): (&Snapshot, &Arc<Ways>), new: &Sealed) -> Self {
         let mut steps = self.0.clone();
         if old.revision == 0 {
             return Self(steps);
         }
+        let mut different = delta::difference(old, &new.snapshot);
+        if !Arc::ptr_eq(ways, &new.ways) {
+            let paths = delta::difference_of_paths(&ways.paths, &new.ways.paths);
+            (different.paths_at, different.paths) = paths;
+        }
         steps.push_back(Step {
             from: old.revision,
-            encoded: delta::difference(old, &new.snapshot).encode_to_vec().into(),
+            encoded: different.encode_to_vec().into(),
         });
         let mut bytes: usize = steps.iter().map(|step| step.encoded.len()).sum();
         while steps.len() > STEPS_MAX || bytes > new.encoded.len() {
