@@ -24,6 +24,9 @@ use crate::telemetry::Metrics;
 mod heed;
 pub use heed::Heed;
 
+mod said;
+pub use said::Said;
+
 mod roll;
 pub use roll::{Error, Heard, Roll, Rolls, agreed, rolls, together};
 
@@ -37,7 +40,8 @@ pub const START_GRACE: Duration = Duration::from_secs(10);
 /// hears everything anew when it is back.
 const PUSH_WAIT: Duration = Duration::from_secs(1);
 
-/// Events that may wait for one stream. A snapshot goes in pieces, so that a key's change waits for one of them and not for all.
+/// Events that may wait for one stream, each in a box: room for twice as many is there from the beginning, for each of a thousand
+/// nodes. A snapshot goes in pieces, so that a key's change waits for one of them and not for all.
 pub const EVENTS_MAX: usize = 16;
 
 /// What a node reported that others route by.
@@ -47,6 +51,14 @@ pub struct Signals {
     pub pools: Vec<PoolStatus>,
     /// Of an ingress.
     pub upstreams: Vec<UpstreamStatus>,
+}
+
+impl Signals {
+    /// Nobody routes by it.
+    #[must_use]
+    pub const fn is_empty(&self) -> bool {
+        self.pools.is_empty() && self.upstreams.is_empty()
+    }
 }
 
 /// What is known of one node.
@@ -61,7 +73,9 @@ pub struct Presence {
     /// When it last said anything.
     pub last_seen_unix_ms: u64,
     /// What it said last.
-    pub status: Option<Status>,
+    pub said: Option<Said>,
+    /// It said that it is going down.
+    pub draining: bool,
     /// Why it refused the last snapshot; empty when it did not.
     pub rejection: String,
     /// Which that was.
@@ -85,7 +99,7 @@ struct Stream {
     ingress: bool,
     /// When the node that opened it was enrolled: another enrolment is another node.
     enrolled_unix_ms: u64,
-    events: mpsc::Sender<ControlEvent>,
+    events: mpsc::Sender<Box<ControlEvent>>,
     end: CancellationToken,
 }
 
@@ -143,7 +157,7 @@ impl Fleet {
         ingress: bool,
         version: &str,
         enrolled_unix_ms: u64,
-        events: mpsc::Sender<ControlEvent>,
+        events: mpsc::Sender<Box<ControlEvent>>,
     ) -> Attached {
         let end = CancellationToken::new();
         let mut members = self.members.lock();
@@ -170,7 +184,8 @@ impl Fleet {
         member.presence.connected = true;
         version.clone_into(&mut member.presence.version);
         // What it said before its restart is not so any more.
-        member.presence.status = None;
+        member.presence.said = None;
+        member.presence.draining = false;
         member.presence.clock_skew_ms = None;
         member.said = None;
         drop(members);
@@ -189,7 +204,7 @@ impl Fleet {
         self.signals.subscribe()
     }
 
-    /// What every node that is there said last, and when.
+    /// What every node that is there said last, and when; without those that said nothing that others route by.
     #[must_use]
     pub fn reports(&self, now: Instant) -> Vec<(String, Arc<Signals>, Instant)> {
         let members = self.members.lock();
@@ -199,7 +214,7 @@ impl Fleet {
         there
             .filter_map(|(id, member)| {
                 let (said, at) = member.said.as_ref()?;
-                Some((id.clone(), Arc::clone(said), *at))
+                (!said.is_empty()).then(|| (id.clone(), Arc::clone(said), *at))
             })
             .collect()
     }
@@ -214,10 +229,9 @@ impl Fleet {
             if member.stream.is_none() && until.is_none_or(|until| until <= now) {
                 continue;
             }
-            let status = member.presence.status.as_ref();
             nodes.push(Heard {
                 id: id.clone(),
-                draining: status.is_some_and(|status| status.draining),
+                draining: member.presence.draining,
             });
             next = [next, until].into_iter().flatten().min();
         }
@@ -302,7 +316,7 @@ impl Fleet {
 
 impl Stream {
     async fn push(&self, event: ControlEvent) -> bool {
-        let sent = tokio::time::timeout(PUSH_WAIT, self.events.send(event)).await;
+        let sent = tokio::time::timeout(PUSH_WAIT, self.events.send(Box::new(event))).await;
         let sent = matches!(sent, Ok(Ok(())));
         if !sent {
             self.end.cancel();
@@ -340,18 +354,15 @@ impl Attached {
 
     /// The node says how it is.
     pub fn status(&self, status: Status, now_unix_ms: u64) {
-        let said = Signals {
-            pools: status.pools.clone(),
-            upstreams: status.upstreams.clone(),
-        };
-        self.say(said);
+        let said = Said::new(&status);
         self.note(now_unix_ms, |presence| {
-            let draining =
-                |status: &Option<Status>| status.as_ref().is_some_and(|status| status.draining);
-            let before = draining(&presence.status);
             presence.clock_skew_ms = skew(status.unix_ms, now_unix_ms);
-            presence.status = Some(status);
-            before != draining(&presence.status)
+            presence.said = Some(said);
+            std::mem::replace(&mut presence.draining, status.draining) != status.draining
+        });
+        self.say(Signals {
+            pools: status.pools,
+            upstreams: status.upstreams,
         });
     }
 
@@ -365,9 +376,13 @@ impl Attached {
         if mine.is_none_or(|stream| stream.number != self.number) {
             return;
         }
-        member.said = Some((Arc::new(said), Instant::now()));
+        let silent = said.is_empty();
+        let before = member.said.replace((Arc::new(said), Instant::now()));
         drop(members);
-        self.fleet.signals.send_modify(|count| *count += 1);
+        // Most nodes have nothing to say most of the time.
+        if !silent || before.is_some_and(|(before, _)| !before.is_empty()) {
+            self.fleet.signals.send_modify(|count| *count += 1);
+        }
     }
 
     fn note(&self, now_unix_ms: u64, change: impl FnOnce(&mut Presence) -> bool) {

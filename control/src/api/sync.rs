@@ -7,12 +7,15 @@
 mod keep;
 
 use std::{
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{
+    mpsc::{self, error::TrySendError},
+    watch,
+};
 use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
 use vector_proto::control::v1::{
@@ -42,7 +45,7 @@ struct Session {
     rooms: Rooms,
     peer: Arc<Peer>,
     attached: Attached,
-    events: mpsc::Sender<ControlEvent>,
+    events: mpsc::Sender<Box<ControlEvent>>,
     newest: watch::Receiver<Arc<Published>>,
     /// Revision the node has been sent.
     sent: u64,
@@ -123,7 +126,7 @@ pub(super) async fn open(
         rooms: rooms.clone(),
     };
     rooms.tasks.spawn(session.run(register, inbound));
-    Ok(Box::pin(ReceiverStream::new(queue).map(Ok)))
+    Ok(Box::pin(ReceiverStream::new(queue).map(|event| Ok(*event))))
 }
 
 impl Session {
@@ -136,7 +139,10 @@ impl Session {
             revision = register.revision,
             "node connected"
         );
-        let end = match self.greet(&register).await {
+        // What is needed once is not carried along for as long as the node is there.
+        let greeted = Box::pin(self.greet(&register)).await;
+        drop(register);
+        let end = match greeted {
             Ok(()) => self.serve(&mut inbound).await,
             Err(end) => end,
         };
@@ -169,16 +175,24 @@ impl Session {
 
     async fn serve(&mut self, inbound: &mut Streaming<NodeEvent>) -> End {
         let (ended, drain) = (self.attached.end().clone(), self.rooms.drain.clone());
+        let events = self.events.clone();
+        // Waited for as one, and not anew at each word.
+        let mut over = pin!(async move {
+            tokio::select! {
+                () = ended.cancelled() => End::Dismissed,
+                () = drain.cancelled() => End::Dismissed,
+                () = events.closed() => End::Gone,
+            }
+        });
+        let is_ingress = self.peer.roles.contains(&Role::Ingress);
         loop {
             let step = tokio::select! {
-                () = ended.cancelled() => return End::Dismissed,
-                () = drain.cancelled() => return End::Dismissed,
-                () = self.events.closed() => return End::Gone,
+                end = &mut over => return end,
                 changed = self.newest.changed() => match changed {
                     Ok(()) => self.send_newest().await,
                     Err(_) => return End::Dismissed,
                 },
-                changed = self.steering.changed() => match changed {
+                changed = self.steering.changed(), if is_ingress => match changed {
                     Ok(()) => self.send_scores(false).await,
                     Err(_) => return End::Dismissed,
                 },
@@ -204,7 +218,7 @@ impl Session {
             return Ok(());
         }
         if self.peer.roles.contains(&Role::Egress) {
-            self.send_credentials(&newest).await?;
+            Box::pin(self.send_credentials(&newest)).await?;
         }
         if self.sent != revision {
             if self.deltas {
@@ -283,7 +297,12 @@ impl Session {
     }
 
     async fn send(&mut self, event: Event) -> Result<(), End> {
-        let event = ControlEvent { event: Some(event) };
+        let event = Box::new(ControlEvent { event: Some(event) });
+        let event = match self.events.try_send(event) {
+            Ok(()) => return Ok(()),
+            Err(TrySendError::Closed(_)) => return Err(End::Gone),
+            Err(TrySendError::Full(event)) => event,
+        };
         tokio::select! {
             sent = self.events.send(event) => sent.map_err(|_| End::Gone),
             () = self.attached.end().cancelled() => Err(End::Dismissed),

@@ -53,7 +53,7 @@ pub(super) fn node(
         revision: presence.revision,
         version,
         last_seen_unix_ms: presence.last_seen_unix_ms,
-        status: presence.status,
+        status: presence.said.map(|said| said.status()),
         rejection: presence.rejection,
         clock_skew_ms: presence.clock_skew_ms,
     }
