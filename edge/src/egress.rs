@@ -66,6 +66,7 @@ use self::{
 };
 use crate::{
     config::Role,
+    identity::StateKeys,
     lookup::HashMap,
     telemetry::{self, Telemetry},
     tunnel::ArrivalHandler,
@@ -91,6 +92,8 @@ pub struct Identity {
     pub answers: PathBuf,
     /// Bytes of them on disk.
     pub answers_bytes_max: u64,
+    /// What they are sealed with.
+    pub keys: StateKeys,
 }
 
 /// Everything that exchanges share.
@@ -133,7 +136,7 @@ impl Egress {
         let tasks = TaskTracker::new();
         let metrics = Metrics::default();
         metrics.register(telemetry);
-        let kept = Kept::new(identity.answers, identity.answers_bytes_max);
+        let kept = Kept::new(identity.answers, identity.answers_bytes_max, &identity.keys);
         let gauges = credential::Gauges::default();
         gauges.register(telemetry);
         Ok(Self(Arc::new(Room {

@@ -10,6 +10,8 @@
 
 mod recording;
 
+mod sealed;
+
 mod shelf;
 
 mod tape;
@@ -28,8 +30,11 @@ use tokio_util::sync::CancellationToken;
 use vector_proto::{id::ExchangeId, tunnel::v1};
 
 pub use self::recording::{End, Error, Next, Reading, Recording};
-use self::shelf::{Shelf, unix_ms};
-use crate::lookup::HashMap;
+use self::{
+    sealed::Keys,
+    shelf::{Shelf, unix_ms},
+};
+use crate::{identity::StateKeys, lookup::HashMap};
 
 /// Recordings in memory at once. 4,096 x 128 KiB = 512 MiB at the worst.
 pub const RUNNING_MAX: usize = 4_096;
@@ -74,12 +79,12 @@ pub struct Place {
 }
 
 impl Kept {
-    /// Keeps whole answers in this folder, up to so many bytes.
-    pub fn new(dir: PathBuf, bytes_max: u64) -> Self {
+    /// Keeps whole answers in this folder, up to so many bytes, sealed.
+    pub fn new(dir: PathBuf, bytes_max: u64, keys: &StateKeys) -> Self {
         Self {
             table: Mutex::default(),
             adopted: AtomicUsize::new(0),
-            shelf: Arc::new(Shelf::new(dir, bytes_max)),
+            shelf: Arc::new(Shelf::new(dir, bytes_max, Keys::new(keys))),
         }
     }
 
@@ -249,7 +254,11 @@ mod tests {
 
     fn kept() -> (tempfile::TempDir, Arc<Kept>) {
         let dir = tempfile::tempdir().unwrap();
-        let kept = Arc::new(Kept::new(dir.path().join("answers"), 1 << 20));
+        let kept = Arc::new(Kept::new(
+            dir.path().join("answers"),
+            1 << 20,
+            &StateKeys::of(b"test"),
+        ));
         (dir, kept)
     }
 

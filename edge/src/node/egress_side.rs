@@ -49,6 +49,7 @@ impl EgressSide {
             epoch: identity.epoch(),
             answers: state_dir.join(ANSWERS),
             answers_bytes_max: config.kept_bytes_max,
+            keys: identity.state_keys(),
         };
         control.show(telemetry);
         let reports = Arc::new(ToControl(control.clone()));

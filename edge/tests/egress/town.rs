@@ -20,6 +20,7 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 use vector_edge::{
     egress::{Egress, Identity, Reports, provider::Row},
+    identity::StateKeys,
     telemetry::Telemetry,
     tunnel::{
         Call, Credentials, Failure, Part, Path, Peer, Tunnel,
@@ -144,6 +145,7 @@ impl Town {
             epoch: 7,
             answers: answers.path().to_owned(),
             answers_bytes_max: 1 << 30,
+            keys: StateKeys::of(b"test"),
         };
         let telemetry = Telemetry::silent();
         let egress =

@@ -4,9 +4,7 @@
 //! from the file.
 
 use std::{
-    fs::File,
     io,
-    os::unix::fs::FileExt as _,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use vector_proto::{id::ExchangeId, tunnel::v1};
 
 use super::{
+    sealed::Sealed,
     shelf::Shelf,
     tape::{At, Tape},
 };
@@ -69,7 +68,7 @@ pub enum Error {
 struct State {
     head: Option<v1::ResponseHead>,
     tape: Tape,
-    file: Option<Arc<File>>,
+    file: Option<Arc<Sealed>>,
     end: Option<End>,
     readers: u32,
     /// When the last reader left, or nobody had come yet.
@@ -126,7 +125,7 @@ impl Recording {
     /// A whole one that was on the shelf.
     pub(super) fn whole(
         exchange: ExchangeId,
-        file: File,
+        file: Sealed,
         about: v1::KeptAnswer,
         shelf: Arc<Shelf>,
         now: Instant,
@@ -169,15 +168,15 @@ impl Recording {
         };
         self.news.notify_waiters();
         if due {
-            self.write_out().await.inspect_err(|_| {
+            self.write_out(false).await.inspect_err(|_| {
                 self.break_off("the answer could not be kept");
             })?;
         }
         Ok(())
     }
 
-    /// Moves what is held to the file.
-    async fn write_out(self: &Arc<Self>) -> io::Result<()> {
+    /// Moves what is held to the file: whole pieces, and the `last` of them.
+    async fn write_out(self: &Arc<Self>, last: bool) -> io::Result<()> {
         let this = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || {
             let file = match this.state.lock().file.clone() {
@@ -187,10 +186,10 @@ impl Recording {
             let due = {
                 let mut state = this.state.lock();
                 state.file = Some(Arc::clone(&file));
-                state.tape.write()
+                state.tape.write(last)
             };
             if let Some((at, bytes)) = due {
-                file.write_all_at(&bytes, at)?;
+                file.write(at, &bytes)?;
                 this.state.lock().tape.wrote();
             }
             Ok(())
@@ -244,7 +243,7 @@ impl Recording {
                 until_unix_ms,
             }
         };
-        self.write_out().await?;
+        self.write_out(true).await?;
         if !self.state.lock().tape.is_in_file() {
             // A write that failed is not made again: the file has a hole where it was to be.
             return Err(io::Error::other(
@@ -320,12 +319,8 @@ impl Recording {
                 news.await;
                 continue;
             };
-            let piece = tokio::task::spawn_blocking(move || {
-                let mut piece = vec![0; bytes];
-                file.read_exact_at(&mut piece, offset).map(|()| piece)
-            });
-            let piece = piece.await.map_err(io::Error::other)??;
-            return Ok(Next::Data(piece.into()));
+            let rest = tokio::task::spawn_blocking(move || file.read(offset, bytes));
+            return Ok(Next::Data(rest.await.map_err(io::Error::other)??));
         }
     }
 
@@ -373,10 +368,17 @@ impl Drop for Reading {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::fs::File;
+
+    use super::{super::sealed::Keys, *};
+    use crate::identity::StateKeys;
+
+    fn keys() -> Keys {
+        Keys::new(&StateKeys::of(b"test"))
+    }
 
     fn recording(dir: &std::path::Path) -> Arc<Recording> {
-        let shelf = Arc::new(Shelf::new(dir.to_owned(), 1 << 30));
+        let shelf = Arc::new(Shelf::new(dir.to_owned(), 1 << 30, keys()));
         let id = ExchangeId::fresh();
         Arc::new(Recording::new(id, "acme", None, shelf, Instant::now()))
     }
@@ -444,9 +446,10 @@ mod tests {
         let recording = recording(dir.path());
         recording.begin(v1::ResponseHead::default());
         let path = dir.path().join("full");
-        File::create(&path).unwrap();
-        let full = Arc::new(File::open(&path).unwrap());
-        recording.state.lock().file = Some(full);
+        std::fs::write(&path, [0; 32]).unwrap();
+        let full = File::open(&path).unwrap();
+        let full = Sealed::open(full, &keys(), recording.exchange).unwrap();
+        recording.state.lock().file = Some(Arc::new(full));
         let pushed = recording.push(&[7; 100_000]).await;
         assert!(matches!(pushed, Err(Error::Disk(_))), "{pushed:?}");
         // There is room again.

@@ -1,13 +1,14 @@
 //! Whole answers on disk, for the day that an idempotency key lasts.
 //!
-//! One file an answer: the body, then what is known of it, then the length of that and a mark. It gets its name when it is
+//! One file an answer, sealed for this node alone (`sealed`): the body, then what is known of it. It gets its name when it is
 //! whole, so that a file by that name is never half an answer. Files are readable by this process's user alone, bounded in
-//! bytes, and go when their time is over; when there are too many, the oldest go first. Everything here blocks.
+//! bytes, and go when their time is over or nobody can read them; when there are too many, the oldest go first. Everything
+//! here blocks.
 
 use std::{
     fs::{File, OpenOptions},
     io,
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime},
@@ -16,14 +17,7 @@ use std::{
 use prost::Message as _;
 use vector_proto::{id::ExchangeId, tunnel::v1};
 
-/// Stands at a whole answer's end.
-const MARK: &[u8; 8] = b"VEKEPT01";
-
-/// Mark and length.
-const FOOTER_BYTES: u64 = 12;
-
-/// Largest description of an answer; heads are bounded by what a provider's may be.
-const ABOUT_BYTES_MAX: u64 = 1 << 20;
+use super::sealed::{Keys, Sealed};
 
 /// The folder of answers.
 #[derive(Debug)]
@@ -31,15 +25,17 @@ pub(super) struct Shelf {
     dir: PathBuf,
     bytes_max: u64,
     bytes: AtomicU64,
+    keys: Keys,
 }
 
 impl Shelf {
     /// The shelf in a folder, which is made when first needed.
-    pub(super) fn new(dir: PathBuf, bytes_max: u64) -> Self {
+    pub(super) fn new(dir: PathBuf, bytes_max: u64, keys: Keys) -> Self {
         Self {
             dir,
             bytes_max,
             bytes: AtomicU64::new(0),
+            keys,
         }
     }
 
@@ -48,14 +44,15 @@ impl Shelf {
     }
 
     /// A file for an answer that has begun.
-    pub(super) fn create(&self, exchange: ExchangeId) -> io::Result<File> {
+    pub(super) fn create(&self, exchange: ExchangeId) -> io::Result<Sealed> {
         std::fs::create_dir_all(&self.dir)?;
-        OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(self.path(exchange, "part"))
+            .open(self.path(exchange, "part"))?;
+        Sealed::begin(file, &self.keys, exchange)
     }
 
     /// Forgets a file that [`Self::create`] made.
@@ -68,18 +65,12 @@ impl Shelf {
     pub(super) fn put(
         &self,
         exchange: ExchangeId,
-        file: &File,
+        file: &Sealed,
         about: &v1::KeptAnswer,
     ) -> io::Result<()> {
-        let mut tail = about.encode_to_vec();
-        let length = u32::try_from(tail.len()).map_err(io::Error::other)?;
-        tail.extend_from_slice(&length.to_le_bytes());
-        tail.extend_from_slice(MARK);
-        file.write_all_at(&tail, about.body_bytes)?;
-        file.sync_all()?;
+        let bytes = file.finish(&about.encode_to_vec(), about.body_bytes)?;
         std::fs::rename(self.path(exchange, "part"), self.path(exchange, "kept"))?;
         File::open(&self.dir)?.sync_all()?;
-        let bytes = about.body_bytes + tail.len() as u64;
         if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > self.bytes_max {
             self.sweep(SystemTime::now());
         }
@@ -91,14 +82,38 @@ impl Shelf {
         &self,
         exchange: ExchangeId,
         now: SystemTime,
-    ) -> io::Result<Option<(File, v1::KeptAnswer)>> {
+    ) -> io::Result<Option<(Sealed, v1::KeptAnswer)>> {
         let file = match File::open(self.path(exchange, "kept")) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let about = about(&file)?;
+        let (file, about) = self.open(file, exchange)?;
         Ok((about.until_unix_ms > unix_ms(now)).then_some((file, about)))
+    }
+
+    /// A whole answer, and what is known of it. `InvalidData` if it is none, or another node's.
+    fn open(&self, file: File, exchange: ExchangeId) -> io::Result<(Sealed, v1::KeptAnswer)> {
+        let broken = || io::Error::new(io::ErrorKind::InvalidData, "no whole answer");
+        let sealed = Sealed::open(file, &self.keys, exchange)?;
+        let about = v1::KeptAnswer::decode(sealed.about()?).map_err(|_| broken())?;
+        if !sealed.holds(about.body_bytes)? {
+            return Err(broken());
+        }
+        Ok((sealed, about))
+    }
+
+    /// Whether a file is of no use any more: its time is over, or nobody can read it.
+    fn is_over(&self, path: &Path, now: SystemTime) -> bool {
+        let name = path.file_stem().and_then(|name| name.to_str());
+        let Some(exchange) = name.and_then(|name| name.parse().ok()) else {
+            return true;
+        };
+        let opened = File::open(path).and_then(|file| self.open(file, exchange));
+        match opened {
+            Ok((_, about)) => about.until_unix_ms <= unix_ms(now),
+            Err(error) => error.kind() == io::ErrorKind::InvalidData,
+        }
     }
 
     /// Removes what a process before this one has left unfinished.
@@ -113,11 +128,8 @@ impl Shelf {
     pub(super) fn sweep(&self, now: SystemTime) {
         let mut kept: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
         for path in self.files("kept") {
-            let over = File::open(&path)
-                .and_then(|file| about(&file))
-                .is_ok_and(|about| about.until_unix_ms <= unix_ms(now));
             match std::fs::metadata(&path) {
-                Ok(meta) if !over => {
+                Ok(meta) if !self.is_over(&path, now) => {
                     kept.push((meta.modified().unwrap_or(now), meta.len(), path));
                 }
                 _ => remove(&path),
@@ -158,25 +170,6 @@ fn remove(path: &Path) {
     }
 }
 
-/// Reads what is known of a whole answer.
-fn about(file: &File) -> io::Result<v1::KeptAnswer> {
-    let broken = || io::Error::new(io::ErrorKind::InvalidData, "no whole answer");
-    let length = file.metadata()?.len();
-    let footer_at = length.checked_sub(FOOTER_BYTES).ok_or_else(broken)?;
-    let mut footer = [0; FOOTER_BYTES as usize];
-    file.read_exact_at(&mut footer, footer_at)?;
-    let (size, mark) = footer.split_at(4);
-    let size = u32::from_le_bytes(size.try_into().map_err(|_| broken())?);
-    if mark != MARK || u64::from(size) > ABOUT_BYTES_MAX {
-        return Err(broken());
-    }
-    let at = footer_at.checked_sub(u64::from(size)).ok_or_else(broken)?;
-    let mut about = vec![0; size as usize];
-    file.read_exact_at(&mut about, at)?;
-    let about = v1::KeptAnswer::decode(&about[..]).map_err(|_| broken())?;
-    (about.body_bytes == at).then_some(about).ok_or_else(broken)
-}
-
 /// Since 1970.
 pub(super) fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH);
@@ -187,6 +180,11 @@ pub(super) fn unix_ms(time: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::StateKeys;
+
+    fn keys() -> Keys {
+        Keys::new(&StateKeys::of(b"test"))
+    }
 
     fn answer(body: &[u8], until: SystemTime) -> v1::KeptAnswer {
         v1::KeptAnswer {
@@ -200,7 +198,7 @@ mod tests {
     fn put(shelf: &Shelf, body: &[u8], until: SystemTime) -> ExchangeId {
         let id = ExchangeId::fresh();
         let file = shelf.create(id).unwrap();
-        file.write_all_at(body, 0).unwrap();
+        file.write(0, body).unwrap();
         shelf.put(id, &file, &answer(body, until)).unwrap();
         id
     }
@@ -209,17 +207,15 @@ mod tests {
     fn an_answer_outlives_the_process_and_half_an_answer_does_not() {
         let dir = tempfile::tempdir().unwrap();
         let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
-        let shelf = Shelf::new(dir.path().join("answers"), 1 << 20);
+        let shelf = Shelf::new(dir.path().join("answers"), 1 << 20, keys());
         let whole = put(&shelf, b"hello", now + hour);
         let half = ExchangeId::fresh();
-        shelf.create(half).unwrap().write_all_at(b"hal", 0).unwrap();
-        let shelf = Shelf::new(dir.path().join("answers"), 1 << 20);
+        shelf.create(half).unwrap().write(0, b"hal").unwrap();
+        let shelf = Shelf::new(dir.path().join("answers"), 1 << 20, keys());
         shelf.tidy();
         let (file, about) = shelf.take_down(whole, now).unwrap().unwrap();
         assert_eq!((about.account.as_str(), about.body_bytes), ("acme", 5));
-        let mut body = [0; 5];
-        file.read_exact_at(&mut body, 0).unwrap();
-        assert_eq!(&body, b"hello");
+        assert_eq!(file.read(0, 5).unwrap(), &b"hello"[..]);
         assert!(shelf.take_down(half, now).unwrap().is_none());
         assert_eq!(shelf.files("part").len(), 0);
         assert!(
@@ -234,7 +230,7 @@ mod tests {
     fn what_is_too_much_goes_oldest_first_and_what_is_damaged_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
-        let shelf = Shelf::new(dir.path().to_owned(), 10_000);
+        let shelf = Shelf::new(dir.path().to_owned(), 10_000, keys());
         let ids: Vec<ExchangeId> = (0..12)
             .map(|_| put(&shelf, &[7; 1_000], now + hour))
             .collect();
@@ -250,5 +246,33 @@ mod tests {
             .set_len(length - 1)
             .unwrap();
         assert!(shelf.take_down(ids[11], now).is_err());
+        shelf.sweep(now);
+        assert!(!path.exists(), "nobody can read it");
+    }
+
+    #[test]
+    fn what_another_key_sealed_or_none_is_refused_and_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (now, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        let shelf = Shelf::new(dir.path().to_owned(), 1 << 20, keys());
+        let mine = put(&shelf, b"hello", now + hour);
+        // As they were before they were sealed.
+        let plain = shelf.path(ExchangeId::fresh(), "kept");
+        std::fs::write(&plain, [&[7; 100][..], b"\x04\0\0\0VEKEPT01"].concat()).unwrap();
+        let raw = std::fs::read(shelf.path(mine, "kept")).unwrap();
+        assert!(
+            !raw.windows(5).any(|part| part == b"hello")
+                && !raw.windows(4).any(|part| part == b"acme")
+        );
+        shelf.sweep(now);
+        assert!(shelf.take_down(mine, now).unwrap().is_some() && !plain.exists());
+        let other = Shelf::new(
+            dir.path().to_owned(),
+            1 << 20,
+            Keys::new(&StateKeys::of(b"other")),
+        );
+        assert!(other.take_down(mine, now).is_err());
+        other.sweep(now);
+        assert!(shelf.take_down(mine, now).unwrap().is_none());
     }
 }

@@ -4,11 +4,10 @@
 
 use bytes::Bytes;
 
-/// Largest piece that is given at once.
-pub(super) const PIECE_BYTES: usize = 64 << 10;
+use super::sealed::PIECE_BYTES;
 
 /// Bytes that wait in memory before they are written to the file. Twice this, 128 KiB, is held while they are.
-const HELD_BYTES: usize = 64 << 10;
+const HELD_BYTES: usize = PIECE_BYTES;
 
 /// A body, as far as it has come.
 #[derive(Debug, Default)]
@@ -26,7 +25,7 @@ pub(super) struct Tape {
 pub(super) enum At {
     /// These bytes.
     Memory(Bytes),
-    /// So many bytes in the file, at least one.
+    /// It is in the file, in a piece of so many bytes.
     File(usize),
     /// Nothing yet.
     End,
@@ -52,12 +51,18 @@ impl Tape {
         self.held.len() >= HELD_BYTES && self.writing.is_empty()
     }
 
-    /// What is to be written next, and where in the file. [`Self::wrote`] once that is done.
-    pub(super) fn write(&mut self) -> Option<(u64, Bytes)> {
-        if self.held.is_empty() || !self.writing.is_empty() {
+    /// What is to be written next, and where in the file. [`Self::wrote`] once that is done. Whole pieces, but for the `last`.
+    pub(super) fn write(&mut self, last: bool) -> Option<(u64, Bytes)> {
+        let bytes = if last {
+            self.held.len()
+        } else {
+            self.held.len() / PIECE_BYTES * PIECE_BYTES
+        };
+        if bytes == 0 || !self.writing.is_empty() {
             return None;
         }
-        self.writing = std::mem::take(&mut self.held).into();
+        let rest = self.held.split_off(bytes);
+        self.writing = std::mem::replace(&mut self.held, rest).into();
         Some((self.written, self.writing.clone()))
     }
 
@@ -74,13 +79,10 @@ impl Tape {
 
     /// What stands at `offset`.
     pub(super) fn at(&self, offset: u64) -> At {
-        let short = |bytes: u64| {
-            usize::try_from(bytes)
-                .unwrap_or(usize::MAX)
-                .min(PIECE_BYTES)
-        };
         let Some(beyond) = offset.checked_sub(self.written) else {
-            return At::File(short(self.written - offset));
+            let piece = offset - offset % PIECE_BYTES as u64;
+            let bytes = usize::try_from(self.written - piece).unwrap_or(usize::MAX);
+            return At::File(bytes.min(PIECE_BYTES));
         };
         let beyond = usize::try_from(beyond).unwrap_or(usize::MAX);
         if beyond < self.writing.len() {
@@ -104,7 +106,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        Push(Vec<u8>),
+        Push(usize),
         Write,
         Wrote,
         Read(u64),
@@ -112,10 +114,10 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            prop::collection::vec(any::<u8>(), 0..300).prop_map(Step::Push),
+            (0..2 * PIECE_BYTES).prop_map(Step::Push),
             Just(Step::Write),
             Just(Step::Wrote),
-            (0..4000_u64).prop_map(Step::Read),
+            (0..20 * PIECE_BYTES as u64).prop_map(Step::Read),
         ]
     }
 
@@ -128,12 +130,14 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Push(bytes) => {
-                        tape.push(&bytes);
-                        all.extend_from_slice(&bytes);
+                        let begin = all.len();
+                        all.extend((begin..begin + bytes).map(|at| (at % 251) as u8));
+                        tape.push(&all[begin..]);
                     }
-                    Step::Write => leaving = tape.write().or(leaving),
+                    Step::Write => leaving = tape.write(false).or(leaving),
                     Step::Wrote => if let Some((at, bytes)) = leaving.take() {
                         prop_assert_eq!(at, file.len() as u64);
+                        prop_assert_eq!(bytes.len() % PIECE_BYTES, 0);
                         file.extend_from_slice(&bytes);
                         tape.wrote();
                     },
@@ -141,7 +145,11 @@ mod tests {
                         let start = usize::try_from(offset).unwrap();
                         match tape.at(offset) {
                             At::Memory(bytes) => prop_assert_eq!(&bytes[..], &all[start..start + bytes.len()]),
-                            At::File(bytes) => prop_assert_eq!(&file[start..start + bytes], &all[start..start + bytes]),
+                            At::File(bytes) => {
+                                let piece = start / PIECE_BYTES * PIECE_BYTES;
+                                prop_assert!(start < piece + bytes);
+                                prop_assert_eq!(&file[piece..piece + bytes], &all[piece..piece + bytes]);
+                            }
                             At::End => prop_assert!(start >= all.len()),
                         }
                     }
@@ -156,10 +164,14 @@ mod tests {
         let mut tape = Tape::default();
         assert!(!tape.push(&[0; 10]));
         assert!(tape.push(&vec![0; HELD_BYTES]));
-        assert_eq!(tape.write().unwrap().0, 0);
+        assert_eq!(tape.write(false).unwrap().0, 0);
         assert!(!tape.push(&vec![0; HELD_BYTES]), "one is running");
         tape.wrote();
-        assert_eq!(tape.write().unwrap().0, HELD_BYTES as u64 + 10);
-        assert_eq!(Tape::in_file(3).at(1), At::File(2));
+        assert_eq!(tape.write(false).unwrap().0, HELD_BYTES as u64);
+        tape.wrote();
+        assert_eq!(tape.write(false), None, "half a piece");
+        let last = tape.write(true).unwrap();
+        assert_eq!((last.0, last.1.len()), (2 * HELD_BYTES as u64, 10));
+        assert_eq!(Tape::in_file(3).at(1), At::File(3));
     }
 }
