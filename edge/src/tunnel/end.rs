@@ -375,6 +375,7 @@ impl End {
             return self.seal(LostReason::Gone);
         }
         self.writer.wake();
+        self.mover.wake();
         if over && self.side == Side::Egress {
             self.tunnel.forget(self);
         }

@@ -27,6 +27,10 @@ pub const INITIAL_CREDIT_BYTES: u64 = 256 << 10;
 /// Stays below what one QUIC stream carries (2.5 MiB, see `transport::quic`).
 pub const WINDOW_BYTES_MAX: u64 = 2 << 20;
 
+/// What a sender keeps for a receiver that allows more than any may. An honest one's acknowledgements are never so far behind:
+/// a window at the most.
+const UNACKNOWLEDGED_BYTES_MAX: u64 = 2 * WINDOW_BYTES_MAX;
+
 /// A receiver acknowledges at least so many times per window: every 8 KiB at first, every 64 KiB once the window is largest.
 ///
 /// The sender of a slow stream holds no more than these for a replay, and a bulk transfer is not all acknowledgements.
@@ -73,7 +77,7 @@ pub struct Outgoing {
     sent: u64,
     /// End of what was pushed.
     end: u64,
-    /// First byte that may not yet be sent.
+    /// First byte that the receiver does not allow yet.
     credit: u64,
     /// The bytes in `acked..end`.
     window: VecDeque<Bytes>,
@@ -100,7 +104,17 @@ impl Outgoing {
     /// Bytes that may be pushed now. What is pushed beyond waits in [`Self::next_slice`] for credit.
     #[must_use]
     pub const fn room(&self) -> u64 {
-        self.credit.saturating_sub(self.end)
+        self.allowed().saturating_sub(self.end)
+    }
+
+    /// First byte that may not yet be sent, whatever a receiver says that lies.
+    const fn allowed(&self) -> u64 {
+        let most = self.known.saturating_add(UNACKNOWLEDGED_BYTES_MAX);
+        if self.credit < most {
+            self.credit
+        } else {
+            most
+        }
     }
 
     /// End of what was pushed: the length of the sequence so far.
@@ -125,7 +139,8 @@ impl Outgoing {
 
     /// The next bytes to hand to the attachment, within the credit.
     pub fn next_slice(&mut self) -> Option<Bytes> {
-        let allowed = usize::try_from(self.credit.saturating_sub(self.next)).unwrap_or(usize::MAX);
+        let allowed =
+            usize::try_from(self.allowed().saturating_sub(self.next)).unwrap_or(usize::MAX);
         let (index, done) = self.cursor;
         let slice = self.window.get(index)?;
         let len = (slice.len() - done).min(allowed);
@@ -167,7 +182,7 @@ impl Outgoing {
     /// Whether more was pushed than the receiver allows, so that nothing more should be.
     #[must_use]
     pub const fn is_full(&self) -> bool {
-        self.end > self.credit
+        self.end > self.allowed()
     }
 
     /// What was handed out and may not have arrived, and where it begins.
@@ -196,7 +211,7 @@ impl Outgoing {
     /// Whether a sender that was stopped at `offset` may go on.
     #[must_use]
     pub const fn sendable(&self, offset: u64) -> bool {
-        self.credit > offset
+        self.allowed() > offset
     }
 
     /// The receiver has everything below `offset` in memory. Older, smaller words are ignored.
@@ -508,6 +523,21 @@ mod tests {
         }
         assert!(largest <= WINDOW_BYTES_MAX);
         assert_eq!(incoming.window, WINDOW_BYTES_MAX);
+    }
+
+    #[test]
+    fn who_allows_everything_and_acknowledges_nothing_costs_no_more_than_two_windows() {
+        let mut outgoing = Outgoing::default();
+        outgoing.allow(u64::MAX);
+        let mut sent = 0;
+        for _ in 0..200 {
+            outgoing.push(Bytes::from_static(&[1; 64 << 10]));
+            sent += drain(&mut outgoing).len() as u64;
+        }
+        assert_eq!(sent, UNACKNOWLEDGED_BYTES_MAX);
+        assert!(outgoing.is_full() && outgoing.room() == 0);
+        outgoing.ack(100).unwrap();
+        assert_eq!(drain(&mut outgoing).len(), 100);
     }
 
     #[test]
