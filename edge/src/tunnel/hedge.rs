@@ -2,11 +2,12 @@
 //!
 //! The egress accepts at once, long before the model answers, so lateness says something about the path alone. Late is
 //! what 95 of 100 acceptances on the link are not. The second OPEN is the same exchange to the same incarnation of the
-//! same egress, which takes both for one. One node-wide task looks after all of them: an exchange costs a place in a
-//! queue, and no timer.
+//! same egress, which takes both for one. One node-wide task looks after all of them, the soonest first: an exchange costs a
+//! place in a heap, and no timer.
 
 use std::{
-    collections::VecDeque,
+    cmp::Reverse,
+    collections::BinaryHeap,
     sync::{
         Arc, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -66,10 +67,37 @@ impl Lateness {
     }
 }
 
+/// One whose acceptance will be late, by when that is.
+#[derive(Debug)]
+struct Waiting {
+    at: Instant,
+    end: Weak<End>,
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.at.cmp(&other.at)
+    }
+}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.at == other.at
+    }
+}
+
+impl Eq for Waiting {}
+
 /// Those that may have to be opened again.
 #[derive(Debug)]
 pub(super) struct Hedges {
-    waiting: Mutex<VecDeque<(Instant, Weak<End>)>>,
+    waiting: Mutex<BinaryHeap<Reverse<Waiting>>>,
     /// In twentieths of a hedge.
     allowance: AtomicU64,
     running: AtomicBool,
@@ -104,20 +132,31 @@ impl Hedges {
             .is_ok()
     }
 
+    /// Takes one in. Whether it is the first whose time will come; nothing if there is no room.
+    fn wait(&self, at: Instant, end: Weak<End>) -> Option<bool> {
+        let mut waiting = self.waiting.lock();
+        let sooner = waiting.peek().is_none_or(|Reverse(first)| at < first.at);
+        let room = waiting.len() < WAITING_MAX;
+        room.then(|| {
+            waiting.push(Reverse(Waiting { at, end }));
+            sooner
+        })
+    }
+
     /// Those whose time has come, or when to look again.
     fn due(&self, now: Instant) -> Result<Vec<Arc<End>>, Option<Instant>> {
         let mut waiting = self.waiting.lock();
         let mut due = Vec::new();
-        while let Some((at, _)) = waiting.front() {
-            if *at > now {
-                let at = *at;
+        while let Some(Reverse(first)) = waiting.peek() {
+            if first.at > now {
+                let at = first.at;
                 return if due.is_empty() {
                     Err(Some(at))
                 } else {
                     Ok(due)
                 };
             }
-            let late = waiting.pop_front().and_then(|(_, end)| end.upgrade());
+            let late = waiting.pop().and_then(|Reverse(late)| late.end.upgrade());
             due.extend(late.filter(|end| !end.is_accepted() && end.fate().is_none()));
         }
         if due.is_empty() { Err(None) } else { Ok(due) }
@@ -134,16 +173,8 @@ impl Tunnel {
             return;
         }
         let at = now + link.lateness().limit(link.rtt());
-        {
-            let mut waiting = hedges.waiting.lock();
-            if waiting.len() >= WAITING_MAX {
-                return;
-            }
-            // Nearly in order: paths differ by little, and who comes a little late is hedged a little late.
-            waiting.push_back((at, Arc::downgrade(end)));
-            if waiting.len() > 1 {
-                return;
-            }
+        if hedges.wait(at, Arc::downgrade(end)) != Some(true) {
+            return;
         }
         if hedges.running.swap(true, Ordering::Relaxed) {
             hedges.some.notify_one();
@@ -164,7 +195,10 @@ async fn look_after(tunnel: Tunnel) {
                     }
                 }
             }
-            Err(Some(at)) => tokio::time::sleep_until(at.into()).await,
+            Err(Some(at)) => {
+                // Or until one comes whose time is sooner.
+                let _ = tokio::time::timeout_at(at.into(), hedges.some.notified()).await;
+            }
             Err(None) => hedges.some.notified().await,
         }
     }
@@ -198,5 +232,23 @@ mod tests {
         assert!(!hedges.spend());
         hedges.earn();
         assert!(hedges.spend());
+    }
+
+    #[test]
+    fn who_is_late_sooner_does_not_wait_behind_who_is_late_later() {
+        let (hedges, now) = (Hedges::default(), Instant::now());
+        let at = |ms| now + Duration::from_millis(ms);
+        assert_eq!(hedges.wait(at(500), Weak::new()), Some(true));
+        assert_eq!(hedges.wait(at(20), Weak::new()), Some(true));
+        assert_eq!(hedges.wait(at(30), Weak::new()), Some(false));
+        let next = |ms| hedges.due(at(ms)).err().flatten();
+        assert_eq!(next(0), Some(at(20)));
+        assert_eq!(next(20), Some(at(30)));
+        assert_eq!(next(30), Some(at(500)));
+        assert_eq!(next(500), None);
+        for ms in 0..WAITING_MAX as u64 {
+            assert!(hedges.wait(at(ms), Weak::new()).is_some());
+        }
+        assert_eq!(hedges.wait(at(0), Weak::new()), None, "no room");
     }
 }
