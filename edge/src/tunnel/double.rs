@@ -2,7 +2,8 @@
 //!
 //! The second stream, the *twin*, begins with what is unacknowledged and then gets every piece that the first gets, so
 //! that either is the whole rest of the sequence: when the first dies, the twin takes its place and nothing is sent again.
-//! It never holds the first up: a twin that falls behind, or would have to carry large pieces, is given up.
+//! It never holds the first up: a twin that falls behind, or would have to carry large pieces, is given up, as one is whose
+//! path is trusted again.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -52,6 +53,18 @@ impl Tunnel {
         ends.filter(on).for_each(|end| self.double(&end));
     }
 
+    /// A link that was suspect is trusted again: what runs on it needs no second path any more.
+    pub(super) fn link_calm(&self, link: &Arc<Link>) {
+        let ends = self.calls().all().into_iter().chain(self.arrivals().all());
+        for end in ends.filter(|end| !end.redundant) {
+            let mut sending = end.sending.lock();
+            let at = sending.at.as_ref();
+            if at.is_some_and(|at| Arc::ptr_eq(&at.link, link)) {
+                sending.twin = None;
+            }
+        }
+    }
+
     /// Gives an exchange a twin, if it has none and there is a second path.
     pub(super) fn double(&self, end: &Arc<End>) {
         let accepted = end.side == Side::Egress || end.is_accepted();
@@ -86,8 +99,11 @@ async fn begin(end: Arc<End>, to: Arc<Link>) {
         end.carried_by(&to);
         let mut sending = end.sending.lock();
         let now = std::time::Instant::now();
-        let may = sending.at.is_some() && !sending.moving && end.fate().is_none();
-        if let Some(number) = may.then(|| sending.attachments.make(now)).flatten() {
+        // The first path may have come back meanwhile, or be lost.
+        let at = sending.at.as_ref();
+        let wanted = at.is_some_and(|at| end.redundant || at.link.condition() != Condition::Up);
+        let may = wanted && !sending.moving && end.fate().is_none();
+        if let Some(number) = may.then(|| sending.attachments.make_twin(now)).flatten() {
             let (offset, mut unacknowledged) = sending.outgoing.sent_slices();
             let mut leaving = vec![attach_frame(&end, number, offset, false)];
             leaving.append(&mut unacknowledged);

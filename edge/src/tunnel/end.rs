@@ -426,15 +426,18 @@ impl End {
             self.tunnel.learn_epoch(&self.far, accepted.epoch);
         }
         self.stranded.store(false, Ordering::Release);
-        let opening = {
+        let (opening, newest) = {
             let mut sending = self.sending.lock();
             sending.outgoing.allow(accepted.request_credit);
-            sending.opening.take()
+            let at = sending.at.as_ref();
+            let newest = at.is_some_and(|at| Arc::ptr_eq(&at.link, link));
+            (sending.opening.take(), newest)
         };
         if let Some(opening) = opening {
             self.punctual(&opening, link);
         }
-        if !self.accepted.swap(true, Ordering::AcqRel) {
+        // Of two OPENs that are both accepted, the egress answers on the newer one.
+        if !self.accepted.swap(true, Ordering::AcqRel) || newest {
             self.set_home(link);
         }
         self.writer.wake();

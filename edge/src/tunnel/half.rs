@@ -303,6 +303,12 @@ impl ReceiveHalf {
                     }
                     Poll::Ready(Read::Ended) => {
                         self.streams.remove(at);
+                        // What is left to read comes over the one that remains.
+                        if let [only] = &self.streams[..]
+                            && only.link.carries()
+                        {
+                            self.end.set_home(&only.link);
+                        }
                     }
                 }
             }

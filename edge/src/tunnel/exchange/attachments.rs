@@ -62,6 +62,15 @@ impl Attachments {
         Some(self.made)
     }
 
+    /// The same for a second stream beside the one that carries the exchange: it is not needed as a move is, so half of what
+    /// may be made is left for those, however often a path flickers.
+    pub fn make_twin(&mut self, now: Instant) -> Option<u32> {
+        self.refill(now);
+        (self.allowance > ATTACH_BURST / 2)
+            .then(|| self.make(now))
+            .flatten()
+    }
+
     /// The other end attached a stream of its own.
     ///
     /// # Errors
@@ -95,6 +104,12 @@ impl Attachments {
     }
 
     fn take(&mut self, now: Instant) -> Result<(), Ignored> {
+        self.refill(now);
+        self.allowance = self.allowance.checked_sub(1).ok_or(Ignored::Storm)?;
+        Ok(())
+    }
+
+    fn refill(&mut self, now: Instant) {
         let since = self.refilled.get_or_insert(now);
         let refills = now.saturating_duration_since(*since).as_millis() / ATTACH_REFILL.as_millis();
         let refills = u32::try_from(refills).unwrap_or(u32::MAX);
@@ -102,8 +117,6 @@ impl Attachments {
             self.allowance = self.allowance.saturating_add(refills).min(ATTACH_BURST);
             *since = now;
         }
-        self.allowance = self.allowance.checked_sub(1).ok_or(Ignored::Storm)?;
-        Ok(())
     }
 }
 
@@ -136,5 +149,18 @@ mod tests {
         assert_eq!(at.hear_ask(2001, later), Err(Ignored::Storm));
         let much_later = now + ATTACH_REFILL * 1000;
         assert_eq!(at.make(much_later), Some(1));
+    }
+
+    #[test]
+    fn twins_leave_half_for_moves() {
+        let (mut at, now) = (Attachments::default(), Instant::now());
+        let twins = std::iter::from_fn(|| at.make_twin(now)).count();
+        assert_eq!(twins, ATTACH_BURST as usize / 2);
+        let moves = std::iter::from_fn(|| at.make(now)).count();
+        assert_eq!(moves, ATTACH_BURST as usize / 2);
+        // What is refilled is the moves' first.
+        let later = now + ATTACH_REFILL * 3;
+        assert_eq!(at.make_twin(later), None);
+        assert!(at.make(later).is_some());
     }
 }

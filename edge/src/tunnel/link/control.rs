@@ -126,7 +126,8 @@ async fn obey(link: &Arc<Link>) {
             (_, Condition::Down) => link.tunnel.link_down(link),
             (Condition::Down, Condition::Up | Condition::Suspect) => link.tunnel.link_up(link),
             (_, Condition::Suspect) => link.tunnel.link_suspect(link),
-            (Condition::Up | Condition::Suspect, Condition::Up) => {}
+            (Condition::Suspect, Condition::Up) => link.tunnel.link_calm(link),
+            (Condition::Up, Condition::Up) => {}
         }
         known = verdict;
     }

@@ -1,9 +1,13 @@
 //! Exchanges whose links die under them.
 
 use fastrand::Rng;
+use futures_util::FutureExt as _;
 
 use super::*;
-use crate::tunnel::{end::End, link::Link};
+use crate::tunnel::{
+    end::{Attachment, End},
+    link::Link,
+};
 use vector_proto::tunnel::codec::Entry;
 
 mod double;
@@ -535,6 +539,29 @@ async fn an_open_whose_acceptance_is_late_is_hedged() {
     assert_eq!(part(&mut call).await, "at last");
     let tally = world.ingress.tally();
     assert_eq!((tally.hedges.get(), tally.hedges_won.get()), (1, 1));
+}
+
+#[tokio::test]
+async fn an_exchange_that_was_accepted_twice_is_at_home_where_it_is_answered() {
+    let mut world = World::new();
+    world.link().await;
+    let (mut call, arrival, end) = untaken(&mut world).await;
+    let (_body, mut answer) = arrival.accept().await.unwrap();
+    let before = world.far.accepted_link("ingress").unwrap();
+    let second = world.link().await;
+    // The acceptance is on its way.
+    world.ingress.hedge(&end);
+    let far = world.far.arrivals().all().remove(0);
+    let moved = |at: &Attachment| !Arc::ptr_eq(&at.link, &before);
+    while !far.sending.lock().at.as_ref().is_some_and(moved) {
+        tokio::task::yield_now().await;
+    }
+    answer.head(&head());
+    say(&mut answer, "over the second").await;
+    call.response.head().await.unwrap();
+    assert_eq!(part(&mut call).await, "over the second");
+    assert!(call.response.next().now_or_never().is_none());
+    assert!(Arc::ptr_eq(&end.home(), &second));
 }
 
 #[tokio::test]

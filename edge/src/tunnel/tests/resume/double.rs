@@ -45,6 +45,37 @@ async fn small_pieces_go_over_two_paths_while_one_is_suspect() {
 }
 
 #[tokio::test]
+async fn nothing_goes_over_two_paths_once_the_first_is_trusted_again() {
+    let mut world = World::new();
+    let first = world.link().await;
+    let (mut call, _body, mut answer, _) = world.call(&direct_path()).await;
+    let far = world.far.accepted_link("ingress").unwrap();
+    world.link().await;
+    answer.head(&head());
+    answer.flush().await.unwrap();
+    call.response.head().await.unwrap();
+    far.vitals().set(Condition::Suspect);
+    while world.far.tally().doubled.get() < 3 {
+        say(&mut answer, "token").await;
+        assert_eq!(part(&mut call).await, "token");
+        tokio::task::yield_now().await;
+    }
+    far.vitals().set(Condition::Up);
+    let end = world.far.arrivals().all().remove(0);
+    for _ in 0..1_000 {
+        if end.sending.lock().twin.is_none() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert!(end.sending.lock().twin.is_none(), "doubled for ever");
+    // Its reader knows again where the rest comes from.
+    let call_end = world.ingress.calls().all().remove(0);
+    assert!(call.response.next().now_or_never().is_none());
+    assert!(Arc::ptr_eq(&call_end.home(), &first));
+}
+
+#[tokio::test]
 async fn a_redundant_exchange_always_goes_over_two_paths() {
     let mut world = World::new();
     world.link().await;
