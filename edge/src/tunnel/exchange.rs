@@ -11,7 +11,10 @@ mod attachments;
 #[cfg(test)]
 mod model;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
 
 use bytes::{Buf as _, Bytes};
 
@@ -33,8 +36,11 @@ const UNACKNOWLEDGED_BYTES_MAX: u64 = 2 * WINDOW_BYTES_MAX;
 
 /// A receiver acknowledges at least so many times per window: every 8 KiB at first, every 64 KiB once the window is largest.
 ///
-/// The sender of a slow stream holds no more than these for a replay, and a bulk transfer is not all acknowledgements.
+/// The sender holds no more than these for a replay, and a bulk transfer is not all acknowledgements.
 const ACKS_PER_WINDOW: u64 = 32;
+
+/// What has waited so long is acknowledged with the next bytes, however few: of a slow stream, half a second is held, not all of it.
+const ACK_AFTER: Duration = Duration::from_millis(500);
 
 /// Slices that may wait ahead of a gap. Two attachments in order leave few; more is a hostile peer.
 pub const AHEAD_SLICES_MAX: usize = 1024;
@@ -284,6 +290,8 @@ pub struct Incoming {
     window: u64,
     /// What the sender was last told is here.
     acked: u64,
+    /// Since when there is something that it was not told of.
+    unacked_since: Option<Instant>,
 }
 
 impl Default for Incoming {
@@ -295,6 +303,7 @@ impl Default for Incoming {
             credit: INITIAL_CREDIT_BYTES,
             window: INITIAL_CREDIT_BYTES,
             acked: 0,
+            unacked_since: None,
         }
     }
 }
@@ -379,14 +388,18 @@ impl Incoming {
     }
 
     /// The acknowledgement to send now, if one is due; `all` asks for whatever is not yet acknowledged.
-    pub fn ack_due(&mut self, all: bool) -> Option<u64> {
-        let due = if all {
-            self.next > self.acked
-        } else {
-            self.next - self.acked >= self.window / ACKS_PER_WINDOW
-        };
+    pub fn ack_due(&mut self, now: Instant, all: bool) -> Option<u64> {
+        let waiting = self.next - self.acked;
+        if waiting == 0 {
+            return None;
+        }
+        let since = *self.unacked_since.get_or_insert(now);
+        let due = all
+            || waiting >= self.window / ACKS_PER_WINDOW
+            || now.saturating_duration_since(since) >= ACK_AFTER;
         due.then(|| {
             self.acked = self.next;
+            self.unacked_since = None;
             self.next
         })
     }
@@ -395,6 +408,7 @@ impl Incoming {
     /// first the acknowledgement, then the credit.
     pub const fn restate(&mut self) -> (u64, u64) {
         self.acked = self.next;
+        self.unacked_since = None;
         (self.next, self.credit)
     }
 
@@ -516,7 +530,7 @@ mod tests {
                 if let Some(credit) = incoming.consume(len, |_| true) {
                     outgoing.allow(credit);
                 }
-                if let Some(offset) = incoming.ack_due(false) {
+                if let Some(offset) = incoming.ack_due(Instant::now(), false) {
                     outgoing.ack(offset).unwrap();
                 }
             }
@@ -538,6 +552,29 @@ mod tests {
         assert!(outgoing.is_full() && outgoing.room() == 0);
         outgoing.ack(100).unwrap();
         assert_eq!(drain(&mut outgoing).len(), 100);
+    }
+
+    #[test]
+    fn a_slow_stream_is_acknowledged_by_time_and_a_fast_one_by_bytes() {
+        let start = Instant::now();
+        let mut incoming = Incoming::default();
+        let mut acks = Vec::new();
+        for chunk in 0..40_u64 {
+            let piece = Bytes::from_static(&[1; 100]);
+            assert!(incoming.receive(chunk * 100, piece).unwrap().is_some());
+            let at = start + Duration::from_millis(100) * u32::try_from(chunk).unwrap();
+            acks.extend(incoming.ack_due(at, false));
+        }
+        // With the chunk that comes half a second after the first that was not told of.
+        assert_eq!(acks, [600, 1200, 1800, 2400, 3000, 3600]);
+        let later = start + Duration::from_secs(60);
+        let burst = Bytes::from(vec![1; INITIAL_CREDIT_BYTES as usize / 32]);
+        assert!(incoming.receive(4000, burst.clone()).unwrap().is_some());
+        assert_eq!(
+            incoming.ack_due(later, false),
+            Some(4000 + burst.len() as u64)
+        );
+        assert_eq!(incoming.ack_due(later + ACK_AFTER, true), None);
     }
 
     #[test]

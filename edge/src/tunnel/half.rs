@@ -376,7 +376,7 @@ impl ReceiveHalf {
     }
 
     fn acknowledge(&mut self, all: bool) {
-        if let Some(offset) = self.incoming.ack_due(all) {
+        if let Some(offset) = self.incoming.ack_due(Instant::now(), all) {
             self.end.say(Entry::Ack {
                 exchange: self.end.exchange,
                 offset,

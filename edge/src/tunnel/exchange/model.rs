@@ -234,7 +234,7 @@ impl World {
         let used = self.rng.u64(..=end.unread);
         end.unread -= used;
         let credit = end.incoming.consume(used, |_| true);
-        let ack = end.incoming.ack_due(self.rng.bool());
+        let ack = end.incoming.ack_due(self.now, self.rng.bool());
         let home = end.home;
         if let Some(credit) = credit {
             self.say(who, home, Word::Credit(credit));
