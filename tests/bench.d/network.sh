@@ -9,6 +9,7 @@ ready_seconds_max=20
 
 provider_listen=127.0.0.1:$port_base
 nginx_port=$((port_base + 1))
+tls_provider_port=$((port_base + 2))
 
 # arm, its control's port and admin port
 networks=(
@@ -93,6 +94,11 @@ CONF
 start_peers() {
   launch provider "$bin/sample-provider" --listen "$provider_listen" --first-ms 0 --token-ms 0 --task-ms 0
   wait_for provider "http://$provider_listen/"
+  # As the real ones are: HTTPS, and HTTP/2 by ALPN.
+  "$bin/load" wan certificate --dir "$dir" localhost || fail "no certificate for the provider"
+  launch tls-provider "$bin/sample-provider" --listen "127.0.0.1:$tls_provider_port" --first-ms 0 --token-ms 0 \
+    --task-ms 0 --tls-cert "$dir/cert.pem" --tls-key "$dir/key.pem"
+  wait_for tls-provider "https://localhost:$tls_provider_port/" --cacert "$dir/cert.pem"
   if wanted nginx; then
     write_nginx_conf
     launch nginx "$(command -v nginx || echo /usr/sbin/nginx)" -p "$dir" -c "$dir/nginx.conf"
@@ -148,6 +154,17 @@ name = "sample-1"
 provider = "sample"
 secret = "sample-key"
 
+[[provider]]
+name = "sample-tls"
+kind = "openai"
+base_url = "https://localhost:$tls_provider_port/v1"
+allow_private = true
+
+[[credential]]
+name = "sample-tls-1"
+provider = "sample-tls"
+secret = "sample-key"
+
 [[default_route]]
 operation = "*"
 upstreams = [{ provider = "sample" }]
@@ -162,6 +179,10 @@ TOML
 [[model]]
 name = "$model"
 upstreams = [{ provider = "sample", model = "$model" }]
+
+[[model]]
+name = "tls-$model"
+upstreams = [{ provider = "sample-tls", model = "$model" }]
 TOML
   done
 }
@@ -200,6 +221,7 @@ TOML
 listen = "127.0.0.1:$client"
 url = "http://127.0.0.1:$client"
 TOML
+  [[ ,$roles, != *,egress,* ]] || printf '\n[egress]\ntls_roots = "%s"\n' "$dir/cert.pem" >>"$dir/$arm/$name.toml"
 }
 
 # Starts the nodes of one network, new or again, and waits until a request through it succeeds.
@@ -280,7 +302,7 @@ pids_of() {
 # Names whoever holds one of our ports.
 check_ports() {
   local at
-  for at in 0 1 3 4 5 6 20 21 22 23 24; do echo "tcp $((port_base + at)) benchmark"; done >"$dir/ports"
+  for at in 0 1 2 3 4 5 6 20 21 22 23 24; do echo "tcp $((port_base + at)) benchmark"; done >"$dir/ports"
   for at in 10 11 12; do echo "udp $((port_base + at)) benchmark"; done >>"$dir/ports"
   busy_ports <"$dir/ports" || fail "a port is taken: free it, or set VECTOR_BENCH_PORT_BASE"
 }

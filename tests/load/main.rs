@@ -174,6 +174,9 @@ struct Streams {
     /// Starts are spread over this time.
     #[arg(long, default_value_t = 2000)]
     ramp_ms: u64,
+    /// Put before the model's name: a network may have the same model at another provider.
+    #[arg(long, default_value = "")]
+    prefix: String,
 }
 
 #[derive(Args, Debug)]
@@ -340,6 +343,7 @@ impl Streams {
             chunks: self.chunks,
             gap_ms: self.gap_ms,
             ramp: Duration::from_millis(self.ramp_ms),
+            prefix: self.prefix,
         };
         let result = streams::run(&target, &plan, || self.common.watched.start())?;
         self.common.output.write("streams", result)

@@ -31,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) gap_ms: u64,
     /// Starts are spread over this time.
     pub(crate) ramp: Duration,
+    /// Before the model's name.
+    pub(crate) prefix: String,
 }
 
 /// What all streams add to.
@@ -60,7 +62,10 @@ pub(crate) fn run(
         open: 0,
         open_max: 0,
     }));
-    let model = format!("bench-stream-{}x{}", plan.chunks, plan.gap_ms);
+    let model = format!(
+        "{}bench-stream-{}x{}",
+        plan.prefix, plan.chunks, plan.gap_ms
+    );
     let request: Rc<[u8]> = target.chat(&model, true).into();
     let watch = watch()?;
     let began = Instant::now();

@@ -216,6 +216,24 @@ const ROWS: &[Row] = &[
         Figure::HeldPerStream,
     )
     .goal(at_most("pair", 40.0)),
+    row(
+        "  provider over TLS and HTTP/2: errors",
+        "streams1000h2",
+        Figure::Errors,
+    )
+    .goals(at_most("all", 0.0), at_most("pair", 0.0)),
+    row(
+        "    chunk delay p99 ms",
+        "streams1000h2",
+        Figure::Field("/chunk_delay/p99_us"),
+    )
+    .in_ms(),
+    row(
+        "    memory per stream, all processes, KiB",
+        "streams1000h2",
+        Figure::HeldPerStream,
+    )
+    .goal(at_most("pair", 40.0)),
     row("1 GiB upload: seconds", "upload", Figure::Field("/seconds")),
     row("  most growth of a process, MiB", "upload", Figure::Growth)
         .goals(at_most("all", 64.0), at_most("pair", 64.0)),
