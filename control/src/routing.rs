@@ -17,7 +17,7 @@ mod rollout;
 pub use rollout::{Mover, canaries};
 
 mod steer;
-pub use steer::{Row, Steering, Table, difference, table, told};
+pub use steer::{Steering, Told};
 
 mod publish;
 pub use publish::{Published, Publisher, Share};

@@ -54,6 +54,9 @@ pub(crate) struct Plan {
     /// Upstreams of each model.
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     upstreams: u32,
+    /// Upstreams that an ingress has tried lately and tells of: they make the scores that every ingress hears.
+    #[arg(long, default_value_t = 0)]
+    tried: u32,
     /// Changes of one model's weight, one after the other.
     #[arg(long, default_value_t = 50)]
     changes: u32,
@@ -151,6 +154,8 @@ impl Fleet {
             control: plan.control.clone(),
             identity: identity.clone(),
             nodes: plan.nodes,
+            providers: plan.upstreams,
+            tried: plan.tried,
             heard: self.sender.clone(),
         };
         self.running.spawn(node.run(stop.clone()));

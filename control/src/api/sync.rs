@@ -31,7 +31,7 @@ use crate::{
     health::{Attached, EVENTS_MAX},
     identity::{Peer, Role},
     registry::{ChangedKeys, StoredCredential},
-    routing::{Published, Share, Table, difference, told},
+    routing::{Published, Share, Told},
 };
 
 /// A node says who it is this soon, or is closed.
@@ -55,9 +55,9 @@ struct Session {
     held: Option<Vec<(Arc<StoredCredential>, Share)>>,
     /// `Published::entitlement` that they were looked up by.
     entitlement: Option<u64>,
-    steering: watch::Receiver<Arc<Table>>,
+    steering: watch::Receiver<Arc<Told>>,
     /// Scores the node has been sent; only an ingress gets any.
-    told: Arc<Table>,
+    told: Arc<Told>,
     /// Objects the node told of.
     keeper: Keeper,
 }
@@ -288,8 +288,12 @@ impl Session {
         }
         let newest = self.steering.borrow_and_update().clone();
         let now = Instant::now();
-        let upstreams = difference(&self.told, &newest, now);
-        self.told = Arc::new(told(&self.told, &newest, now));
+        let upstreams = if whole {
+            newest.whole(now)
+        } else {
+            newest.since(&self.told, now)
+        };
+        self.told = newest;
         if upstreams.is_empty() && !whole {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Makes what nodes report into what every ingress hears: who rests, who is ejected, how quick each upstream is.
 //!
 //! Apart from snapshots, since it is stale after seconds: not kept, without a revision, and pushed within
-//! [`DEBOUNCE`] of a report. Compiling and comparing are pure; only [`Steering::run`] waits.
+//! [`DEBOUNCE`] of a report, or a little later where many nodes report. Compiling and comparing are pure; only [`Steering::run`] waits.
 
 use std::{
     collections::BTreeMap,
@@ -18,6 +18,11 @@ use crate::health::{Fleet, Signals};
 /// Reports within this time make one push.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
+/// After the reports were looked through, so many times as long passes before they are again, and never longer than that: with
+/// a thousand nodes a look takes some milliseconds, and a hundred reports come each second.
+const REST_TIMES: u32 = 10;
+const REST_MAX: Duration = Duration::from_millis(200);
+
 /// Moments this close are one, and so are numbers.
 const SAME_MOMENT: Duration = Duration::from_millis(100);
 const SAME_PERMILLE: u32 = 50;
@@ -25,23 +30,75 @@ const SAME_US: u64 = 20_000;
 
 /// What is known of one provider by way of one egress.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Row {
+struct Row {
     /// Every credential rests until then.
-    pub rests_until: Option<Instant>,
+    rests_until: Option<Instant>,
     /// Some ingress has it ejected until then.
-    pub ejected_until: Option<Instant>,
+    ejected_until: Option<Instant>,
     /// Over all ingress nodes; 0 when nobody knows.
-    pub success_permille: u32,
+    success_permille: u32,
     /// Likewise.
-    pub first_byte_us: u64,
+    first_byte_us: u64,
 }
 
 /// By provider and egress.
-pub type Table = BTreeMap<(String, String), Row>;
+type Table = BTreeMap<(String, String), Row>;
+
+/// What ingress nodes go by. All of them hear the same, so what is new is found once and not for each: with 200 egress nodes
+/// of ten providers the table has 2,000 rows, and as many ingress nodes as can be have it in common.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Counts.
+    number: u64,
+    table: Table,
+    /// What is different in it since the one before.
+    news: Vec<UpstreamScore>,
+}
+
+impl Told {
+    /// What a node is told next that goes by `before`.
+    #[must_use]
+    pub fn since(&self, before: &Self, now: Instant) -> Vec<UpstreamScore> {
+        match self.number - before.number.min(self.number) {
+            0 => Vec::new(),
+            1 => self.news.clone(),
+            _ => between(&before.table, &self.table, now),
+        }
+    }
+
+    /// What a node is told that knows nothing.
+    #[must_use]
+    pub fn whole(&self, now: Instant) -> Vec<UpstreamScore> {
+        between(&Table::new(), &self.table, now)
+    }
+
+    /// The next one, if that is worth a word.
+    fn next(&self, table: &Table, now: Instant) -> Option<Self> {
+        let news = difference(&self.table, table, now);
+        (!news.is_empty()).then(|| Self {
+            number: self.number + 1,
+            table: told(&self.table, table, now),
+            news,
+        })
+    }
+}
+
+/// Every row in which two tables that nodes go by are not the same: they hold only what was worth a word.
+fn between(before: &Table, after: &Table, now: Instant) -> Vec<UpstreamScore> {
+    let nothing = Row::default();
+    let changed = after
+        .iter()
+        .filter(|(key, row)| before.get(*key).unwrap_or(&nothing) != *row);
+    let gone = before.iter().filter(|(key, _)| !after.contains_key(*key));
+    let gone = gone.map(|(key, _)| (key, &nothing));
+    changed
+        .chain(gone)
+        .map(|(key, row)| score(key, row, now))
+        .collect()
+}
 
 /// What follows from all reports, each with its node and the time at which it came.
-#[must_use]
-pub fn table<'a>(
+fn table<'a>(
     reports: impl IntoIterator<Item = (&'a str, &'a Signals, Instant)>,
     now: Instant,
 ) -> Table {
@@ -78,8 +135,7 @@ pub fn table<'a>(
 }
 
 /// The rows in which `after` says something else than `before`, as an ingress hears them at `now`.
-#[must_use]
-pub fn difference(before: &Table, after: &Table, now: Instant) -> Vec<UpstreamScore> {
+fn difference(before: &Table, after: &Table, now: Instant) -> Vec<UpstreamScore> {
     let nothing = Row::default();
     let changed = after.iter().filter(|(key, row)| {
         let known = before.get(*key).copied().unwrap_or_default();
@@ -97,8 +153,7 @@ pub fn difference(before: &Table, after: &Table, now: Instant) -> Vec<UpstreamSc
 
 /// What a node goes by once it was told the difference: a row that was not worth a word stays what it was, so that many
 /// small steps are told when they have added up.
-#[must_use]
-pub fn told(before: &Table, after: &Table, now: Instant) -> Table {
+fn told(before: &Table, after: &Table, now: Instant) -> Table {
     let known = |key, row: &Row| {
         let known = before.get(key).copied().unwrap_or_default();
         if is_same(&known, row, now) {
@@ -151,11 +206,11 @@ fn score(key: &(String, String), row: &Row, now: Instant) -> UpstreamScore {
     }
 }
 
-/// Keeps the newest table.
+/// Keeps what is told newest.
 #[derive(Debug)]
 pub struct Steering {
     fleet: Arc<Fleet>,
-    current: watch::Sender<Arc<Table>>,
+    current: watch::Sender<Arc<Told>>,
 }
 
 impl Steering {
@@ -168,9 +223,9 @@ impl Steering {
         }
     }
 
-    /// The newest table, and word of newer ones.
+    /// What is told newest, and word of what is newer.
     #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<Arc<Table>> {
+    pub fn subscribe(&self) -> watch::Receiver<Arc<Told>> {
         self.current.subscribe()
     }
 
@@ -187,11 +242,12 @@ impl Steering {
             let now = Instant::now();
             let reports = self.fleet.reports(now);
             let reports = reports.iter();
-            let next = table(reports.map(|(id, said, at)| (&**id, &**said, *at)), now);
+            let table = table(reports.map(|(id, said, at)| (&**id, &**said, *at)), now);
             let before = self.current.borrow().clone();
-            if !difference(&before, &next, now).is_empty() {
+            if let Some(next) = before.next(&table, now) {
                 self.current.send_replace(Arc::new(next));
             }
+            tokio::time::sleep((now.elapsed() * REST_TIMES).min(REST_MAX)).await;
         }
     }
 }
@@ -279,13 +335,67 @@ mod tests {
             let said = ingress(0, permille, 0);
             table([("i", &said, now)], now)
         };
-        let (mut known, mut heard) = (at(1_000), Vec::new());
+        let mut known = Told::default().next(&at(1_000), now).unwrap();
+        let mut heard = Vec::new();
         for permille in (900..1_000).rev().step_by(10) {
-            let newest = at(permille);
-            heard.extend(difference(&known, &newest, now));
-            known = told(&known, &newest, now);
+            if let Some(newest) = known.next(&at(permille), now) {
+                heard.extend(newest.since(&known, now));
+                known = newest;
+            }
         }
         assert!(!heard.is_empty(), "a tenth less is news");
         assert!(heard.len() < 5, "a hundredth is none");
+    }
+
+    /// What a node goes by, by egress: success and time to the first byte.
+    type Known = BTreeMap<String, (u32, u64)>;
+
+    fn heard(known: &mut Known, rows: Vec<UpstreamScore>) {
+        for row in rows {
+            known.insert(row.egress, (row.success_permille, row.first_byte_us));
+        }
+        known.retain(|_, row| *row != (0, 0));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whoever_misses_some_ends_where_all_others_are(
+            turns in proptest::collection::vec((proptest::collection::vec((0..4_u8, 0..5_u32, 0..4_u64), 0..4), 0..3_u8), 1..20),
+        ) {
+            let now = Instant::now();
+            let (mut newest, mut late) = (Arc::new(Told::default()), Arc::new(Told::default()));
+            let (mut always, mut sometimes) = (Known::new(), Known::new());
+            for (rows, hears) in turns {
+                let said = Signals {
+                    upstreams: rows.into_iter().map(|(egress, permille, us)| UpstreamStatus {
+                        egress: format!("egress-{egress}"),
+                        success_permille: permille * 40,
+                        first_byte_us: us * 15_000,
+                        ..UpstreamStatus::default()
+                    }).collect(),
+                    ..Signals::default()
+                };
+                if let Some(next) = newest.next(&table([("i", &said, now)], now), now) {
+                    heard(&mut always, next.since(&newest, now));
+                    newest = Arc::new(next);
+                }
+                if hears == 0 {
+                    heard(&mut sometimes, newest.since(&late, now));
+                    late = Arc::clone(&newest);
+                }
+            }
+            heard(&mut sometimes, newest.since(&late, now));
+            let mut anew = Known::new();
+            heard(&mut anew, newest.whole(now));
+            for known in [always, sometimes] {
+                for (egress, row) in &anew {
+                    proptest::prop_assert_eq!(known.get(egress), Some(row));
+                }
+                // There may be a row still that was not worth a word when it went.
+                for (egress, (permille, us)) in known.iter().filter(|(egress, _)| !anew.contains_key(*egress)) {
+                    proptest::prop_assert!(*permille <= SAME_PERMILLE && *us <= SAME_US, "{}", egress);
+                }
+            }
+        }
     }
 }

@@ -71,20 +71,20 @@ impl Operator {
 
     /// A provider and a credential for each upstream of a model, and the models.
     pub(super) async fn configure(&self, models: u32, upstreams: u32) -> anyhow::Result<()> {
-        let provider = |number| ProviderSpec {
-            name: format!("provider-{number:02}"),
+        let spec = |number| ProviderSpec {
+            name: provider(number),
             kind: "openai".to_owned(),
             base_url: format!("https://provider-{number:02}.example.com/v1"),
             ..ProviderSpec::default()
         };
         let credential = |number| CredentialSpec {
             name: format!("credential-{number:02}"),
-            provider: format!("provider-{number:02}"),
+            provider: provider(number),
             secret: format!("secret-{number:02}"),
             ..CredentialSpec::default()
         };
         self.apply(Plan {
-            providers: (0..upstreams).map(provider).collect(),
+            providers: (0..upstreams).map(spec).collect(),
             credentials: (0..upstreams).map(credential).collect(),
             models: (0..models)
                 .map(|number| model(number, upstreams, 1))
@@ -162,9 +162,13 @@ impl Operator {
     }
 }
 
+pub(super) fn provider(number: u32) -> String {
+    format!("provider-{number:02}")
+}
+
 fn model(number: u32, upstreams: u32, weight: u32) -> ModelSpec {
     let upstream = |provider| Upstream {
-        provider: format!("provider-{provider:02}"),
+        provider: self::provider(provider),
         model: format!("upstream-model-{number:03}"),
         priority: 0,
         weight: if provider == 0 { weight } else { 1 },

@@ -15,7 +15,7 @@ use vector_proto::control::{
     delta,
     v1::{
         Applied, ControlEvent, LinkState, LinkStatus, NodeEvent, Register, Snapshot, SnapshotDelta,
-        Status, control_event, node_client::NodeClient, node_event::Event,
+        Status, UpstreamStatus, control_event, node_client::NodeClient, node_event::Event,
     },
 };
 
@@ -48,6 +48,9 @@ pub(super) struct Node {
     pub(super) identity: Identity,
     /// How many there are in all.
     pub(super) nodes: u32,
+    /// Providers, and how many upstreams an ingress has tried lately and tells of.
+    pub(super) providers: u32,
+    pub(super) tried: u32,
     pub(super) heard: mpsc::Sender<Heard>,
 }
 
@@ -155,8 +158,29 @@ impl Node {
         let is_ingress = network::role(self.number) == "ingress";
         Status {
             links: peers.filter(|_| is_ingress).map(link).collect(),
+            upstreams: self.upstreams().filter(|_| is_ingress).collect(),
             ..Status::default()
         }
+    }
+}
+
+impl Node {
+    /// Every provider over one egress, then over the next: each ingress begins at another one.
+    fn upstreams(&self) -> impl Iterator<Item = UpstreamStatus> {
+        let egress: Vec<usize> = (0..self.nodes as usize)
+            .filter(|&number| network::role(number) == "egress")
+            .collect();
+        let providers = self.providers.max(1);
+        (0..self.tried).map(move |turn| {
+            let at = (self.number + (turn / providers) as usize) % egress.len();
+            UpstreamStatus {
+                provider: network::provider(turn % providers),
+                egress: network::name(egress[at]),
+                success_permille: fastrand::u32(990..=1_000),
+                first_byte_us: fastrand::u64(200_000..300_000),
+                ..UpstreamStatus::default()
+            }
+        })
     }
 }
 
