@@ -323,13 +323,13 @@ impl Server {
             _lock,
         } = self;
         let (tasks, drain) = (rooms.tasks.clone(), rooms.drain.clone());
-        let publisher = Arc::clone(&rooms.publisher);
-        let publishing = drain.clone();
+        let (publisher, publishing) = (Arc::clone(&rooms.publisher), drain.clone());
         tasks.spawn(async move { publisher.run(publishing).await });
         let mover = Mover::new(
             Arc::clone(&rooms.registry),
             Arc::clone(&rooms.publisher),
             Arc::clone(&rooms.fleet),
+            Arc::clone(&rooms.metrics),
         );
         tasks.spawn(mover.run(drain.clone()));
         let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());

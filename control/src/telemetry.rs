@@ -67,6 +67,8 @@ pub struct Metrics {
     pub publish_seconds: Histogram,
     /// Snapshots that a node refused.
     pub snapshots_rejected: Counter,
+    /// Changes that this replica rolled back because of what canaries said.
+    pub changes_rolled_back: Counter,
     /// Keys asked for.
     pub admissions: Family<Outcome, Counter>,
     /// Usage records received, repeated ones included.
@@ -86,6 +88,7 @@ impl Default for Metrics {
             snapshot_bytes: Gauge::default(),
             publish_seconds: Histogram::new([0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0]),
             snapshots_rejected: Counter::default(),
+            changes_rolled_back: Counter::default(),
             admissions: Family::default(),
             usage_records: Counter::default(),
             enrolments: Counter::default(),
@@ -125,6 +128,11 @@ impl Default for Metrics {
             "snapshots_rejected",
             "Snapshots that a node refused",
             all.snapshots_rejected.clone(),
+        );
+        names.register(
+            "changes_rolled_back",
+            "Changes that canaries spoke against",
+            all.changes_rolled_back.clone(),
         );
         names.register(
             "admissions",

@@ -18,6 +18,7 @@ use super::{Published, Publisher};
 use crate::{
     health::{self, Fleet, Presence, Signals, Usable},
     registry::{Actor, Error, NodeSpec, Registry, Rollout, Seen},
+    telemetry::Metrics,
 };
 
 /// A look at the canaries while a change is under way.
@@ -75,6 +76,7 @@ pub struct Mover {
     registry: Arc<Registry>,
     publisher: Arc<Publisher>,
     fleet: Arc<Fleet>,
+    metrics: Arc<Metrics>,
 }
 
 /// What is to be done about a change now.
@@ -91,11 +93,17 @@ type Successes = BTreeMap<(String, String, String), u32>;
 impl Mover {
     /// Nothing moves before [`Mover::run`].
     #[must_use]
-    pub fn new(registry: Arc<Registry>, publisher: Arc<Publisher>, fleet: Arc<Fleet>) -> Self {
+    pub fn new(
+        registry: Arc<Registry>,
+        publisher: Arc<Publisher>,
+        fleet: Arc<Fleet>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         Self {
             registry,
             publisher,
             fleet,
+            metrics,
         }
     }
 
@@ -177,6 +185,7 @@ impl Mover {
                     address: String::new(),
                 };
                 self.registry.roll_back(&by, &seen, &reason).await?;
+                self.metrics.changes_rolled_back.inc();
                 tracing::error!(
                     from = rollout.from,
                     to = rollout.to,

@@ -82,6 +82,7 @@ const CHECKS: &[fn(&Sight, &mut Findings)] = &[
     supply::credentials,
     supply::models,
     supply::keys,
+    supply::change,
 ];
 
 /// All that is not as it should be, the worst first.

@@ -112,7 +112,8 @@ async fn set_key(mut client: Client, id: String, disabled: bool) -> Done {
         .await?
         .into_inner();
     let state = if view.disabled {
-        "off at every edge"
+        // Control tells at once; that each one heard is not asked.
+        "off, and every edge that is connected is told"
     } else {
         "on"
     };

@@ -204,3 +204,18 @@ pub(super) fn keys(sight: &Sight, found: &mut Findings) {
         );
     }
 }
+
+/// The last change, if canaries spoke against it.
+pub(super) fn change(sight: &Sight, found: &mut Findings) {
+    let last = sight.status.rollout.as_ref();
+    if let Some(last) = last.filter(|last| last.stage == "rolled back") {
+        found.warning(
+            "change",
+            format!(
+                "the last change was rolled back to generation {}: {}",
+                last.from, last.reason
+            ),
+            "all nodes have what they had before; mend the change and apply it again",
+        );
+    }
+}

@@ -263,6 +263,19 @@ fn models_that_lead_nowhere_are_told() {
         sight.models.clear();
     });
     expect(Warning, "key", "no API key", |sight| sight.status.keys = 0);
+    expect(
+        Warning,
+        "change",
+        "back to generation 7: node in-1 refused it",
+        |sight| {
+            sight.status.rollout = Some(pb::Rollout {
+                stage: "rolled back".to_owned(),
+                from: 7,
+                reason: "node in-1 refused it: too large".to_owned(),
+                ..pb::Rollout::default()
+            });
+        },
+    );
 }
 
 #[test]
