@@ -19,6 +19,22 @@ async fn large_to_its_end(call: &mut Call, mut answer: Answer) {
     tokio::join!(send, read);
 }
 
+/// Begins an answer, has its path suspected at its far end, and talks until it goes over two. Answers how often.
+async fn doubled(world: &World, far: &Link, call: &mut Call, answer: &mut Answer) -> usize {
+    answer.head(&head());
+    answer.flush().await.unwrap();
+    call.response.head().await.unwrap();
+    far.vitals().set(Condition::Suspect);
+    let mut said = 0;
+    while world.far.tally().doubled.get() < 3 {
+        say(answer, "token").await;
+        said += 1;
+        assert_eq!(part(call).await, "token");
+        tokio::task::yield_now().await;
+    }
+    said
+}
+
 #[tokio::test]
 async fn small_pieces_go_over_two_paths_while_one_is_suspect() {
     let mut world = World::new();
@@ -26,18 +42,7 @@ async fn small_pieces_go_over_two_paths_while_one_is_suspect() {
     let (mut call, _body, mut answer, _) = world.call(&direct_path()).await;
     let far = world.far.accepted_link("ingress").unwrap();
     world.link().await;
-    answer.head(&head());
-    answer.flush().await.unwrap();
-    call.response.head().await.unwrap();
-    far.vitals().set(Condition::Suspect);
-    let tally = world.far.tally();
-    let mut said = 0;
-    while tally.doubled.get() < 3 {
-        say(&mut answer, "token").await;
-        said += 1;
-        assert_eq!(part(&mut call).await, "token");
-        tokio::task::yield_now().await;
-    }
+    let said = doubled(&world, &far, &mut call, &mut answer).await;
     // The twin has everything, so nothing is sent again.
     world.lose(&first);
     say(&mut answer, "the last").await;
@@ -51,15 +56,7 @@ async fn nothing_goes_over_two_paths_once_the_first_is_trusted_again() {
     let (mut call, _body, mut answer, _) = world.call(&direct_path()).await;
     let far = world.far.accepted_link("ingress").unwrap();
     world.link().await;
-    answer.head(&head());
-    answer.flush().await.unwrap();
-    call.response.head().await.unwrap();
-    far.vitals().set(Condition::Suspect);
-    while world.far.tally().doubled.get() < 3 {
-        say(&mut answer, "token").await;
-        assert_eq!(part(&mut call).await, "token");
-        tokio::task::yield_now().await;
-    }
+    doubled(&world, &far, &mut call, &mut answer).await;
     far.vitals().set(Condition::Up);
     let end = world.far.arrivals().all().remove(0);
     for _ in 0..1_000 {
@@ -107,15 +104,7 @@ async fn a_twin_over_a_relay_may_speak_for_the_exchange() {
     world.over_relay().await;
     let (mut call, _body, mut answer, _) = world.call(&direct_path()).await;
     let far = world.far.accepted_link("ingress").unwrap();
-    answer.head(&head());
-    answer.flush().await.unwrap();
-    call.response.head().await.unwrap();
-    far.vitals().set(Condition::Suspect);
-    while world.far.tally().doubled.get() < 3 {
-        say(&mut answer, "token").await;
-        assert_eq!(part(&mut call).await, "token");
-        tokio::task::yield_now().await;
-    }
+    doubled(&world, &far, &mut call, &mut answer).await;
     // More than the first credit, so that the words that come back must be taken.
     large_to_its_end(&mut call, answer).await;
 }
