@@ -46,6 +46,8 @@ pub use edit::{Draft, Judge, Judgement, Outcome, Terms};
 #[cfg(test)]
 mod fixture;
 
+mod headers;
+
 mod history;
 pub use history::Generation;
 
@@ -56,7 +58,7 @@ mod node;
 pub use node::{Enrolment, Invite, NodeSpec, Seen};
 
 mod sealed;
-pub use sealed::{Rewrapped, SealedUnder};
+pub use sealed::{Rewrapped, SealedUnder, SecretsStatus};
 
 mod operator;
 pub use operator::{NewOperator, Operator, OperatorRole};

@@ -17,7 +17,7 @@ use std::{
 
 use serde_json::Value;
 
-pub use self::extra::Extra;
+pub use self::extra::{Extra, RevivedControl};
 use crate::{Client, http, keeper::Keeper, place, wait};
 
 /// The nodes that take clients.
@@ -42,7 +42,7 @@ const EXTRA_PORTS: u16 = 3;
 
 static ALONE: Mutex<()> = Mutex::new(());
 
-static SHARED: LazyLock<Network> = LazyLock::new(Network::start);
+static SHARED: LazyLock<Network> = LazyLock::new(|| Network::start(&[]));
 
 /// A running network.
 #[derive(Debug)]
@@ -52,6 +52,7 @@ pub struct Network {
     bin: PathBuf,
     env: Vec<(String, String)>,
     extras: Mutex<u16>,
+    options: &'static [&'static str],
     _keeper: Keeper,
 }
 
@@ -100,15 +101,20 @@ impl Network {
 
     /// A network for one test. Waits until no other test has one.
     pub fn own() -> Own {
+        Self::own_with(&[])
+    }
+
+    /// The same, with options of `up`. With `--etcd` there is no room for extra nodes: its members have their ports.
+    pub fn own_with(options: &'static [&'static str]) -> Own {
         // A test that failed with its network in hand harms nobody after it.
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         Own {
-            network: Self::start(),
+            network: Self::start(options),
             _alone: alone,
         }
     }
 
-    fn start() -> Self {
+    fn start(options: &'static [&'static str]) -> Self {
         let bin = place::bin();
         let dir = tempfile::Builder::new()
             .prefix("vector-it-")
@@ -124,6 +130,7 @@ impl Network {
             bin,
             env: Vec::new(),
             extras: Mutex::new(0),
+            options,
         };
         network.up();
         let text = fs::read_to_string(network.dir.join("env")).unwrap();
@@ -140,6 +147,7 @@ impl Network {
         let mut command = Command::new(place::root().join("deploy/local/up"));
         command
             .args(["--no-build", "--fast-provider"])
+            .args(self.options)
             .stdin(Stdio::null());
         settings(&mut command, &self.dir, self.base);
         let output = command.env("VECTOR_BIN_DIR", &self.bin).output().unwrap();

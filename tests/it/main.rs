@@ -28,6 +28,8 @@ mod watched;
 
 mod operate;
 
+mod secrets;
+
 // What goes wrong underneath.
 mod garbage;
 

@@ -4,11 +4,12 @@
 //! the hash of the operator's token. Secrets stay sealed, so a backup is worth nothing without the master key, and only a control that has that key takes it.
 
 use bytes::Bytes;
+use prost::Message as _;
 use ring::digest::{Context, SHA256};
 
 use super::{
     Actor, Catalog, Error, Registry, audit,
-    catalog::{GENERATION, PREFIX as CONFIGURED, StoredCredential, decode, number},
+    catalog::{GENERATION, Kind, PREFIX as CONFIGURED, StoredCredential, decode, number},
     history,
     key::{self, StoredKey},
     node::{NodeSpec, Seen},
@@ -78,13 +79,22 @@ fn is_kept(key: &str) -> bool {
 }
 
 impl Registry {
-    /// Everything that is worth keeping, as it is at one moment, by key.
+    /// Everything that is worth keeping, as it is at one moment, by key; headers that still lie in clear are sealed in it.
     ///
     /// # Errors
-    /// When the store fails.
+    /// When the store fails or holds what cannot be read.
     pub async fn backup(&self) -> Result<Vec<Entry>, Error> {
         let mut entries = self.store.list("/").await?.entries;
         entries.retain(|entry| is_kept(&entry.key));
+        for entry in &mut entries {
+            if entry.key.starts_with(&Kind::Credential.key("")) {
+                let mut stored: StoredCredential = decode(&entry.value)?;
+                // It may leave this machine, where the record waits for a rotation.
+                if self.seal_clear_headers(&mut stored)? {
+                    entry.value = stored.encode_to_vec().into();
+                }
+            }
+        }
         Ok(entries)
     }
 
@@ -161,8 +171,10 @@ impl Registry {
             });
         }
         let catalog = Catalog::read(&listing)?;
-        for stored in catalog.credentials.values() {
-            self.opens(&StoredCredential::sealed_for(&stored.spec), &stored.sealed)?;
+        for mut stored in catalog.credentials.into_values() {
+            for (name, sealed) in stored.sealed_texts() {
+                self.opens(&name, sealed)?;
+            }
         }
         Ok(())
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use vector_proto::control::v1::{CredentialSpec, KeySpec, ProviderSpec, Upstream};
 
-use super::{Catalog, StoredCredential, base_url, check::Faults};
+use super::{Catalog, StoredCredential, base_url, check::Faults, headers};
 use crate::coordinate::{VALUE_BYTES_MAX, Write};
 
 /// Connections to one provider: no machine has more ports towards one address.
@@ -28,8 +28,6 @@ const CONCURRENCY_MAX: u32 = 10_000_000;
 
 /// Longer ones are cut or refused on the way.
 const BASE_URL_BYTES_MAX: usize = 2_048;
-const HEADER_NAME_BYTES_MAX: usize = 128;
-const HEADER_VALUE_BYTES_MAX: usize = 4_096;
 
 /// All credentials together, since one egress may be told all of them in one message of at most 64 MiB; half, so that
 /// the frame and what is still to come have room.
@@ -140,15 +138,10 @@ fn credential(spec: &CredentialSpec, faults: &mut Faults) {
         faults,
     );
     faults.at_most(at("weight"), spec.weight, WEIGHT_MAX);
-    for (name, value) in &spec.headers {
-        if name.len() > HEADER_NAME_BYTES_MAX || value.len() > HEADER_VALUE_BYTES_MAX {
-            // The name itself may be what is too long.
-            let shown: String = name.chars().take(HEADER_NAME_BYTES_MAX).collect();
-            let why = format!(
-                "a name of at most {HEADER_NAME_BYTES_MAX} bytes and a value of at most {HEADER_VALUE_BYTES_MAX}"
-            );
-            faults.push(at(&format!("headers.{shown}")), why);
-        }
+    let most = headers::NAME_BYTES_MAX;
+    for name in spec.headers.keys().filter(|name| name.len() > most) {
+        let why = format!("its name is longer than {most} bytes");
+        faults.push(headers::field(&spec.name, name), why);
     }
 }
 
@@ -215,7 +208,7 @@ mod tests {
             tokens_per_minute: u64::MAX,
             concurrency: u32::MAX,
             weight: WEIGHT_MAX + 1,
-            headers: [("x-org".to_owned(), "x".repeat(HEADER_VALUE_BYTES_MAX + 1))].into(),
+            headers: [("x".repeat(headers::NAME_BYTES_MAX + 1), String::new())].into(),
             ..CredentialSpec::default()
         };
         let stored = StoredCredential {
@@ -249,7 +242,7 @@ mod tests {
                 "credentials[c].tokens_per_minute",
                 "credentials[c].concurrency",
                 "credentials[c].weight",
-                "credentials[c].headers.x-org",
+                &headers::field("c", &"x".repeat(headers::NAME_BYTES_MAX)),
                 "models[m].upstreams[0].priority",
                 "models[m].upstreams[0].weight",
             ]

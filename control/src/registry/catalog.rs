@@ -49,7 +49,7 @@ impl Kind {
 /// A credential at rest.
 #[derive(Clone, PartialEq, Message)]
 pub struct StoredCredential {
-    /// Its `secret` is always empty.
+    /// Its `secret` is always empty, and so are the values of its headers once they are sealed.
     #[prost(message, required, tag = "1")]
     pub spec: CredentialSpec,
     /// The secret, sealed for `PROVIDER/NAME`.
@@ -58,6 +58,9 @@ pub struct StoredCredential {
     /// First and last letters, for people.
     #[prost(string, tag = "3")]
     pub hint: String,
+    /// The values of its headers, sealed for `PROVIDER/NAME/headers`; empty without headers.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub sealed_headers: Bytes,
 }
 
 impl StoredCredential {
@@ -162,16 +165,21 @@ impl Registry {
         Catalog::read(&self.store.list(PREFIX).await?)
     }
 
-    /// A credential's secret. Grep for `reveal` to see every place one is used.
+    /// A credential's secret and the values of its headers. Grep for `reveal` to see every place they are used.
     ///
     /// # Errors
     /// When it was sealed with another master key, or for another name.
-    pub fn reveal(&self, credential: &StoredCredential) -> Result<Zeroizing<String>, Error> {
+    pub fn reveal(
+        &self,
+        credential: &StoredCredential,
+    ) -> Result<(Zeroizing<String>, BTreeMap<String, String>), Error> {
         let name = StoredCredential::sealed_for(&credential.spec);
         let clear = self.vault.open_sealed(&name, &credential.sealed)?;
-        String::from_utf8(clear.to_vec())
+        let secret = String::from_utf8(clear.to_vec())
             .map(Zeroizing::new)
-            .map_err(|_| Error::Damaged(name))
+            .map_err(|_| Error::Damaged(name))?;
+        let headers = self.reveal_headers(credential)?;
+        Ok((secret, headers.into_map()))
     }
 }
 

@@ -26,7 +26,7 @@ trait Described: Message + PartialEq + Sized {
         self.encode_to_vec().into()
     }
 
-    /// What is different in `other` and is not kept.
+    /// What is different in `other` and is neither shown nor kept.
     fn hidden(&self, _other: &Self) -> Vec<String> {
         Vec::new()
     }
@@ -53,11 +53,6 @@ impl Described for ProviderSpec {
 impl Described for StoredCredential {
     fn lines(&self) -> Lines {
         let spec = &self.spec;
-        let headers: Vec<String> = spec
-            .headers
-            .iter()
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
         vec![
             ("provider", spec.provider.clone()),
             ("disabled", spec.disabled.to_string()),
@@ -65,7 +60,7 @@ impl Described for StoredCredential {
             ("tokens_per_minute", spec.tokens_per_minute.to_string()),
             ("concurrency", spec.concurrency.to_string()),
             ("weight", spec.weight.to_string()),
-            ("headers", headers.join(" ")),
+            ("headers", self.header_names()),
         ]
     }
 
@@ -76,7 +71,7 @@ impl Described for StoredCredential {
     fn hidden(&self, other: &Self) -> Vec<String> {
         let rows = [
             ("secret: changed", self.sealed != other.sealed),
-            ("headers: changed", self.spec.headers != other.spec.headers),
+            ("headers: changed", self.has_other_headers(other)),
         ];
         let changed = rows.into_iter().filter(|(_, changed)| *changed);
         changed.map(|(line, _)| line.to_owned()).collect()
@@ -144,17 +139,6 @@ impl Difference {
         difference.compare(Kind::Model, &old.models, &new.models);
         difference.compare(Kind::DefaultRoute, &old.default_routes, &new.default_routes);
         difference.compare(Kind::Account, &old.accounts, &new.accounts);
-        for change in &mut difference.changes {
-            if change.kind == Kind::Credential.as_str() && change.action == "update" {
-                let sealed = |catalog: &Catalog| {
-                    let stored = catalog.credentials.get(&change.name);
-                    stored.map(|stored| stored.sealed.clone())
-                };
-                if sealed(old) != sealed(new) {
-                    change.details.push("secret: changed".to_owned());
-                }
-            }
-        }
         difference
     }
 
@@ -167,7 +151,11 @@ impl Difference {
         for (name, spec) in new {
             let details = match old.get(name) {
                 Some(before) if before == spec => continue,
-                Some(before) => updated(&before.lines(), &spec.lines()),
+                Some(before) => {
+                    let mut details = updated(&before.lines(), &spec.lines());
+                    details.extend(before.hidden(spec));
+                    details
+                }
                 None => created(&spec.lines()),
             };
             let action = if old.contains_key(name) {

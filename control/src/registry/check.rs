@@ -11,7 +11,10 @@ use vector_proto::{
     id::Name,
 };
 
-use super::{Catalog, Fault};
+use super::{
+    Catalog, Fault,
+    headers::{self, Headers},
+};
 
 /// Kinds of providers that nodes can speak to.
 const KINDS: &[&str] = &["openai", "anthropic", "gemini", "midjourney", "suno"];
@@ -168,9 +171,9 @@ fn credential(catalog: &Catalog, spec: &CredentialSpec, faults: &mut Faults) {
         );
     }
     faults.up_to(at("headers"), spec.headers.len(), 16);
-    for (name, value) in &spec.headers {
-        let field = at(&format!("headers.{name}"));
-        if HeaderName::try_from(name.as_str()).is_err() || HeaderValue::try_from(value).is_err() {
+    for name in spec.headers.keys() {
+        let field = headers::field(&spec.name, name);
+        if HeaderName::try_from(name.as_str()).is_err() {
             faults.push(field, "not a header that can be sent");
         } else if HEADERS_KEPT.contains(&name.to_ascii_lowercase().as_str()) {
             faults.push(field, "is set by the network itself");
@@ -188,6 +191,19 @@ pub(super) fn secret(name: &str, secret: &str, faults: &mut Faults) {
             field,
             "holds characters that no header can carry, such as a line break",
         );
+    }
+}
+
+/// Values of headers as they were given.
+pub(super) fn header_values(credential: &str, given: &Headers, faults: &mut Faults) {
+    for (name, value) in given.iter() {
+        let field = headers::field(credential, name);
+        if value.len() > headers::VALUE_BYTES_MAX {
+            let most = headers::VALUE_BYTES_MAX;
+            faults.push(field, format!("its value is longer than {most} bytes"));
+        } else if HeaderValue::try_from(value).is_err() {
+            faults.push(field, "holds characters that no header can carry");
+        }
     }
 }
 

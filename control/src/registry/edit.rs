@@ -18,6 +18,7 @@ use super::{
     catalog::GENERATION,
     change::Difference,
     check::{self, Faults},
+    headers::Headers,
     history,
     rollout::{self, Rollout, Staged, Staging},
 };
@@ -120,6 +121,7 @@ impl Outcome {
 pub struct Draft {
     catalog: Catalog,
     secrets: BTreeMap<String, Zeroizing<String>>,
+    headers: BTreeMap<String, Headers>,
     faults: Faults,
     now_unix_s: u64,
 }
@@ -134,9 +136,10 @@ impl Draft {
         self.catalog.providers.insert(spec.name.clone(), spec);
     }
 
-    /// Sets a credential. Without a secret it keeps the one it has.
+    /// Sets a credential. Without a secret it keeps the one it has, and so does a header without a value.
     pub fn put_credential(&mut self, mut spec: CredentialSpec) {
         let secret = Zeroizing::new(std::mem::take(&mut spec.secret));
+        let headers = Headers::take(&mut spec);
         let name = spec.name.clone();
         let mut stored = StoredCredential {
             spec,
@@ -159,6 +162,8 @@ impl Draft {
             check::secret(&name, &secret, &mut self.faults);
             self.secrets.insert(name.clone(), secret);
         }
+        check::header_values(&name, &headers, &mut self.faults);
+        self.headers.insert(name.clone(), headers);
         self.catalog.credentials.insert(name, stored);
     }
 
@@ -332,6 +337,7 @@ impl Registry {
         let mut draft = Draft {
             catalog: old.clone(),
             secrets: BTreeMap::new(),
+            headers: BTreeMap::new(),
             faults: Faults::default(),
             now_unix_s: now_unix_s(),
         };
@@ -339,9 +345,18 @@ impl Registry {
         let Draft {
             mut catalog,
             secrets,
+            mut headers,
             mut faults,
             ..
         } = draft;
+        let mut to_seal = Vec::new();
+        for (name, stored) in &mut catalog.credentials {
+            if let Some(given) = headers.remove(name) {
+                let before = old.credentials.get(name);
+                let changed = self.take_up_headers(stored, before, given, &mut faults);
+                to_seal.extend(changed.map(|headers| (name.clone(), headers)));
+            }
+        }
         check::catalog(&catalog, &mut faults);
         bounds::values(old, &catalog, &mut faults);
         if !faults.0.is_empty() {
@@ -350,6 +365,11 @@ impl Registry {
         for (name, secret) in secrets {
             if let Some(stored) = catalog.credentials.get_mut(&name) {
                 self.seal(stored, &secret)?;
+            }
+        }
+        for (name, headers) in to_seal {
+            if let Some(stored) = catalog.credentials.get_mut(&name) {
+                self.seal_headers(stored, headers)?;
             }
         }
         Ok(catalog)

@@ -69,6 +69,7 @@ pub(super) fn without_secrets(stored: &StoredCredential) -> StoredCredential {
     bare.sealed = Bytes::new();
     bare.hint.clear();
     bare.spec.headers.clear();
+    bare.sealed_headers = Bytes::new();
     bare
 }
 

@@ -429,7 +429,7 @@ async fn at(moment: Option<Instant>) {
     }
 }
 
-/// A credential as an egress gets it. One that is switched off goes without its secret.
+/// A credential as an egress gets it. One that is switched off goes without its secret and headers.
 impl Published {
     /// Opens a sealed credential for an egress that may have it.
     ///
@@ -441,21 +441,21 @@ impl Published {
         share: Share,
     ) -> Result<Credential, registry::Error> {
         let spec = &stored.spec;
-        let secret = if spec.disabled {
-            String::new()
+        let (secret, headers) = if spec.disabled {
+            Default::default()
         } else {
-            registry.reveal(stored)?.to_string()
+            registry.reveal(stored)?
         };
         Ok(Credential {
             name: spec.name.clone(),
             provider: spec.provider.clone(),
-            secret,
+            secret: secret.to_string(),
             disabled: spec.disabled,
             requests_per_minute: spec.requests_per_minute,
             tokens_per_minute: spec.tokens_per_minute,
             concurrency: spec.concurrency,
             weight: spec.weight,
-            headers: spec.headers.clone(),
+            headers,
             holders: share.holders,
             holder: share.holder,
         })

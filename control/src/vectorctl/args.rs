@@ -227,7 +227,7 @@ pub(crate) enum Credential {
         weight: u32,
         #[arg(long)]
         disabled: bool,
-        /// Extra header, NAME=VALUE, such as OpenAI-Organization=org-1.
+        /// Extra header, NAME=VALUE, such as OpenAI-Organization=org-1; without a value it keeps the one that is stored.
         #[arg(long, value_name = "NAME=VALUE")]
         header: Vec<String>,
     },

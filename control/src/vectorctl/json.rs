@@ -118,13 +118,15 @@ pub(crate) fn provider(spec: &pb::ProviderSpec) -> Value {
 
 pub(crate) fn credential(view: &pb::CredentialView) -> Value {
     let spec = view.spec.clone().unwrap_or_default();
+    // Control tells their names only.
+    let headers = spec.headers.keys().map(|name| (name.clone(), Value::Null));
     let at = view.at.iter().map(
         |at| json!({ "egress": at.egress, "status": at.status.as_ref().map(credential_status) }),
     );
     json!({
         "name": spec.name, "provider": spec.provider, "hint": view.hint, "disabled": spec.disabled,
         "requests_per_minute": spec.requests_per_minute, "tokens_per_minute": spec.tokens_per_minute,
-        "concurrency": spec.concurrency, "weight": spec.weight, "headers": spec.headers,
+        "concurrency": spec.concurrency, "weight": spec.weight, "headers": headers.collect::<serde_json::Map<_, _>>(),
         "at": at.collect::<Vec<_>>(),
     })
 }

@@ -200,7 +200,7 @@ pub(crate) fn providers(specs: &[pb::ProviderSpec]) -> String {
     )
 }
 
-pub(crate) fn master_keys(keys: &[pb::MasterKeyUse]) -> String {
+pub(crate) fn master_keys(keys: &[pb::MasterKeyUse], clear: u64) -> String {
     let rows = keys.iter().map(|row| {
         let use_of = match (row.current, row.held) {
             (true, _) => "seals and opens",
@@ -220,7 +220,13 @@ pub(crate) fn master_keys(keys: &[pb::MasterKeyUse]) -> String {
             use_of.to_owned(),
         ]
     });
-    table(&["master key", "secrets", "without data key", "use"], rows)
+    let mut text = table(&["master key", "secrets", "without data key", "use"], rows);
+    if clear > 0 {
+        text += &format!(
+            "\n\nthe headers of {clear} credentials lie in clear: `vectorctl secrets rotate` seals them"
+        );
+    }
+    text
 }
 
 pub(crate) fn credentials(views: &[pb::CredentialView]) -> String {

@@ -83,7 +83,7 @@ impl Network {
         fs::write(&config, text).unwrap();
         let log = self.dir.join("log").join(format!("{name}.log"));
         let mut extra = Extra {
-            child: start_node(&self.bin, &config, &log),
+            child: start(&self.bin, "vector-edge", &config, &log),
             address,
             admin,
             config,
@@ -92,6 +92,21 @@ impl Network {
         };
         extra.ready();
         extra
+    }
+
+    /// Starts control by itself with such variables in its environment, after the one of `up` was killed or another like this
+    /// has ended, and waits until it is ready. `name` is its log's.
+    pub fn revive_control(&self, name: &str, env: &[(&str, &str)]) -> RevivedControl {
+        let config = self.dir.join("config").join("control.toml");
+        let log = self.dir.join("log").join(format!("{name}.log"));
+        let child = start_with(&self.bin, "vector-control", (&config, &log), env);
+        let mut control = RevivedControl(child);
+        wait::wait_for("control is ready again", || {
+            let ended = control.0.try_wait().unwrap();
+            assert!(ended.is_none(), "{ended:?}: {}", self.log(name));
+            http::status(self.admin("control"), "/readyz") == Some(200)
+        });
+        control
     }
 
     /// Kills a node and starts it again by itself: what else has ended stays so, as `up` would not have it. Does not
@@ -108,7 +123,7 @@ impl Network {
             self.admin(name)
         };
         Extra {
-            child: start_node(&self.bin, &config, &log),
+            child: start(&self.bin, "vector-edge", &config, &log),
             address,
             admin: self.admin(name),
             config,
@@ -118,19 +133,41 @@ impl Network {
     }
 }
 
-fn start_node(bin: &Path, config: &Path, log: &Path) -> Child {
+fn start(bin: &Path, program: &str, config: &Path, log: &Path) -> Child {
+    start_with(bin, program, (config, log), &[])
+}
+
+fn start_with(
+    bin: &Path,
+    program: &str,
+    (config, log): (&Path, &Path),
+    env: &[(&str, &str)],
+) -> Child {
     let log = fs::File::create(log).unwrap();
-    // The wrapper becomes the node, which then ends with this thread.
+    // The wrapper becomes the process, which then ends with this thread.
     Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "--"])
-        .arg(bin.join("vector-edge"))
+        .arg(bin.join(program))
         .arg("--config")
         .arg(config)
+        .envs(env.iter().copied())
         .stdin(Stdio::null())
         .stderr(log.try_clone().unwrap())
         .stdout(log)
         .spawn()
         .unwrap()
+}
+
+/// A control that was started again by itself. It ends when dropped, and with the thread that started it.
+#[derive(Debug)]
+pub struct RevivedControl(Child);
+
+impl Drop for RevivedControl {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Extra {
@@ -147,7 +184,7 @@ impl Extra {
     pub fn restart(&mut self, signal: &str) {
         send_signal(self.child.id(), signal);
         self.child.wait().unwrap();
-        self.child = start_node(&self.bin, &self.config, &self.log);
+        self.child = start(&self.bin, "vector-edge", &self.config, &self.log);
     }
 
     /// Sends a signal.

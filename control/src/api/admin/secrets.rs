@@ -7,8 +7,8 @@ use super::{super::caller::Caller, Operators};
 
 impl Operators {
     pub(super) async fn secrets(&self) -> Result<pb::ShowSecretsResponse, Status> {
-        let rows = self.rooms.registry.sealed_under().await?;
-        let keys = rows.into_iter().map(|row| pb::MasterKeyUse {
+        let status = self.rooms.registry.sealed_under().await?;
+        let keys = status.keys.into_iter().map(|row| pb::MasterKeyUse {
             key: row.key,
             current: row.current,
             held: row.held,
@@ -17,6 +17,7 @@ impl Operators {
         });
         Ok(pb::ShowSecretsResponse {
             keys: keys.collect(),
+            clear: status.clear,
         })
     }
 

@@ -59,7 +59,7 @@ pub(super) fn node(
     }
 }
 
-/// A credential: its spec without the secret, and how it fares at each egress.
+/// A credential: its spec without the secret and the values of headers, and how it fares at each egress.
 pub(super) fn credential(stored: StoredCredential, nodes: &[NodeView]) -> CredentialView {
     let at = nodes.iter().filter_map(|node| {
         let statuses = &node.status.as_ref()?.credentials;
@@ -73,7 +73,7 @@ pub(super) fn credential(stored: StoredCredential, nodes: &[NodeView]) -> Creden
     });
     let at = at.collect();
     CredentialView {
-        spec: Some(stored.spec),
+        spec: Some(stored.shown()),
         hint: stored.hint,
         at,
     }

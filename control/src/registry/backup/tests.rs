@@ -12,6 +12,7 @@ use crate::{
 };
 
 const SECRET: &str = "sk-provider-secret-0123456789";
+const ORGANISATION: &str = "organisation-token-0123456789";
 
 async fn registry(dir: &Path, name: &str, master: &Path) -> Registry {
     let store = Embedded::open(&dir.join(name)).await.unwrap();
@@ -33,6 +34,7 @@ async fn configure(registry: &Registry) -> String {
             provider: "openai".to_owned(),
             secret: SECRET.to_owned(),
             weight: 1,
+            headers: [("x-org".to_owned(), ORGANISATION.to_owned())].into(),
             ..CredentialSpec::default()
         });
         draft.put_account(AccountSpec {
@@ -84,6 +86,7 @@ async fn what_was_there_is_there_again() {
     assert!(!backup.iter().any(|(key, _)| own(key)));
     let all: Vec<u8> = backup.iter().flat_map(|row| row.1.to_vec()).collect();
     let holds = |text: &str| all.windows(text.len()).any(|part| part == text.as_bytes());
+    assert!(holds("x-org") && !holds(ORGANISATION));
     assert!(!holds(SECRET) && !holds(&key[3..]), "nothing is in clear");
 
     let new = registry(dir.path(), "new", &master).await;
@@ -98,8 +101,9 @@ async fn what_was_there_is_there_again() {
         "the restored pepper is in force"
     );
     let catalog = new.catalog().await.unwrap();
-    let secret = new.reveal(&catalog.credentials["main"]).unwrap();
+    let (secret, headers) = new.reveal(&catalog.credentials["main"]).unwrap();
     assert_eq!(secret.as_str(), SECRET);
+    assert_eq!(headers["x-org"], ORGANISATION);
     assert!(new.store().get("/secrets/ca").await.unwrap().is_some());
     let entry = new.store().get(PUBLISHED).await.unwrap().unwrap();
     assert!(

@@ -195,7 +195,7 @@ async fn undoing_sets_values_back_and_says_what_it_leaves() {
     assert_eq!(now.providers["main"], before.providers["main"]);
     let main = &now.credentials["main"];
     assert_eq!((main.spec.weight, main.spec.disabled), (1, true));
-    assert_eq!(registry.reveal(main).unwrap().as_str(), SECRET);
+    assert_eq!(registry.reveal(main).unwrap().0.as_str(), SECRET);
     assert_eq!(now.credentials["new"], changed.credentials["new"]);
     assert!(now.accounts["acme"].disabled && now.providers.contains_key("new"));
     let words = [

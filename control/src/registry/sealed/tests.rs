@@ -14,6 +14,9 @@ use crate::{
 /// More than one transaction wraps anew.
 const CREDENTIALS: usize = PART + 5;
 
+/// Their secrets, and the headers of every other one.
+const SEALED: usize = CREDENTIALS + CREDENTIALS.div_ceil(2);
+
 fn key(text: &str) -> MasterKey {
     MasterKey::parse(&text.repeat(32)).unwrap()
 }
@@ -32,11 +35,18 @@ fn secret(at: usize) -> String {
     format!("sk-provider-secret-{at:04}")
 }
 
+/// One in two has some.
+fn headers_of(at: usize) -> BTreeMap<String, String> {
+    let header = ("x-org".to_owned(), format!("organisation-{at:04}"));
+    at.is_multiple_of(2).then_some(header).into_iter().collect()
+}
+
 fn put(draft: &mut Draft, at: usize) {
     draft.put_credential(CredentialSpec {
         name: format!("c{at}"),
         provider: "openai".to_owned(),
         secret: secret(at),
+        headers: headers_of(at),
         weight: 1,
         ..CredentialSpec::default()
     });
@@ -60,7 +70,11 @@ async fn all_open(registry: &Registry) {
     assert_eq!(catalog.credentials.len(), CREDENTIALS);
     for at in 0..CREDENTIALS {
         let stored = &catalog.credentials[&format!("c{at}")];
-        assert_eq!(*registry.reveal(stored).unwrap(), secret(at));
+        let (revealed, headers) = registry.reveal(stored).unwrap();
+        assert_eq!(
+            (revealed.to_string(), headers),
+            (secret(at), headers_of(at))
+        );
     }
 }
 
@@ -74,9 +88,10 @@ async fn after_a_rotation_the_old_key_is_not_needed() {
 
     let both = registry(dir.path(), "02", &["01"]).await.unwrap();
     all_open(&both).await;
-    let total = CREDENTIALS as u64 + 1;
-    let counts = |rows: Vec<SealedUnder>| -> Vec<(bool, u64)> {
-        rows.iter().map(|row| (row.current, row.secrets)).collect()
+    let total = SEALED as u64 + 1;
+    let counts = |status: SecretsStatus| -> Vec<(bool, u64)> {
+        let rows = status.keys.iter();
+        rows.map(|row| (row.current, row.secrets)).collect()
     };
     let before = both.sealed_under().await.unwrap();
     assert_eq!(counts(before), [(true, 0), (false, total)]);
@@ -106,15 +121,15 @@ async fn a_rotation_that_was_cut_short_is_taken_up_again() {
     drop(old);
     let both = registry(dir.path(), "02", &["01"]).await.unwrap();
     // What one part of it would have done, and then no more.
-    let (secrets, catalog) = both.sealed().await.unwrap();
-    let part: Vec<(Sealed, Bytes)> = secrets
-        .into_iter()
-        .take(PART)
-        .map(|secret| {
-            let text = both.vault.rewrap(&secret.name, &secret.text).unwrap();
-            (secret, text.unwrap().into())
-        })
-        .collect();
+    let (mut part, catalog) = both.sealed().await.unwrap();
+    part.truncate(PART);
+    let mut closed = Vec::new();
+    let mut done = 0;
+    for record in &mut part {
+        let (all, anew) = both.rewrapped(record, &mut closed).unwrap();
+        assert_eq!(all, anew);
+        done += anew;
+    }
     let one = transaction(part, &catalog);
     both.commit(&by(), &[], one.clone()).await.unwrap();
     // The same part again, from what was read before it: somebody else was here.
@@ -122,7 +137,7 @@ async fn a_rotation_that_was_cut_short_is_taken_up_again() {
     assert!(matches!(again, Err(Error::Conflict(_))), "{again:?}");
     all_open(&both).await;
     let left = both.rewrap(&by()).await.unwrap();
-    assert_eq!(left.rewrapped, (CREDENTIALS + 1 - PART) as u64);
+    assert_eq!(left.rewrapped, SEALED as u64 + 1 - done);
     all_open(&both).await;
 }
 
@@ -138,6 +153,7 @@ async fn what_no_key_opens_is_named_and_stays() {
             name: "c0".to_owned(),
             provider: "openai".to_owned(),
             secret: "sk-another".to_owned(),
+            headers: [("x-org".to_owned(), "another".to_owned())].into(),
             weight: 1,
             ..CredentialSpec::default()
         });
@@ -146,12 +162,14 @@ async fn what_no_key_opens_is_named_and_stays() {
     drop(second);
     let third = registry(dir.path(), "03", &["01"]).await.unwrap();
     let done = third.rewrap(&by()).await.unwrap();
-    assert_eq!(done.rewrapped, CREDENTIALS as u64);
-    assert_eq!(done.closed, ["openai/c0"]);
+    // All but the secret and the headers of c0, and the pepper besides.
+    assert_eq!(done.rewrapped, (SEALED + 1 - 2) as u64);
+    assert_eq!(done.closed, ["openai/c0", "openai/c0/headers"]);
     let foreign = third.sealed_under().await.unwrap();
     assert!(
         foreign
+            .keys
             .iter()
-            .any(|row| !row.held && row.secrets == 1 && !row.key.is_empty())
+            .any(|row| !row.held && row.secrets == 2 && !row.key.is_empty())
     );
 }

@@ -10,15 +10,15 @@ pub(super) async fn secrets(mut client: Client, asked: &args::Secrets) -> Done {
     match asked {
         args::Secrets::Status => {
             let shown = client.show_secrets(pb::ShowSecretsRequest {}).await?;
-            let keys = shown.into_inner().keys;
+            let pb::ShowSecretsResponse { keys, clear } = shown.into_inner();
             let value = |row: &pb::MasterKeyUse| {
                 json!({
                     "key": row.key, "current": row.current, "held": row.held, "secrets": row.secrets, "direct": row.direct,
                 })
             };
             Ok(Shown::new(
-                json!({ "keys": keys.iter().map(value).collect::<Vec<_>>() }),
-                table::master_keys(&keys),
+                json!({ "keys": keys.iter().map(value).collect::<Vec<_>>(), "clear": clear }),
+                table::master_keys(&keys, clear),
             ))
         }
         args::Secrets::Rotate => {
