@@ -2,6 +2,8 @@
 
 use std::{path::Path, sync::Arc};
 
+use vector_proto::control::v1::ProviderSpec;
+
 use super::{Actor, Registry};
 use crate::{coordinate::Embedded, vault::Vault};
 
@@ -18,4 +20,14 @@ pub(super) async fn registry(dir: &Path) -> Registry {
 /// An operator.
 pub(super) fn by() -> Actor {
     Actor::operator("eve", String::new())
+}
+
+/// A provider that may be called.
+pub(super) fn provider(name: &str) -> ProviderSpec {
+    ProviderSpec {
+        name: name.to_owned(),
+        kind: "openai".to_owned(),
+        base_url: "https://api.example.com/v1".to_owned(),
+        ..ProviderSpec::default()
+    }
 }

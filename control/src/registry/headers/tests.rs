@@ -1,13 +1,11 @@
 //! What headers hold is nowhere in the store, is where it is needed, and is put again without being known.
 
-use vector_proto::control::v1::ProviderSpec;
-
 use super::*;
 use crate::{
     coordinate::Transaction,
     registry::{
         Draft, Outcome, Terms,
-        fixture::{SECRET, by, registry},
+        fixture::{SECRET, by, provider, registry},
     },
 };
 
@@ -21,15 +19,6 @@ fn spec(value: &str) -> CredentialSpec {
         weight: 1,
         headers: [("x-org".to_owned(), value.to_owned())].into(),
         ..CredentialSpec::default()
-    }
-}
-
-fn provider(name: &str) -> ProviderSpec {
-    ProviderSpec {
-        name: name.to_owned(),
-        kind: "openai".to_owned(),
-        base_url: "https://api.example.com/v1".to_owned(),
-        ..ProviderSpec::default()
     }
 }
 

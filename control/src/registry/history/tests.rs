@@ -2,25 +2,16 @@
 
 use std::path::Path;
 
-use vector_proto::control::v1::{AccountSpec, CredentialSpec, ModelSpec, ProviderSpec, Upstream};
+use vector_proto::control::v1::{AccountSpec, CredentialSpec, ModelSpec, Upstream};
 
 use super::*;
 use crate::registry::{
     Draft, Judgement, Outcome, Terms,
-    fixture::{SECRET, by, registry},
+    fixture::{SECRET, by, provider, registry},
 };
 
 async fn edit(registry: &Registry, alter: impl Fn(&mut Draft) + Send + Sync) -> Outcome {
     registry.edit(Terms::plain(&by()), alter).await.unwrap()
-}
-
-fn provider(name: &str) -> ProviderSpec {
-    ProviderSpec {
-        name: name.to_owned(),
-        kind: "openai".to_owned(),
-        base_url: "https://api.example.com/v1".to_owned(),
-        ..ProviderSpec::default()
-    }
 }
 
 fn credential(name: &str, weight: u32) -> CredentialSpec {
