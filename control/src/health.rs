@@ -15,14 +15,18 @@ use std::{
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use vector_proto::control::v1::{
-    ControlEvent, KeysChanged, PoolStatus, Status, UpstreamStatus, control_event,
-};
+use vector_proto::control::v1::{ControlEvent, PoolStatus, Register, UpstreamStatus};
 
 use crate::telemetry::Metrics;
 
+mod attached;
+pub use attached::Attached;
+
 mod heed;
 pub use heed::Heed;
+
+mod keys;
+pub use keys::KeysTold;
 
 mod said;
 pub use said::Said;
@@ -97,6 +101,8 @@ struct Member {
 struct Stream {
     number: u64,
     ingress: bool,
+    /// It says when it has heard of keys.
+    hears_keys: bool,
     /// When the node that opened it was enrolled: another enrolment is another node.
     enrolled_unix_ms: u64,
     events: mpsc::Sender<Box<ControlEvent>>,
@@ -109,6 +115,7 @@ pub struct Fleet {
     members: Mutex<HashMap<String, Member>>,
     changed: watch::Sender<u64>,
     signals: watch::Sender<u64>,
+    asked: keys::Asked,
     metrics: Arc<Metrics>,
 }
 
@@ -123,15 +130,6 @@ pub struct Usable {
     pub draining: BTreeSet<String>,
 }
 
-/// An open stream of a node. Dropped, the node is gone.
-#[derive(Debug)]
-pub struct Attached {
-    fleet: Arc<Fleet>,
-    id: String,
-    number: u64,
-    end: CancellationToken,
-}
-
 impl Fleet {
     /// Nobody is there yet.
     #[must_use]
@@ -140,6 +138,7 @@ impl Fleet {
             members: Mutex::default(),
             changed: watch::Sender::new(0),
             signals: watch::Sender::new(0),
+            asked: keys::Asked::default(),
             metrics,
         }
     }
@@ -155,7 +154,7 @@ impl Fleet {
         self: &Arc<Self>,
         id: &str,
         ingress: bool,
-        version: &str,
+        register: &Register,
         enrolled_unix_ms: u64,
         events: mpsc::Sender<Box<ControlEvent>>,
     ) -> Attached {
@@ -176,13 +175,14 @@ impl Fleet {
         member.stream = Some(Stream {
             number,
             ingress,
+            hears_keys: register.hears_keys,
             enrolled_unix_ms,
             events,
             end: end.clone(),
         });
         member.gone_at = None;
         member.presence.connected = true;
-        version.clone_into(&mut member.presence.version);
+        register.version.clone_into(&mut member.presence.version);
         // What it said before its restart is not so any more.
         member.presence.said = None;
         member.presence.draining = false;
@@ -291,24 +291,6 @@ impl Fleet {
         }
     }
 
-    /// Tells every connected ingress to forget keys. Returns once every stream has it; one that
-    /// does not take it is closed.
-    pub async fn push_keys(&self, keys: KeysChanged) {
-        let streams: Vec<Stream> = self
-            .members
-            .lock()
-            .values()
-            .filter_map(|member| member.stream.clone())
-            .filter(|stream| stream.ingress)
-            .collect();
-        let pushes = streams.iter().map(|stream| {
-            stream.push(ControlEvent {
-                event: Some(control_event::Event::KeysChanged(keys.clone())),
-            })
-        });
-        futures_util::future::join_all(pushes).await;
-    }
-
     fn tell(&self) {
         self.changed.send_modify(|count| *count += 1);
     }
@@ -325,118 +307,10 @@ impl Stream {
     }
 }
 
-impl Attached {
-    /// Cancelled when the stream must end: a newer one is there, or the node was removed.
-    #[must_use]
-    pub fn end(&self) -> &CancellationToken {
-        &self.end
-    }
-
-    /// The node has put this revision in force.
-    pub fn applied(&self, revision: u64, now_unix_ms: u64) {
-        self.note(now_unix_ms, |presence| {
-            presence.revision = revision;
-            presence.rejection.clear();
-            false
-        });
-    }
-
-    /// The node refused a snapshot and keeps an older one.
-    pub fn rejected(&self, refused: u64, kept: u64, reason: String, now_unix_ms: u64) {
-        self.fleet.metrics.snapshots_rejected.inc();
-        self.note(now_unix_ms, |presence| {
-            presence.revision = kept;
-            presence.rejection = reason;
-            presence.rejected = refused;
-            false
-        });
-    }
-
-    /// The node says how it is.
-    pub fn status(&self, status: Status, now_unix_ms: u64) {
-        let said = Said::new(&status);
-        self.note(now_unix_ms, |presence| {
-            presence.clock_skew_ms = skew(status.unix_ms, now_unix_ms);
-            presence.said = Some(said);
-            std::mem::replace(&mut presence.draining, status.draining) != status.draining
-        });
-        self.say(Signals {
-            pools: status.pools,
-            upstreams: status.upstreams,
-        });
-    }
-
-    /// Keeps what others route by, and wakes who makes scores of it.
-    fn say(&self, said: Signals) {
-        let mut members = self.fleet.members.lock();
-        let Some(member) = members.get_mut(&self.id) else {
-            return;
-        };
-        let mine = member.stream.as_ref();
-        if mine.is_none_or(|stream| stream.number != self.number) {
-            return;
-        }
-        let silent = said.is_empty();
-        let before = member.said.replace((Arc::new(said), Instant::now()));
-        drop(members);
-        // Most nodes have nothing to say most of the time.
-        if !silent || before.is_some_and(|(before, _)| !before.is_empty()) {
-            self.fleet.signals.send_modify(|count| *count += 1);
-        }
-    }
-
-    fn note(&self, now_unix_ms: u64, change: impl FnOnce(&mut Presence) -> bool) {
-        let mut members = self.fleet.members.lock();
-        let Some(member) = members.get_mut(&self.id) else {
-            return;
-        };
-        if member
-            .stream
-            .as_ref()
-            .is_none_or(|stream| stream.number != self.number)
-        {
-            return;
-        }
-        member.presence.last_seen_unix_ms = now_unix_ms;
-        let tell = change(&mut member.presence);
-        drop(members);
-        if tell {
-            self.fleet.tell();
-        }
-    }
-}
-
-/// How far a clock is ahead of ours; older nodes do not tell theirs.
-fn skew(said_unix_ms: u64, now_unix_ms: u64) -> Option<i64> {
-    let apart = i128::from(said_unix_ms) - i128::from(now_unix_ms);
-    (said_unix_ms > 0).then(|| i64::try_from(apart).unwrap_or(i64::MAX))
-}
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.end.cancel();
-        let mut members = self.fleet.members.lock();
-        let Some(member) = members.get_mut(&self.id) else {
-            return;
-        };
-        if member
-            .stream
-            .as_ref()
-            .is_none_or(|stream| stream.number != self.number)
-        {
-            return;
-        }
-        member.stream = None;
-        member.gone_at = Some(Instant::now());
-        member.presence.connected = false;
-        drop(members);
-        self.fleet.metrics.nodes_connected.dec();
-        self.fleet.tell();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use vector_proto::control::v1::Status;
+
     use super::*;
 
     #[test]
@@ -449,8 +323,9 @@ mod tests {
         };
         assert_eq!(fleet.heard(Instant::now()), (Vec::new(), None));
 
-        let first = fleet.attach("a", true, "1", 7, events.clone());
-        let second = fleet.attach("a", true, "1", 8, events);
+        let register = Register::default();
+        let first = fleet.attach("a", true, &register, 7, events.clone());
+        let second = fleet.attach("a", true, &register, 8, events);
         assert!(first.end().is_cancelled(), "a newer stream ends the older");
         drop(first);
         assert!(

@@ -9,6 +9,7 @@ use crate::{ledger::UsageQuery, registry::Draft};
 mod backup;
 mod change;
 mod explain;
+mod keys;
 mod nodes;
 mod operators;
 mod pages;
@@ -270,16 +271,8 @@ impl pb::admin_server::Admin for Operators {
 
     async fn create_key(&self, request: Request<pb::KeySpec>) -> Answer<pb::CreatedKey> {
         let caller = self.rooms.operator(&request)?;
-        let (key, secret) = self
-            .rooms
-            .registry
-            .create_key(&caller.by, request.into_inner(), unix_ms())
-            .await?;
-        tracing::info!(key.id = key.id, "key created");
-        Ok(Response::new(pb::CreatedKey {
-            key: Some(key),
-            secret: secret.to_string(),
-        }))
+        let created = self.key_created(&caller, request.into_inner()).await?;
+        Ok(Response::new(created))
     }
 
     async fn list_keys(
@@ -287,30 +280,13 @@ impl pb::admin_server::Admin for Operators {
         request: Request<pb::ListKeysRequest>,
     ) -> Answer<pb::ListKeysResponse> {
         self.rooms.operator(&request)?;
-        let asked = request.into_inner();
-        let views = self.rooms.registry.keys(&asked.account).await?;
-        let list = pb::ListRequest {
-            page_size: asked.page_size,
-            page_token: asked.page_token,
-        };
-        let (keys, next_page_token) = pages::page(views, &list, |view| view.id.clone());
-        Ok(Response::new(pb::ListKeysResponse {
-            keys,
-            next_page_token,
-        }))
+        let listed = self.keys(request.into_inner()).await?;
+        Ok(Response::new(listed))
     }
 
     async fn set_key_state(&self, request: Request<pb::SetKeyStateRequest>) -> Answer<pb::KeyView> {
         let caller = self.rooms.operator(&request)?;
-        let asked = request.into_inner();
-        let view = self
-            .rooms
-            .registry
-            .set_key_state(&caller.by, &asked.id, asked.disabled)
-            .await?;
-        // Pushed even when nothing changed: an operator who repeats it wants to be sure.
-        self.forget(vec![asked.id]).await?;
-        tracing::info!(key.id = view.id, disabled = view.disabled, "key state set");
+        let view = self.key_state_set(&caller, request.into_inner()).await?;
         Ok(Response::new(view))
     }
 

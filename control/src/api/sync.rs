@@ -105,7 +105,7 @@ pub(super) async fn open(
     let attached = rooms.fleet.attach(
         peer.id.as_str(),
         ingress,
-        &register.version,
+        &register,
         enrolled,
         events.clone(),
     );
@@ -333,6 +333,7 @@ impl Session {
             }
             Some(node_event::Event::Status(status)) => self.attached.status(status, now),
             Some(node_event::Event::ObjectsMade(made)) => self.keeper.take(made),
+            Some(node_event::Event::KeysHeard(heard)) => self.attached.heard_keys(heard.asked),
             Some(node_event::Event::WholeWanted(wanted)) => {
                 tracing::info!(node.id = %self.peer.id, has = wanted.revision, "the node wants the whole snapshot");
                 self.sent = 0;
@@ -353,6 +354,7 @@ pub(super) fn keys_changed(changed: ChangedKeys) -> KeysChanged {
         keys: changed.ids,
         all: changed.all,
         revision: u64::try_from(changed.revision).unwrap_or_default(),
+        asked: 0,
     }
 }
 

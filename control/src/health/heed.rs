@@ -123,6 +123,8 @@ impl Heed {
             keys,
             all,
             revision,
+            // Nobody waits here to hear of it.
+            asked: 0,
         };
         self.fleet.push_keys(changed).await;
     }

@@ -341,7 +341,8 @@ mod tests {
         let mut running = tokio::task::JoinSet::new();
         running.spawn(mine.run(cancel.clone()));
         let (events, _queue) = mpsc::channel(1);
-        let _here = town.fleet.attach("a", true, "1", 0, events);
+        let register = vector_proto::control::v1::Register::default();
+        let _here = town.fleet.attach("a", true, &register, 0, events);
         let there = |rolls: &[Roll]| rolls.len() == 1 && rolls[0].nodes.len() == 1;
         town.until(there).await;
         town.store.end(session).await.unwrap();

@@ -66,6 +66,7 @@ impl StoredKey {
             spec: Some(self.spec),
             disabled: self.disabled,
             created_unix_ms: self.created_unix_ms,
+            heard: None,
         }
     }
 }

@@ -323,7 +323,7 @@ pub(crate) enum Key {
         #[arg(long, default_value = "")]
         account: String,
     },
-    /// Stop a key at every edge, at once.
+    /// Stop a key at every edge, at once, and say which of them confirm it.
     Disable { id: String },
     /// Let a key work again.
     Enable { id: String },

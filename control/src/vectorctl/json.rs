@@ -166,6 +166,13 @@ pub(crate) fn key(view: &pb::KeyView) -> Value {
     })
 }
 
+pub(crate) fn key_heard(heard: &pb::KeyHeard) -> Value {
+    json!({
+        "confirmed": heard.confirmed, "silent": heard.silent, "older": heard.older,
+        "elsewhere": heard.elsewhere, "away": heard.away, "took_us": heard.took_us,
+    })
+}
+
 pub(crate) fn change(change: &pb::Change) -> Value {
     json!({ "action": change.action, "kind": change.kind, "name": change.name, "details": change.details })
 }

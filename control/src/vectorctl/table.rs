@@ -13,6 +13,9 @@ pub(crate) use edges::edges;
 mod glance;
 pub(crate) use glance::glance;
 
+mod keys;
+pub(crate) use keys::{key_heard, keys};
+
 mod scores;
 pub(crate) use scores::{paths, upstreams_seen};
 
@@ -338,47 +341,6 @@ pub(crate) fn accounts(specs: &[pb::AccountSpec]) -> String {
         ]
     });
     table(&["account", "title", "time zone", "on"], rows)
-}
-
-pub(crate) fn keys(views: &[pb::KeyView]) -> String {
-    let rows = views.iter().map(|view| {
-        let spec = view.spec.clone().unwrap_or_default();
-        let models = if spec.models.is_empty() {
-            "all".to_owned()
-        } else {
-            spec.models.join(" ")
-        };
-        let ends = if spec.expires_unix_ms == 0 {
-            "never".to_owned()
-        } else {
-            moment(spec.expires_unix_ms)
-        };
-        vec![
-            view.id.clone(),
-            spec.account,
-            dash(spec.name),
-            yes(!view.disabled),
-            models,
-            dash(spec.addresses.join(" ")),
-            limit(spec.requests_per_minute.into()),
-            ends,
-            moment(view.created_unix_ms),
-        ]
-    });
-    table(
-        &[
-            "key",
-            "account",
-            "name",
-            "on",
-            "models",
-            "addresses",
-            "rpm",
-            "ends",
-            "created",
-        ],
-        rows,
-    )
 }
 
 pub(crate) fn explanation(response: &pb::ExplainRouteResponse) -> String {

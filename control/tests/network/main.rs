@@ -12,6 +12,8 @@ mod deltas;
 
 mod identity;
 
+mod keys;
+
 mod ledger;
 
 mod operators;
@@ -225,14 +227,14 @@ impl Admin {
             .unwrap()
     }
 
-    async fn set_key(&self, id: &str, disabled: bool) {
+    async fn set_key(&self, id: &str, disabled: bool) -> pb::KeyView {
         let asked = pb::SetKeyStateRequest {
             id: id.to_owned(),
             disabled,
         };
         self.call(asked, |mut c, r| async move { c.set_key_state(r).await })
             .await
-            .unwrap();
+            .unwrap()
     }
 }
 

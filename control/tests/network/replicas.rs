@@ -78,7 +78,7 @@ impl Drop for Etcd {
 }
 
 /// Two folders of one network: the second has the first's master key and, as if both wrote to one database, its ledger.
-async fn pair(etcd: &Etcd) -> (Control, Control) {
+pub(super) async fn pair(etcd: &Etcd) -> (Control, Control) {
     pair_with(etcd, "").await
 }
 

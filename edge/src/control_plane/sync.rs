@@ -2,7 +2,9 @@
 //!
 //! Every report goes over both, and the newer of what comes over them is taken, so that the death of a replica leaves no
 //! gap. Objects go over one of them, and again over the other when that breaks. What must be written before it is answered
-//! for, snapshots and credentials, is written beside the stream, so that a key that was revoked never waits for it.
+//! for, snapshots and credentials, is written beside the stream ([`in_force`]), so that a key that was revoked never waits for it.
+
+mod in_force;
 
 use std::{
     future::pending,
@@ -11,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::Mutex;
 use prost::Message as _;
@@ -22,16 +23,17 @@ use tonic::Streaming;
 use vector_proto::control::{
     REMOVED,
     v1::{
-        self, Applied, ControlEvent, NodeEvent, Rejected, WholeWanted, control_event,
-        node_client::NodeClient, node_event::Event,
+        self, ControlEvent, KeysHeard, NodeEvent, control_event, node_client::NodeClient,
+        node_event::Event,
     },
 };
 
+use self::in_force::{InForce, Waiting};
 use super::{
-    ControlPlane, Held, Registration, STREAMS,
+    ControlPlane, Registration, STREAMS,
     report::Outbox,
-    seats::{Offer, Seats, order},
-    snapshot::{self, Checked, News, Parts},
+    seats::{Seats, order},
+    snapshot::{self, News},
     tell::{event, report_status},
 };
 
@@ -80,23 +82,6 @@ struct Node<'a> {
     seats: Mutex<Seats>,
     /// The snapshot that control has put in force. Held while another one is.
     in_force: tokio::sync::Mutex<InForce>,
-}
-
-#[derive(Default)]
-struct InForce {
-    /// Empty before the first one: what was read from disk is not known to be control's.
-    digest: Bytes,
-    /// The next delta is for it.
-    encoded: Bytes,
-}
-
-/// What is to be put in force next: whole things replace those before them.
-#[derive(Default)]
-struct Waiting {
-    credentials: Option<v1::Credentials>,
-    routes: Option<News>,
-    /// The pieces of a snapshot that have come.
-    parts: Parts,
 }
 
 type Events = mpsc::Sender<NodeEvent>;
@@ -216,6 +201,7 @@ impl Node<'_> {
             revision: inner.routes.load().revision,
             keys_revision: inner.admission.revision(),
             deltas: true,
+            hears_keys: true,
             ..self.registration.register.clone()
         };
         // Cannot fail: the channel is new and its receiver is here.
@@ -286,8 +272,7 @@ impl Node<'_> {
                 }
                 message = stream.message() => match message {
                     Ok(Some(message)) => {
-                        self.heard(number, message, &mut waiting, outbox.as_deref_mut()).await;
-                        None
+                        self.heard(number, message, &mut waiting, outbox.as_deref_mut()).await
                     }
                     Ok(None) => return Some("control closed the stream".into()),
                     Err(status) => return Some(status.message().to_owned()),
@@ -314,15 +299,15 @@ impl Node<'_> {
         }
     }
 
-    /// Takes what control says. Nothing here waits for a disk but the change of a key, which is to be on it before anything
-    /// that comes after.
+    /// Takes what control says, and answers what control is to hear of it at once. Nothing here waits for a disk but the change
+    /// of a key, which is to be on it before anything that comes after.
     async fn heard(
         &self,
         stream: usize,
         message: ControlEvent,
         waiting: &mut Waiting,
         outbox: Option<&mut Outbox>,
-    ) {
+    ) -> Option<Event> {
         let inner = &self.control.0;
         match message.event {
             None => {}
@@ -351,10 +336,14 @@ impl Node<'_> {
             Some(control_event::Event::KeysChanged(changed)) => {
                 inner.admission.changed(&changed);
                 tracing::info!(keys = changed.keys.len(), all = changed.all, "keys changed");
+                let asked = changed.asked;
                 let (keys, admission) = (Arc::clone(&inner.keys), Arc::clone(&inner.admission));
                 // It tells the log itself what went wrong.
                 let _ =
                     tokio::task::spawn_blocking(move || keys.changed(&changed, &admission)).await;
+                if asked > 0 {
+                    return Some(Event::KeysHeard(KeysHeard { asked }));
+                }
             }
             Some(control_event::Event::Scores(scores)) => {
                 inner.scores.take(stream, scores, Instant::now());
@@ -364,107 +353,7 @@ impl Node<'_> {
                 tracing::info!(on = drain.on, "drain");
             }
         }
-    }
-
-    /// Puts in force what is written to disk as well; answers what control is to hear of it.
-    async fn put_to_use(&self, stream: usize, next: Next) -> Option<Event> {
-        match next {
-            Next::Routes(news) => Some(self.put_in_force(stream, news).await),
-            Next::Credentials(credentials) => {
-                self.use_credentials(stream, credentials).await;
-                None
-            }
-        }
-    }
-
-    async fn use_credentials(&self, stream: usize, credentials: v1::Credentials) {
-        let offer = Offer {
-            generation: credentials.generation,
-            revision: credentials.revision,
-        };
-        // One after the other, so that the newer ones are the last on disk too.
-        let _turn = self.in_force.lock().await;
-        if !self.seats.lock().credentials(stream, offer) {
-            tracing::info!(revision = offer.revision, "older credentials set aside");
-            return;
-        }
-        tracing::info!(
-            credentials = credentials.credentials.len(),
-            "credentials received"
-        );
-        let credentials = Arc::new(Held::new(credentials));
-        self.control
-            .0
-            .credentials
-            .send_replace(Arc::clone(&credentials));
-        self.put_away(credentials).await;
-    }
-
-    /// For a start without control.
-    async fn put_away(&self, credentials: Arc<Held>) {
-        let (control, dir) = (self.control.clone(), self.registration.state_dir.clone());
-        let kept = tokio::task::spawn_blocking(move || {
-            let safe = control.0.safe.as_ref();
-            safe.map_or(Ok(()), |safe| safe.put(&dir, &credentials))
-        });
-        if let Ok(Err(error)) = kept.await {
-            tracing::error!(%error, "credentials could not be kept on disk; a restart without control would use older ones");
-        }
-    }
-
-    async fn put_in_force(&self, stream: usize, news: News) -> Event {
-        let inner = &self.control.0;
-        let (revision, digest) = match news.target() {
-            Ok(target) => target,
-            Err(unreadable) => return self.rejected(0, unreadable.to_owned()),
-        };
-        let mut in_force = self.in_force.lock().await;
-        let offer = Offer {
-            generation: 0,
-            revision,
-        };
-        let newest = self.seats.lock().snapshot(stream, offer);
-        if !newest || in_force.digest == digest {
-            // The other replica was quicker.
-            let revision = inner.routes.load().revision;
-            return Event::Applied(Applied { revision });
-        }
-        let snapshot = match news.after(&in_force.encoded) {
-            Ok(snapshot) => snapshot,
-            Err(misfit) => {
-                let revision = inner.routes.load().revision;
-                tracing::info!(revision, %misfit, "asking for the whole snapshot");
-                return Event::WholeWanted(WholeWanted { revision });
-            }
-        };
-        let region = &self.registration.register.region;
-        match snapshot::check(&snapshot, region) {
-            Ok(Checked { routes, encoded }) => {
-                inner.routes.store(routes.into());
-                in_force.digest = snapshot.digest;
-                in_force.encoded = encoded.clone();
-                inner.revision.send_replace(revision);
-                tracing::info!(revision, "routes in force");
-                let dir = self.registration.state_dir.clone();
-                let saved =
-                    tokio::task::spawn_blocking(move || snapshot::save(&dir, &encoded)).await;
-                if let Ok(Err(error)) = saved {
-                    tracing::error!(%error, revision, "the snapshot could not be kept on disk; a restart without control would route by an older one");
-                }
-                Event::Applied(Applied { revision })
-            }
-            Err(rejection) => self.rejected(revision, rejection.to_string()),
-        }
-    }
-
-    fn rejected(&self, revision: u64, reason: String) -> Event {
-        let kept = self.control.0.routes.load().revision;
-        tracing::error!(revision, kept, reason, "routes rejected");
-        Event::Rejected(Rejected {
-            revision,
-            reason,
-            kept,
-        })
+        None
     }
 }
 
@@ -473,20 +362,6 @@ enum Told<'a> {
     /// This stream tells of objects from now on.
     Mine(MutexGuard<'a, Outbox>),
     Objects(v1::ObjectsMade),
-}
-
-/// What is put in force.
-enum Next {
-    Credentials(v1::Credentials),
-    Routes(News),
-}
-
-impl Waiting {
-    /// Credentials first: control sends those of a snapshot before it.
-    fn next(&mut self) -> Option<Next> {
-        let credentials = self.credentials.take().map(Next::Credentials);
-        credentials.or_else(|| self.routes.take().map(Next::Routes))
-    }
 }
 
 /// Returns when a stream that is not where it belongs should look for its place.

@@ -105,9 +105,8 @@ impl Operators {
         }
         let event = pb::KeysChanged {
             keys,
-            all: false,
             // Out of turn: what came before it may not have been told yet.
-            revision: 0,
+            ..pb::KeysChanged::default()
         };
         self.rooms.fleet.push_keys(event).await;
         Ok(())

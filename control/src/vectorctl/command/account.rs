@@ -111,14 +111,13 @@ async fn set_key(mut client: Client, id: String, disabled: bool) -> Done {
         .set_key_state(pb::SetKeyStateRequest { id, disabled })
         .await?
         .into_inner();
-    let state = if view.disabled {
-        // Control tells at once; that each one heard is not asked.
-        "off, and every edge that is connected is told"
-    } else {
-        "on"
-    };
-    Ok(Shown::new(
-        json::key(&view),
-        format!("key {} is {state}", view.id),
-    ))
+    let state = if view.disabled { "off" } else { "on" };
+    let mut value = json::key(&view);
+    let mut text = format!("key {} is {state}", view.id);
+    // A control of an older version does not say.
+    if let Some(heard) = &view.heard {
+        value["heard"] = json::key_heard(heard);
+        text += &format!(": {}", table::key_heard(heard));
+    }
+    Ok(Shown::new(value, text))
 }

@@ -1,6 +1,6 @@
 //! One stream with a control that is made up.
 
-use bytes::{Buf as _, BufMut as _, BytesMut};
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use http_body::Frame;
 use http_body_util::StreamBody;
