@@ -196,24 +196,42 @@ impl Registry {
         id: &str,
         disabled: bool,
     ) -> Result<KeyView, Error> {
-        let at = format!("{PREFIX}{id}");
-        let unknown = || Error::Unknown {
-            kind: "key",
-            name: id.to_owned(),
-        };
-        let entry = self.store.get(&at).await?.ok_or_else(unknown)?;
-        let mut key: StoredKey = decode(&entry.value)?;
+        let (mut key, changed) = self.stored_key(id).await?;
         if key.disabled == disabled {
             return Ok(key.view(id));
         }
         key.disabled = disabled;
+        let at = format!("{PREFIX}{id}");
         let put = Transaction::new()
-            .when(at.clone(), entry.changed)
+            .when(at.clone(), changed)
             .put(at, key.encode_to_vec());
         let details = vec![format!("disabled: {} -> {disabled}", !disabled)];
         self.commit(by, &[change("update", "key", id, details)], put)
             .await?;
         Ok(key.view(id))
+    }
+
+    /// A key that is switched off, or on, already.
+    ///
+    /// # Errors
+    /// [`Error::Unknown`] when there is no such key, [`Error::Refused`] when it is in the other state.
+    pub async fn key_in_state(&self, id: &str, disabled: bool) -> Result<KeyView, Error> {
+        let (key, _) = self.stored_key(id).await?;
+        if key.disabled == disabled {
+            return Ok(key.view(id));
+        }
+        let state = if key.disabled { "off" } else { "on" };
+        let why = format!("key {id} is {state}: somebody else has switched it since");
+        Err(Error::Refused(why))
+    }
+
+    async fn stored_key(&self, id: &str) -> Result<(StoredKey, Revision), Error> {
+        let entry = self.store.get(&format!("{PREFIX}{id}")).await?;
+        let entry = entry.ok_or_else(|| Error::Unknown {
+            kind: "key",
+            name: id.to_owned(),
+        })?;
+        Ok((decode(&entry.value)?, entry.changed))
     }
 
     /// Says what a presented key is worth. `letters_sha256` is the SHA-256 of its 48 letters.

@@ -23,6 +23,7 @@ mod account;
 mod audit;
 mod backup;
 pub(crate) mod edges;
+mod key_state;
 mod model;
 mod node;
 mod operator;
@@ -77,6 +78,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
     }
     let shown = match command {
         Command::Edges(args::Edges::Probe(asked)) => edges::probe(&control, &proof, asked).await?,
+        Command::Key(args::Key::Disable { id }) => {
+            key_state::set(&control, &proof, (id, true)).await?
+        }
+        Command::Key(args::Key::Enable { id }) => {
+            key_state::set(&control, &proof, (id, false)).await?
+        }
         command => {
             // What can be wrong with a file is told before anything is dialled.
             let command = Ready::from(command, force)?;

@@ -102,6 +102,11 @@ async fn with_token(
     Ok((channel, Some(bearer)))
 }
 
+/// Each of the addresses, which are parted by commas.
+pub(crate) fn addresses(urls: &str) -> impl Iterator<Item = &str> {
+    urls.split(',').map(str::trim).filter(|url| !url.is_empty())
+}
+
 /// Any replica does: they are equal. One that answers and is not ours is a fault, whatever the next one would be.
 async fn first(
     urls: &str,
@@ -109,7 +114,7 @@ async fn first(
     certificate: Option<dial::ClientCertificate>,
 ) -> Result<Channel, Failure> {
     let mut last = None;
-    for url in urls.split(',').map(str::trim).filter(|url| !url.is_empty()) {
+    for url in addresses(urls) {
         let own = certificate
             .as_ref()
             .map(|(chain, key)| (chain.clone(), key.clone_key()));

@@ -119,6 +119,38 @@ async fn a_node_at_another_replica_is_told_there_and_named_here() {
         _ => None,
     });
     assert_eq!(changed.await.asked, 0, "nobody waits for it there");
+
+    // Told of both replicas, vectorctl asks the other one for it.
+    let urls = format!("{},{}", one.url, other.url);
+    let said = tokio::process::Command::new(env!("CARGO_BIN_EXE_vectorctl"))
+        .args(["--json", "--control", &urls, "key", "disable", &id])
+        .env("VECTOR_ADMIN_TOKEN", &one.token)
+        .kill_on_drop(true)
+        .output();
+    let confirm = async {
+        let asked = told(&mut there, &id, true).await;
+        let heard = node_event::Event::KeysHeard(pb::KeysHeard { asked });
+        Stream::send(&there.up, heard).await;
+    };
+    let (said, ()) = tokio::join!(said, confirm);
+    let said = said.unwrap();
+    let text = String::from_utf8(said.stdout).unwrap();
+    assert!(said.status.success(), "{text}");
+    let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let heard = &value["heard"];
+    assert_eq!(heard["confirmed"], serde_json::json!(["i-1"]), "{text}");
+    assert_eq!(heard["elsewhere"], serde_json::json!([]), "{text}");
+
+    // Who only asks changes nothing, even if somebody else did.
+    let asked = pb::SetKeyStateRequest {
+        id,
+        disabled: false,
+        ask_only: true,
+    };
+    let ask = other.admin().await;
+    let refused = ask.call(asked, |mut c, r| async move { c.set_key_state(r).await });
+    let refused = refused.await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     one.stop().await;
     other.stop().await;
 }

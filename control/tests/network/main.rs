@@ -231,6 +231,7 @@ impl Admin {
         let asked = pb::SetKeyStateRequest {
             id: id.to_owned(),
             disabled,
+            ask_only: false,
         };
         self.call(asked, |mut c, r| async move { c.set_key_state(r).await })
             .await

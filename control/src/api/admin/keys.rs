@@ -57,11 +57,15 @@ impl Operators {
         // Before the change, so that nothing fails once it is made.
         let ingress = self.ingress_nodes().await?;
         let registry = &self.rooms.registry;
-        let changing = registry.set_key_state(&caller.by, &asked.id, asked.disabled);
-        let mut view = changing.await?;
+        let (id, disabled) = (&asked.id, asked.disabled);
+        let mut view = if asked.ask_only {
+            registry.key_in_state(id, disabled).await?
+        } else {
+            registry.set_key_state(&caller.by, id, disabled).await?
+        };
         let changed = Instant::now();
         let event = pb::KeysChanged {
-            keys: vec![asked.id],
+            keys: vec![view.id.clone()],
             // Out of turn: what came before it may not have been told yet.
             ..pb::KeysChanged::default()
         };
@@ -76,6 +80,7 @@ impl Operators {
             confirmed = heard.confirmed.len(),
             silent = heard.silent.len(),
             took_us,
+            asked_only = asked.ask_only,
             "key state set"
         );
         view.heard = Some(heard);

@@ -3,7 +3,7 @@
 use vector_proto::control::v1 as pb;
 
 use super::{Done, Shown, pages, rows, unix_ms};
-use crate::{args, connect::Client, json, table};
+use crate::{Failure, args, connect::Client, json, table};
 
 pub(super) async fn account(mut client: Client, account: args::Account) -> Done {
     match account {
@@ -101,23 +101,8 @@ pub(super) async fn key(mut client: Client, key: args::Key) -> Done {
                 table::keys(&views),
             ))
         }
-        args::Key::Disable { id } => set_key(client, id, true).await,
-        args::Key::Enable { id } => set_key(client, id, false).await,
+        args::Key::Disable { .. } | args::Key::Enable { .. } => {
+            Err(Failure::Usage("this command is done elsewhere".to_owned()))
+        }
     }
-}
-
-async fn set_key(mut client: Client, id: String, disabled: bool) -> Done {
-    let view = client
-        .set_key_state(pb::SetKeyStateRequest { id, disabled })
-        .await?
-        .into_inner();
-    let state = if view.disabled { "off" } else { "on" };
-    let mut value = json::key(&view);
-    let mut text = format!("key {} is {state}", view.id);
-    // A control of an older version does not say.
-    if let Some(heard) = &view.heard {
-        value["heard"] = json::key_heard(heard);
-        text += &format!(": {}", table::key_heard(heard));
-    }
-    Ok(Shown::new(value, text))
 }

@@ -58,7 +58,7 @@ pub(crate) fn key_heard(heard: &pb::KeyHeard) -> String {
         (&heard.older, "told, but of a version that does not confirm"),
         (
             &heard.elsewhere,
-            "at other replicas of control, which tell them; not known here",
+            "at other replicas of control only, which tell them; vectorctl asks those that it is told of (--control A,B)",
         ),
         (
             &heard.away,
