@@ -1,7 +1,7 @@
 //! API keys: made, listed, and switched off or on where they are used before the operator has the answer.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -54,8 +54,6 @@ impl Operators {
         caller: &Caller,
         asked: pb::SetKeyStateRequest,
     ) -> Result<pb::KeyView, Status> {
-        // Before the change, so that nothing fails once it is made.
-        let ingress = self.ingress_nodes().await?;
         let registry = &self.rooms.registry;
         let (id, disabled) = (&asked.id, asked.disabled);
         let mut view = if asked.ask_only {
@@ -71,8 +69,23 @@ impl Operators {
         };
         // Told even when nothing changed: an operator who repeats it wants to be sure.
         let given_up = tokio::time::sleep(HEARD_WAIT);
-        let told = self.rooms.fleet.ask_keys(event, given_up).await;
-        let took_us = u64::try_from(changed.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let told = async {
+            let told = self.rooms.fleet.ask_keys(event, given_up).await;
+            let took_us = u64::try_from(changed.elapsed().as_micros()).unwrap_or(u64::MAX);
+            (told, took_us)
+        };
+        // Neither the change nor the telling waits for the list.
+        let ((told, took_us), ingress) = tokio::join!(told, self.ingress_nodes());
+        let ingress = ingress.map_err(|status| {
+            let state = if view.disabled { "off" } else { "on" };
+            let why = status.message();
+            let text = format!(
+                "key {} is {state}, and every ingress that is connected here was told; which others there are cannot be \
+                 read: {why}",
+                view.id
+            );
+            Status::new(status.code(), text)
+        })?;
         let heard = heard(told, ingress, took_us);
         tracing::info!(
             key.id = view.id,
@@ -91,18 +104,23 @@ impl Operators {
     async fn ingress_nodes(&self) -> Result<Vec<(String, bool)>, Status> {
         let store = self.rooms.registry.store().as_ref();
         let rolls = health::rolls(store).await.map_err(registry::Error::from)?;
+        let mut hearing: HashMap<&str, usize> = HashMap::new();
+        for node in rolls.iter().flat_map(|roll| &roll.nodes) {
+            *hearing.entry(&node.id).or_default() += 1;
+        }
         // One that has just gone from here is still on this replica's own roll.
         let (mine, _) = self.rooms.fleet.heard(Instant::now());
-        let heard_by_others = |id: &str| {
-            let lists = |nodes: &[health::Heard]| nodes.iter().any(|node| node.id == id);
-            let rolls = rolls.iter().filter(|roll| lists(&roll.nodes));
-            rolls.count() > usize::from(lists(&mine))
-        };
+        for node in &mine {
+            hearing
+                .entry(&node.id)
+                .and_modify(|rolls| *rolls = rolls.saturating_sub(1));
+        }
         let nodes = self.rooms.registry.nodes().await?.into_iter();
         let ingress = nodes.filter(|(spec, _)| spec.roles.iter().any(|role| role == "ingress"));
+        let by_others = |id: &str| hearing.get(id).is_some_and(|&rolls| rolls > 0);
         Ok(ingress
             .map(|(spec, _)| {
-                let others = heard_by_others(&spec.id);
+                let others = by_others(&spec.id);
                 (spec.id, others)
             })
             .collect())
