@@ -32,7 +32,7 @@ mod said;
 pub use said::Said;
 
 mod roll;
-pub use roll::{Error, Heard, Roll, Rolls, agreed, rolls, together};
+pub use roll::{Agreement, Error, Heard, Roll, Rolls, agreed, rolls};
 
 /// A node stays usable this long after its stream broke.
 pub const GRACE: Duration = Duration::from_secs(3);

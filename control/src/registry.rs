@@ -71,6 +71,9 @@ pub use rollout::{Rollout, Stage, Staging};
 
 mod undo;
 
+mod view;
+pub use view::View;
+
 /// One thing that is wrong with what was asked for.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Fault {

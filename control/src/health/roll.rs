@@ -6,17 +6,19 @@
 //! nobody's own memory.
 
 use std::{
+    collections::BTreeMap,
     future::pending,
     sync::Arc,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use prost::Message;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Fleet, START_GRACE, Usable};
-use crate::coordinate::{self, Session, Store, Transaction, Watch, Write};
+use crate::coordinate::{self, Batch, Revision, Session, Store, Transaction, Watch, Write};
 
 const ROLLS: &str = "/roll/";
 
@@ -80,12 +82,58 @@ pub struct Heard {
 /// # Errors
 /// When the store fails.
 pub async fn rolls(store: &dyn Store) -> Result<Vec<Roll>, coordinate::Error> {
-    let entries = store.list(ROLLS).await?.entries;
-    // What a newer version writes in another way is not ours to judge.
-    let read = entries
-        .into_iter()
-        .filter_map(|entry| Roll::decode(entry.value).ok());
-    Ok(read.collect())
+    Ok(Agreement::read(store).await?.rolls.into_values().collect())
+}
+
+/// What every replica says, read once and then kept current by what a watch tells.
+#[derive(Clone, Debug)]
+pub struct Agreement {
+    rolls: BTreeMap<String, Roll>,
+    read: Revision,
+}
+
+impl Agreement {
+    /// What they say now.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn read(store: &dyn Store) -> Result<Self, coordinate::Error> {
+        let listed = store.list(ROLLS).await?;
+        let mut agreement = Self {
+            rolls: BTreeMap::new(),
+            read: listed.revision,
+        };
+        for entry in &listed.entries {
+            agreement.set(&entry.key, Some(&entry.value));
+        }
+        Ok(agreement)
+    }
+
+    /// Follows one commit.
+    pub fn take(&mut self, batch: &Batch) {
+        if batch.revision > self.read {
+            for event in &batch.events {
+                self.set(&event.key, event.value.as_ref());
+            }
+        }
+    }
+
+    /// Which nodes may be used.
+    #[must_use]
+    pub fn usable(&self) -> Usable {
+        together(self.rolls.values())
+    }
+
+    fn set(&mut self, key: &str, value: Option<&Bytes>) {
+        if !key.starts_with(ROLLS) {
+            return;
+        }
+        // What a newer version writes in another way is not ours to judge.
+        match value.map(|value| Roll::decode(value.clone())) {
+            Some(Ok(roll)) => drop(self.rolls.insert(key.to_owned(), roll)),
+            Some(Err(_)) | None => drop(self.rolls.remove(key)),
+        }
+    }
 }
 
 /// Which nodes may be used, as all replicas see it.
@@ -93,17 +141,16 @@ pub async fn rolls(store: &dyn Store) -> Result<Vec<Roll>, coordinate::Error> {
 /// # Errors
 /// When the store fails.
 pub async fn agreed(store: &dyn Store) -> Result<Usable, coordinate::Error> {
-    Ok(together(&rolls(store).await?))
+    Ok(Agreement::read(store).await?.usable())
 }
 
 /// What follows from all rolls: a node that anybody hears may be used; one that says to anybody that it goes, goes.
-#[must_use]
-pub fn together(rolls: &[Roll]) -> Usable {
+fn together<'a>(rolls: impl Iterator<Item = &'a Roll> + Clone) -> Usable {
     let mut usable = Usable {
-        all: !rolls.iter().any(|roll| roll.settled),
+        all: !rolls.clone().any(|roll| roll.settled),
         ..Usable::default()
     };
-    for node in rolls.iter().flat_map(|roll| &roll.nodes) {
+    for node in rolls.flat_map(|roll| &roll.nodes) {
         usable.ids.insert(node.id.clone());
         if node.draining {
             usable.draining.insert(node.id.clone());
@@ -284,15 +331,16 @@ mod tests {
 
     #[test]
     fn whoever_is_heard_anywhere_may_be_used() {
-        let usable = together(&[
+        let rolls = [
             roll(true, &[("a", false), ("b", true)]),
             roll(false, &[("b", false), ("c", false)]),
-        ]);
+        ];
+        let usable = together(rolls.iter());
         assert!(!usable.all, "somebody has been there for long enough");
         assert!(usable.ids.iter().eq(["a", "b", "c"]));
         assert!(usable.draining.iter().eq(["b"]));
-        assert!(together(&[roll(false, &[])]).all);
-        assert!(together(&[]).all, "nobody has said anything yet");
+        assert!(together([roll(false, &[])].iter()).all);
+        assert!(together([].iter()).all, "nobody has said anything yet");
     }
 
     struct Town {

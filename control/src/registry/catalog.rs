@@ -97,19 +97,29 @@ impl Catalog {
     pub(super) fn read(listing: &Listing) -> Result<Self, Error> {
         let mut catalog = Self::default();
         for entry in &listing.entries {
-            if entry.key == GENERATION {
-                catalog.generation = number(&entry.value);
-                catalog.generation_changed = entry.changed;
-                continue;
-            }
-            if entry.key == rollout::AT {
-                catalog.rollout = decode(&entry.value)?;
-                catalog.rollout_changed = entry.changed;
-                continue;
-            }
-            catalog.set(&entry.key, Some(&entry.value))?;
+            catalog.follow(&entry.key, Some(&entry.value), entry.changed)?;
         }
         Ok(catalog)
+    }
+
+    /// Takes up what one key holds since a revision; `None`: it is gone.
+    pub(super) fn follow(
+        &mut self,
+        key: &str,
+        value: Option<&Bytes>,
+        revision: Revision,
+    ) -> Result<(), Error> {
+        let changed = value.map_or(0, |_| revision);
+        if key == GENERATION {
+            self.generation = value.map_or(0, |value| number(value));
+            self.generation_changed = changed;
+        } else if key == rollout::AT {
+            self.rollout = value.map(decode).transpose()?.unwrap_or_default();
+            self.rollout_changed = changed;
+        } else {
+            self.set(key, value)?;
+        }
+        Ok(())
     }
 
     /// Sets what one key stands for; `None` takes it away.

@@ -14,12 +14,12 @@ use super::{
     Actor, Error, Fault, Registry, audit::change, catalog::decode, revoke::revoked_before,
 };
 use crate::{
-    coordinate::{Entry, Transaction},
+    coordinate::{Entry, Listing, Revision, Transaction},
     vault,
 };
 
-const NODES: &str = "/nodes/";
-const SEEN: &str = "/seen/nodes/";
+pub(super) const NODES: &str = "/nodes/";
+pub(super) const SEEN: &str = "/seen/nodes/";
 const INVITES: &str = "/invites/";
 
 /// Invites live this long when nothing else is said: 15 minutes.
@@ -239,20 +239,27 @@ impl Registry {
     /// # Errors
     /// When the store fails.
     pub async fn nodes(&self) -> Result<Vec<(NodeSpec, Option<Seen>)>, Error> {
-        let seen = self.store.list(SEEN).await?.entries;
+        let seen = self.store.list(SEEN).await?;
+        Ok(self.nodes_with(&seen).await?.0)
+    }
+
+    /// All nodes, each with what is listed of it, and the revision at which they were.
+    pub(super) async fn nodes_with(
+        &self,
+        seen: &Listing,
+    ) -> Result<(Vec<(NodeSpec, Option<Seen>)>, Revision), Error> {
+        let seen = &seen.entries;
         let seen_of = |id: &str| -> Result<Option<Seen>, Error> {
             let found = seen.binary_search_by(|entry| entry.key[SEEN.len()..].cmp(id));
             found.ok().map(|at| decode(&seen[at].value)).transpose()
         };
-        let nodes = self.store.list(NODES).await?.entries;
-        nodes
-            .iter()
-            .map(|entry| {
-                let spec: NodeSpec = decode(&entry.value)?;
-                let seen = seen_of(&spec.id)?;
-                Ok((spec, seen))
-            })
-            .collect()
+        let nodes = self.store.list(NODES).await?;
+        let with = nodes.entries.iter().map(|entry| {
+            let spec: NodeSpec = decode(&entry.value)?;
+            let seen = seen_of(&spec.id)?;
+            Ok((spec, seen))
+        });
+        Ok((with.collect::<Result<_, Error>>()?, nodes.revision))
     }
 
     /// One node.

@@ -12,7 +12,7 @@ use vector_proto::control::v1::Revocation;
 use super::{Error, Registry, catalog::decode};
 use crate::coordinate::{Entry, Transaction};
 
-const REVOKED: &str = "/revoked/";
+pub(super) const REVOKED: &str = "/revoked/";
 
 /// The clocks of two replicas of control may be so far apart: the other one may have issued a certificate in this one's
 /// future. A node that enrols within this time of its removal gets a certificate of the end of it, which is good at once,
@@ -42,15 +42,6 @@ fn key(id: &str) -> String {
 }
 
 impl Registry {
-    /// All that is revoked, by node.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn revocations(&self) -> Result<Vec<Revocation>, Error> {
-        let rows = self.store.list(REVOKED).await?.entries;
-        rows.iter().map(|row| decode(&row.value)).collect()
-    }
-
     /// What is revoked of one node; 0 for nothing. In seconds since 1970.
     ///
     /// # Errors
@@ -141,7 +132,7 @@ mod tests {
         let by = fixture::by();
         let first = enrol(&registry, b"1", NOW).await;
         assert_eq!(first.enrolled_unix_ms, NOW);
-        assert_eq!(registry.revocations().await.unwrap(), []);
+        assert_eq!(registry.view().await.unwrap().revoked, []);
         // Another key for the same node, in the same second.
         let second = enrol(&registry, b"2", NOW).await;
         let before = registry.revoked_of("e-1").await.unwrap();
@@ -157,7 +148,7 @@ mod tests {
             assert!(revoked < NOW / 1_000 + 300, "good at once");
         }
         assert!(!registry.remove_node(&by, "e-2", NOW).await.unwrap());
-        assert_eq!(registry.revocations().await.unwrap().len(), 1);
+        assert_eq!(registry.view().await.unwrap().revoked.len(), 1);
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! A change that is on its way has two sides: its canaries are told what shall be, everybody else what was ([`Published::of`]).
 //! A change of configuration is published at once; nodes that come and go, after a moment in which more may
-//! come and go. Every replica does so, from what is in the store and from nothing else. What is in force is read before
-//! what it follows from, and written only if nobody has written since: so a newer revision never stands for older inputs,
-//! revisions never fork, and whoever loses the race reads again. The revision stays when nothing changed.
+//! come and go. Every replica does so, from what is in the store and from nothing else ([`Known`]). What is in force is never
+//! newer there than what it follows from, and is written only if nobody has written since: so a newer revision never stands
+//! for older inputs, revisions never fork, and whoever loses the race goes on from the winner's. The revision stays when
+//! nothing changed.
 
 use std::{
     collections::BTreeMap,
@@ -20,20 +21,25 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vector_proto::control::v1::{Credential, Snapshot, control_event::Event};
 
-use self::{force::InForce, steps::Steps};
+use self::{
+    force::InForce,
+    known::{Known, Wake},
+    steps::Steps,
+};
 use super::{
     Compiler, Inputs,
     seal::{Bare, Sealed, whole},
     ways::Ways,
 };
 use crate::{
-    coordinate::{self, Batch, Revision, Transaction, Watch},
-    health,
+    coordinate::{self, Revision, Transaction},
     registry::{self, Catalog, Registry, Rollout, StoredCredential},
     telemetry::Metrics,
 };
 
 mod force;
+
+mod known;
 
 mod steps;
 
@@ -144,14 +150,6 @@ pub struct Publisher {
     entitlements: AtomicU64,
 }
 
-/// Why the loop woke up.
-enum Wake {
-    Now,
-    Soon,
-    Relist,
-    Nothing,
-}
-
 impl Publisher {
     /// Nothing is published before [`Publisher::run`].
     #[must_use]
@@ -218,24 +216,24 @@ impl Publisher {
 
     /// Publishes once, then on every change, until the store fails or history has to be skipped.
     async fn follow(&self) -> Result<(), registry::Error> {
-        let store = self.registry.store();
-        // Whatever happens after this revision is heard of; whatever happened before is read below.
-        let from = store.list(PUBLISHED).await?.revision;
-        let mut watch = store.watch("/", from).await?;
-        let mut in_force = self.publish().await?;
+        let (mut known, mut watch) = Known::read(&self.registry).await?;
+        self.publish(&mut known).await?;
         let mut soon: Option<Instant> = None;
         loop {
             let wake = tokio::select! {
-                batch = next(&mut watch, &in_force) => batch?,
+                batch = watch.next() => match batch {
+                    Ok(batch) => known.take(&batch)?,
+                    Err(coordinate::Error::Compacted) => return Ok(()),
+                    Err(error) => return Err(error.into()),
+                },
                 () = at(soon) => Wake::Now,
             };
             match wake {
                 Wake::Nothing => {}
-                Wake::Relist => return Ok(()),
                 Wake::Soon => soon = soon.or_else(|| Some(Instant::now() + DEBOUNCE)),
                 Wake::Now => {
                     soon = None;
-                    in_force = self.publish().await?;
+                    self.publish(&mut known).await?;
                 }
             }
         }
@@ -249,56 +247,51 @@ impl Publisher {
     }
 
     /// Compiles, and publishes when anything is different from what is in force, or takes up what another replica has
-    /// published. Answers what is in force now.
-    async fn publish(&self) -> Result<InForce, registry::Error> {
+    /// published. Whoever was slower than another does nothing: the watch tells what that one has put, and what it knew.
+    async fn publish(&self, known: &mut Known) -> Result<(), registry::Error> {
         let began = Instant::now();
-        loop {
-            let in_force = self.in_force().await?;
-            let store = self.registry.store();
-            let catalog = self.registry.catalog().await?;
-            let nodes = self.registry.nodes().await?;
-            let revoked = self.registry.revocations().await?;
-            let usable = health::agreed(store.as_ref()).await?;
-            let compiled = |catalog: &Catalog| {
-                let inputs = Inputs {
-                    catalog,
-                    nodes: &nodes,
-                    usable: &usable,
-                    revoked: &revoked,
-                };
-                self.compiler.compile(inputs).encode()
+        let usable = known.agreement.usable();
+        let catalog = &known.view.catalog;
+        let compiled = |catalog: &Catalog| {
+            let inputs = Inputs {
+                catalog,
+                nodes: &known.view.nodes,
+                usable: &usable,
+                revoked: &known.view.revoked,
             };
-            let rest = catalog.rest()?;
-            let bare = compiled(&catalog);
-            let bare_rest = rest.as_ref().map(compiled);
-            if bare.encoded.len() > SNAPSHOT_BYTES_MAX && self.current().snapshot.revision > 0 {
-                // No change leads here: so many nodes have come. The last one that they can take stays.
-                tracing::error!(
-                    bytes = bare.encoded.len(),
-                    "the snapshot is larger than nodes take and is not handed out"
-                );
-                return Ok(in_force);
-            }
-            let next = in_force.next(bare.content(), bare_rest.as_ref().map(Bare::content));
-            let now = match next {
-                None => in_force,
-                Some(next) => match self.put(in_force.changed, next).await {
-                    Ok(now) => now,
-                    Err(coordinate::Error::Conflict(_)) => {
-                        tracing::debug!("another replica was faster: reading again");
-                        continue;
-                    }
-                    Err(error) => return Err(error.into()),
-                },
-            };
-            let rest = rest.zip(bare_rest).zip(now.rest.as_ref());
-            let rest = rest.map(|((catalog, bare), side)| (bare.seal(side.revision), catalog));
-            self.hand_out((bare.seal(now.all.revision), catalog), rest);
-            self.metrics
-                .publish_seconds
-                .observe(began.elapsed().as_secs_f64());
-            return Ok(now);
+            self.compiler.compile(inputs).encode()
+        };
+        let rest = catalog.rest()?;
+        let bare = compiled(catalog);
+        let bare_rest = rest.as_ref().map(compiled);
+        if bare.encoded.len() > SNAPSHOT_BYTES_MAX && self.current().snapshot.revision > 0 {
+            // No change leads here: so many nodes have come. The last one that they can take stays.
+            tracing::error!(
+                bytes = bare.encoded.len(),
+                "the snapshot is larger than nodes take and is not handed out"
+            );
+            return Ok(());
         }
+        let in_force = &known.in_force;
+        let next = in_force.next(bare.content(), bare_rest.as_ref().map(Bare::content));
+        if let Some(next) = next {
+            match self.put(in_force.changed, next).await {
+                Ok(now) => known.in_force = now,
+                Err(coordinate::Error::Conflict(_)) => {
+                    tracing::debug!("another replica was faster");
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let now = &known.in_force;
+        let rest = rest.as_ref().zip(bare_rest).zip(now.rest.as_ref());
+        let rest = rest.map(|((catalog, bare), side)| (bare.seal(side.revision), catalog));
+        self.hand_out((bare.seal(now.all.revision), &known.view.catalog), rest);
+        self.metrics
+            .publish_seconds
+            .observe(began.elapsed().as_secs_f64());
+        Ok(())
     }
 
     /// Puts what is next in force, unless somebody else has put anything.
@@ -311,7 +304,7 @@ impl Publisher {
     }
 
     /// Gives the snapshot to every stream, unless they have it.
-    fn hand_out(&self, all: (Sealed, Catalog), rest: Option<(Sealed, Catalog)>) {
+    fn hand_out(&self, all: (Sealed, &Catalog), rest: Option<(Sealed, &Catalog)>) {
         let current = self.current();
         let mut next = self.after(&current, all);
         let before = current.rest.as_deref().unwrap_or(&current);
@@ -337,8 +330,8 @@ impl Publisher {
     }
 
     /// One side of what is published, which follows on `before`.
-    fn after(&self, before: &Published, (sealed, catalog): (Sealed, Catalog)) -> Published {
-        let credentials = by_provider(&catalog);
+    fn after(&self, before: &Published, (sealed, catalog): (Sealed, &Catalog)) -> Published {
+        let credentials = by_provider(catalog);
         let same_credentials = *before.credentials == credentials;
         let same_rows = before.snapshot.providers == sealed.snapshot.providers;
         let entitlement = if same_credentials && same_rows {
@@ -364,7 +357,7 @@ impl Publisher {
             } else {
                 credentials.into()
             },
-            rollout: catalog.rollout,
+            rollout: catalog.rollout.clone(),
             rest: None,
         }
     }
@@ -391,35 +384,6 @@ fn by_provider(catalog: &Catalog) -> ByProvider {
         provider.push(Arc::new(stored.clone()));
     }
     credentials
-}
-
-async fn next(watch: &mut Watch, in_force: &InForce) -> Result<Wake, coordinate::Error> {
-    match watch.next().await {
-        Ok(batch) => Ok(wake_of(&batch, in_force)),
-        Err(coordinate::Error::Compacted) => Ok(Wake::Relist),
-        Err(error) => Err(error),
-    }
-}
-
-fn wake_of(batch: &Batch, in_force: &InForce) -> Wake {
-    let any = |prefix: &str| {
-        batch
-            .events
-            .iter()
-            .any(|event| event.key.starts_with(prefix))
-    };
-    let published = batch.events.iter().find(|event| event.key == PUBLISHED);
-    let by_another = published.is_some_and(|event| {
-        let told = event.value.as_ref();
-        told.is_none_or(|value| InForce::read(value, in_force.changed) != *in_force)
-    });
-    if any("/cfg") || any("/nodes/") || by_another {
-        Wake::Now
-    } else if any("/seen/") || any("/roll/") {
-        Wake::Soon
-    } else {
-        Wake::Nothing
-    }
 }
 
 async fn at(moment: Option<Instant>) {
