@@ -8,6 +8,10 @@ use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use vector_proto::id::NodeId;
 
+pub use acme::Acme;
+
+mod acme;
+
 mod check;
 
 mod raw;
@@ -65,7 +69,7 @@ pub struct Ingress {
     /// What clients write as Base URL, without `/v1`. Default: made from `listen`.
     pub url: String,
     /// Without it the listener speaks plain HTTP, which needs a loopback address or `insecure`.
-    pub tls: Option<TlsFiles>,
+    pub tls: Option<Tls>,
     /// Largest request body. Default 4 GiB; bodies stream, so this costs no memory.
     pub body_bytes_max: u64,
     /// Part of a body beyond its first MiB that is kept on disk, so that it can be sent to a second
@@ -85,6 +89,15 @@ pub struct Ingress {
     pub drain: Duration,
     /// Longest life of one exchange. Default 10 min.
     pub request: Duration,
+}
+
+/// Where the certificate that clients see comes from.
+#[derive(Clone, Debug)]
+pub enum Tls {
+    /// Files that somebody else renews.
+    Files(TlsFiles),
+    /// An authority that the node asks itself.
+    Acme(Acme),
 }
 
 /// A certificate chain and its key, in PEM.

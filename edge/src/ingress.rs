@@ -36,6 +36,8 @@ mod listen;
 
 mod certificate;
 
+mod acme;
+
 mod wire;
 
 mod idle;
@@ -130,6 +132,9 @@ pub enum Error {
     /// The certificate.
     #[error("ingress.tls_cert: {0}")]
     Certificate(#[from] certificate::Error),
+    /// What is needed to order one.
+    #[error("ingress.acme: {0}")]
+    Acme(#[from] acme::Error),
 }
 
 /// What every request of this node needs.
@@ -199,7 +204,7 @@ impl Ingress {
         let certificate = config
             .tls
             .clone()
-            .map(certificate::Certificate::load)
+            .map(certificate::Source::load)
             .transpose()?;
         let bind = |source| Error::Bind { address, source };
         let listener = TcpListener::bind(address).await.map_err(bind)?;

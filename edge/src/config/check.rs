@@ -1,10 +1,15 @@
 //! From settings as written to settings as meant: defaults, ranges, and what must go together.
 
-use std::{net::SocketAddr, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use super::{
-    Admin, Config, Control, Egress, Format, Heartbeat, Ingress, Node, Role, Secret, Telemetry,
-    TlsFiles, Tunnel,
+    Admin, Config, Control, Egress, Format, Heartbeat, Ingress, Node, Role, Secret, Telemetry, Tls,
+    TlsFiles, Tunnel, acme,
     raw::{RawConfig, RawControl, RawEgress, RawIngress, RawNode, RawTelemetry, RawTunnel},
 };
 
@@ -31,7 +36,10 @@ pub(super) fn check(raw: RawConfig, faults: &mut Vec<String>) -> Option<Config> 
     let has = |role| node.as_ref().is_some_and(|node| node.roles.contains(&role));
     // Without a node to go by, its faults are worth telling all the same.
     let ingress = (has(Role::Ingress) || node.is_none())
-        .then(|| ingress(raw.ingress, drain, faults))
+        .then(|| {
+            let state_dir = node.as_ref().map(|node| node.state_dir.as_path());
+            ingress(raw.ingress, state_dir, drain, faults)
+        })
         .flatten();
     let reached = has(Role::Relay) || has(Role::Egress);
     let tunnel = tunnel(raw.tunnel, reached, faults);
@@ -151,11 +159,21 @@ fn control_url(text: &str, faults: &mut Vec<String>) -> Option<http::Uri> {
     Some(url)
 }
 
-fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option<Ingress> {
-    let listen = address(faults, "ingress.listen", raw.listen, "127.0.0.1:8080");
+fn ingress(
+    raw: RawIngress,
+    state_dir: Option<&Path>,
+    drain: Duration,
+    faults: &mut Vec<String>,
+) -> Option<Ingress> {
+    let listen = address(
+        faults,
+        "ingress.listen",
+        raw.listen.clone(),
+        "127.0.0.1:8080",
+    );
     let open = listen.is_some_and(|listen| !listen.ip().is_loopback());
     let needed = open && !raw.insecure.unwrap_or(false);
-    let tls = tls(raw.tls_cert, raw.tls_key, needed, faults);
+    let tls = tls(&raw, state_dir, needed, faults);
     let header_read = ms(
         faults,
         "ingress.header_read_ms",
@@ -201,16 +219,10 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
         0..=1 << 40,
     );
     let listen = listen?;
-    let scheme = if tls.is_some() { "https" } else { "http" };
-    let url = raw.url.unwrap_or_else(|| format!("{scheme}://{listen}"));
-    if !url.starts_with("http://") && !url.starts_with("https://") {
-        faults.push(format!(
-            "ingress.url: `{url}` is not of the form https://host"
-        ));
-    }
+    let url = client_url(raw.url, listen, tls.is_some(), faults);
     Some(Ingress {
         listen,
-        url: url.trim_end_matches('/').to_owned(),
+        url,
         tls,
         body_bytes_max,
         body_spool_bytes,
@@ -224,22 +236,42 @@ fn ingress(raw: RawIngress, drain: Duration, faults: &mut Vec<String>) -> Option
     })
 }
 
-/// Both files or neither, and both where plain HTTP would leave the machine.
+/// What clients write: as given, or made from where the node listens.
+fn client_url(
+    given: Option<String>,
+    listen: SocketAddr,
+    encrypted: bool,
+    faults: &mut Vec<String>,
+) -> String {
+    let scheme = if encrypted { "https" } else { "http" };
+    let url = given.unwrap_or_else(|| format!("{scheme}://{listen}"));
+    if !url.starts_with("http://") && !url.starts_with("https://") {
+        faults.push(format!(
+            "ingress.url: `{url}` is not of the form https://host"
+        ));
+    }
+    url.trim_end_matches('/').to_owned()
+}
+
+/// Both files, an authority or neither, and one of them where plain HTTP would leave the machine.
 fn tls(
-    cert: Option<String>,
-    key: Option<String>,
+    raw: &RawIngress,
+    state_dir: Option<&Path>,
     needed: bool,
     faults: &mut Vec<String>,
-) -> Option<TlsFiles> {
-    let fault = match (cert, key) {
+) -> Option<Tls> {
+    if acme::is_wanted(raw) {
+        return acme::check(raw, state_dir.unwrap_or(Path::new("")), faults).map(Tls::Acme);
+    }
+    let fault = match (&raw.tls_cert, &raw.tls_key) {
         (Some(cert), Some(key)) => {
             let (cert, key) = (cert.into(), key.into());
-            return Some(TlsFiles { cert, key });
+            return Some(Tls::Files(TlsFiles { cert, key }));
         }
         (Some(_), None) => "ingress.tls_key: must go with ingress.tls_cert",
         (None, Some(_)) => "ingress.tls_cert: must go with ingress.tls_key",
         (None, None) if needed => {
-            "ingress.tls_cert: needed unless ingress.listen is a loopback address or ingress.insecure is true"
+            "ingress.tls_cert: this or ingress.acme_domains is needed unless ingress.listen is a loopback address or ingress.insecure is true"
         }
         (None, None) => return None,
     };

@@ -21,7 +21,8 @@ use rustls::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::TlsFiles;
+use super::acme::{self, Acme};
+use crate::config::{Tls, TlsFiles};
 
 /// How often the files' times are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -50,7 +51,55 @@ pub enum Error {
     Pair(#[from] rustls::Error),
 }
 
-/// The certificate in force.
+/// Where the certificate in force comes from.
+#[derive(Debug)]
+pub(super) enum Source {
+    Files(Arc<Certificate>),
+    Acme(Arc<Acme>),
+}
+
+impl Source {
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// [`super::Error`] when it cannot be used.
+    pub(super) fn load(wanted: Tls) -> Result<Self, super::Error> {
+        Ok(match wanted {
+            Tls::Files(files) => Self::Files(Certificate::load(files)?),
+            Tls::Acme(config) => Self::Acme(Acme::load(config)?),
+        })
+    }
+
+    /// TLS settings that show its certificate, whichever it then is.
+    ///
+    /// # Errors
+    /// Never with the provider that is compiled in.
+    pub(super) fn tls(&self) -> Result<Arc<ServerConfig>, Error> {
+        let shown: Arc<dyn ResolvesServerCert> = match self {
+            Self::Files(files) => Arc::<Certificate>::clone(files),
+            Self::Acme(acme) => Arc::<Acme>::clone(acme),
+        };
+        let mut tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(shown);
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if matches!(self, Self::Acme(_)) {
+            tls.alpn_protocols.push(acme::ALPN.to_vec());
+        }
+        Ok(Arc::new(tls))
+    }
+
+    /// Keeps it fresh until `stop`.
+    pub(super) async fn keep(self, stop: CancellationToken) {
+        match self {
+            Self::Files(files) => files.watch(stop).await,
+            Self::Acme(acme) => acme.keep(stop).await,
+        }
+    }
+}
+
+/// The certificate in force, of two files.
 #[derive(Debug)]
 pub(super) struct Certificate {
     files: TlsFiles,
@@ -65,19 +114,6 @@ impl Certificate {
     pub(super) fn load(files: TlsFiles) -> Result<Arc<Self>, Error> {
         let key = ArcSwap::from_pointee(read(&files)?);
         Ok(Arc::new(Self { files, key }))
-    }
-
-    /// TLS settings that show this certificate, whichever it then is.
-    ///
-    /// # Errors
-    /// Never with the provider that is compiled in.
-    pub(super) fn tls(self: &Arc<Self>) -> Result<Arc<ServerConfig>, Error> {
-        let mut tls = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_cert_resolver(Arc::<Self>::clone(self));
-        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Arc::new(tls))
     }
 
     /// Reads the files again whenever they change, until `stop`.

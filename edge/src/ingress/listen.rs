@@ -24,15 +24,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    Error, Ingress,
-    certificate::Certificate,
+    Error, Ingress, acme,
+    certificate::Source,
     idle::Streams,
     stream::Answer,
     wire::{Busy, IDLE, Version, Wire},
@@ -77,7 +77,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(50);
 /// The listening side. Runs once.
 pub(super) struct Door {
     ingress: Arc<Ingress>,
-    certificate: Option<Arc<Certificate>>,
+    certificate: Option<Source>,
     tls: Option<TlsAcceptor>,
     guests: Arc<Guests>,
 }
@@ -135,13 +135,10 @@ impl Drop for Seat {
 }
 
 impl Door {
-    pub(super) fn new(
-        ingress: Arc<Ingress>,
-        certificate: Option<Arc<Certificate>>,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(ingress: Arc<Ingress>, certificate: Option<Source>) -> Result<Self, Error> {
         let tls = certificate
             .as_ref()
-            .map(Certificate::tls)
+            .map(Source::tls)
             .transpose()?
             .map(TlsAcceptor::from);
         let guests = Arc::new(Guests {
@@ -161,7 +158,7 @@ impl Door {
         let tasks = &self.ingress.tasks;
         let kill = &self.ingress.kill;
         if let Some(certificate) = self.certificate {
-            tasks.spawn(certificate.watch(drain.clone()));
+            tasks.spawn(certificate.keep(drain.clone()));
         }
         loop {
             let accepted = tokio::select! {
@@ -236,6 +233,10 @@ impl Connection {
             return Box::pin(self.greet(socket)).await;
         };
         match Box::pin(tokio::time::timeout(patience, tls.accept(socket))).await {
+            Ok(Ok(mut stream)) if stream.get_ref().1.alpn_protocol() == Some(acme::ALPN) => {
+                let _gone = stream.shutdown().await;
+                tracing::debug!("an authority has seen the proof that it looked for");
+            }
             Ok(Ok(stream)) => Box::pin(self.greet(stream)).await,
             Ok(Err(error)) => tracing::debug!(%error, "TLS handshake failed"),
             Err(_) => tracing::debug!("TLS handshake took too long"),

@@ -32,6 +32,8 @@ use crate::{
 
 mod answers;
 
+mod acme;
+
 mod versions;
 
 mod bad_input;

@@ -61,7 +61,7 @@ async fn tls_offers_http2_and_http1() {
     std::fs::write(&files.cert, made.cert.pem()).unwrap();
     std::fs::write(&files.key, made.signing_key.serialize_pem()).unwrap();
     let world = World::with(config::Ingress {
-        tls: Some(files),
+        tls: Some(config::Tls::Files(files)),
         ..config()
     })
     .await;
