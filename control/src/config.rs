@@ -9,6 +9,9 @@ use zeroize::Zeroizing;
 
 use self::source::Source;
 
+mod dns;
+pub use dns::Dns;
+
 mod ledger;
 pub use ledger::{Password, Postgres};
 
@@ -52,6 +55,8 @@ pub struct Config {
     pub etcd: Option<Etcd>,
     /// The database that holds usage, objects and claims. Without it, `ledger.sqlite` does.
     pub ledger: Option<Postgres>,
+    /// The zone that is answered with the nearest ingress. Without it, none is.
+    pub dns: Option<Dns>,
     /// Filter of the log, such as `info` or `info,vector_control=debug`.
     pub log: String,
     /// How log lines look.
@@ -114,6 +119,7 @@ impl Config {
         let percent = source.number("control", "rollout_canaries_percent", 10, 1..=50);
         let etcd = etcd(&mut source);
         let ledger = ledger::read(&mut source);
+        let dns = dns::read(&mut source);
         let log = source.text("telemetry", "log", "info");
         let format = source.text("telemetry", "format", "json");
         // Known to every process of ours, so that one environment serves them all; control makes no traces yet.
@@ -164,6 +170,7 @@ impl Config {
             rollout_canaries_percent: u32::try_from(percent).unwrap_or(10),
             etcd,
             ledger,
+            dns,
             log,
             log_format,
         })

@@ -13,6 +13,9 @@ pub mod routing;
 
 pub mod health;
 
+// Where clients are sent.
+pub mod dns;
+
 pub mod ledger;
 
 pub mod registry;

@@ -21,6 +21,7 @@ use crate::{
     api::{self, Rooms},
     config::Config,
     coordinate::{self, Embedded, Etcd, EtcdSettings, Store},
+    dns::{self, Dns},
     health::{self, Fleet, Heed, Rolls},
     identity,
     ledger::{self, Ledger},
@@ -124,6 +125,9 @@ pub enum Error {
     /// TLS.
     #[error("TLS: {0}")]
     Tls(String),
+    /// The zone.
+    #[error(transparent)]
+    Dns(#[from] dns::Error),
     /// gRPC.
     #[error("gRPC: {0}")]
     Grpc(String),
@@ -217,6 +221,7 @@ pub struct Server {
     names: Vec<String>,
     grpc: TcpListener,
     probes: TcpListener,
+    dns: Option<Dns>,
     rolls: Rolls,
     // Held open: the lock goes with it.
     _lock: fs::File,
@@ -281,6 +286,10 @@ impl Server {
             names: config.names.clone(),
             grpc,
             probes: listen_on(config.admin_listen).await?,
+            dns: match &config.dns {
+                Some(settings) => Some(Dns::bind(settings).await?),
+                None => None,
+            },
             rolls,
             _lock: lock,
         })
@@ -302,6 +311,12 @@ impl Server {
         self.probes.local_addr()
     }
 
+    /// Where queries for the zone are taken; empty when none is served.
+    #[must_use]
+    pub fn dns_addresses(&self) -> Vec<SocketAddr> {
+        self.dns.as_ref().map_or_else(Vec::new, Dns::addresses)
+    }
+
     /// The root's pin, as it stands in tokens.
     #[must_use]
     pub fn pin(&self) -> String {
@@ -319,24 +334,17 @@ impl Server {
             names,
             grpc,
             probes,
+            dns,
             rolls,
             _lock,
         } = self;
         let (tasks, drain) = (rooms.tasks.clone(), rooms.drain.clone());
-        let (publisher, publishing) = (Arc::clone(&rooms.publisher), drain.clone());
-        tasks.spawn(async move { publisher.run(publishing).await });
-        let mover = Mover::new(
-            Arc::clone(&rooms.registry),
-            Arc::clone(&rooms.publisher),
-            Arc::clone(&rooms.fleet),
-            Arc::clone(&rooms.metrics),
-        );
-        tasks.spawn(mover.run(drain.clone()));
-        let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());
-        tasks.spawn(async move { steering.run(steered).await });
+        if let Some(dns) = dns {
+            let (registry, metrics) = (Arc::clone(&rooms.registry), Arc::clone(&rooms.metrics));
+            dns.serve(registry, metrics, &tasks, &drain);
+        }
+        follow(&rooms);
         tasks.spawn(rolls.run(drain.clone()));
-        let heed = Heed::new(Arc::clone(&rooms.registry), Arc::clone(&rooms.fleet));
-        tasks.spawn(heed.run(drain.clone()));
         tasks.spawn(tls.clone().renew(names, CERTIFICATE_TURN, drain.clone()));
         let ready = CancellationToken::new();
         let probing = probe::serve(
@@ -384,6 +392,24 @@ impl Server {
         tracing::info!("stopped");
         served.map_err(|error| Error::Grpc(error.to_string()))
     }
+}
+
+/// Begins all that follows the store and the nodes, until the rooms drain.
+fn follow(rooms: &Rooms) {
+    let (tasks, drain) = (&rooms.tasks, &rooms.drain);
+    let (publisher, publishing) = (Arc::clone(&rooms.publisher), drain.clone());
+    tasks.spawn(async move { publisher.run(publishing).await });
+    let mover = Mover::new(
+        Arc::clone(&rooms.registry),
+        Arc::clone(&rooms.publisher),
+        Arc::clone(&rooms.fleet),
+        Arc::clone(&rooms.metrics),
+    );
+    tasks.spawn(mover.run(drain.clone()));
+    let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());
+    tasks.spawn(async move { steering.run(steered).await });
+    let heed = Heed::new(Arc::clone(&rooms.registry), Arc::clone(&rooms.fleet));
+    tasks.spawn(heed.run(drain.clone()));
 }
 
 /// What people and other replicas know this one by.

@@ -42,10 +42,10 @@ pub fn log(filter: &str, format: LogFormat) -> Result<(), Error> {
     Ok(())
 }
 
-/// What an admission ended in.
+/// What an admission or a query ended in.
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 pub struct Outcome {
-    /// `granted`, or the refusal's code.
+    /// `granted`, or the refusal's code; of a query, what became of it.
     pub outcome: String,
 }
 
@@ -75,6 +75,8 @@ pub struct Metrics {
     pub usage_records: Counter,
     /// Nodes enrolled.
     pub enrolments: Counter,
+    /// Queries for the zone.
+    pub dns_queries: Family<Outcome, Counter>,
 }
 
 impl Default for Metrics {
@@ -92,61 +94,73 @@ impl Default for Metrics {
             admissions: Family::default(),
             usage_records: Counter::default(),
             enrolments: Counter::default(),
+            dns_queries: Family::default(),
         };
+        all.registry = all.named();
+        all
+    }
+}
+
+impl Metrics {
+    fn named(&self) -> Registry {
         let mut names = Registry::with_prefix("vector_control");
         names.register(
             "connections",
             "Connections open now",
-            all.connections.clone(),
+            self.connections.clone(),
         );
         names.register(
             "handshakes_failed",
             "TLS handshakes that failed",
-            all.handshakes_failed.clone(),
+            self.handshakes_failed.clone(),
         );
         names.register(
             "nodes_connected",
             "Nodes with a stream open now",
-            all.nodes_connected.clone(),
+            self.nodes_connected.clone(),
         );
         names.register(
             "snapshot_revision",
             "Revision of the snapshot in force",
-            all.snapshot_revision.clone(),
+            self.snapshot_revision.clone(),
         );
         names.register(
             "snapshot_bytes",
             "Size of the snapshot in force",
-            all.snapshot_bytes.clone(),
+            self.snapshot_bytes.clone(),
         );
         names.register(
             "publish_seconds",
             "Time to compile and keep a snapshot",
-            all.publish_seconds.clone(),
+            self.publish_seconds.clone(),
         );
         names.register(
             "snapshots_rejected",
             "Snapshots that a node refused",
-            all.snapshots_rejected.clone(),
+            self.snapshots_rejected.clone(),
         );
         names.register(
             "changes_rolled_back",
             "Changes that canaries spoke against",
-            all.changes_rolled_back.clone(),
+            self.changes_rolled_back.clone(),
         );
         names.register(
             "admissions",
             "Keys asked for, by outcome",
-            all.admissions.clone(),
+            self.admissions.clone(),
         );
         names.register(
             "usage_records",
             "Usage records received, repeated ones included",
-            all.usage_records.clone(),
+            self.usage_records.clone(),
         );
-        names.register("enrolments", "Nodes enrolled", all.enrolments.clone());
-        all.registry = names;
-        all
+        names.register("enrolments", "Nodes enrolled", self.enrolments.clone());
+        names.register(
+            "dns_queries",
+            "Queries for the zone, by outcome",
+            self.dns_queries.clone(),
+        );
+        names
     }
 }
 

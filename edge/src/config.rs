@@ -4,7 +4,13 @@
 //! set by `VECTOR_<SECTION>_<KEY>`, which wins over the file. Nothing in [`Config`] must still be
 //! checked by who reads it: an [`Option`] there means that the thing is truly optional.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+    time::Duration,
+};
 
 use vector_proto::id::NodeId;
 
@@ -68,6 +74,8 @@ pub struct Ingress {
     pub listen: SocketAddr,
     /// What clients write as Base URL, without `/v1`. Default: made from `listen`.
     pub url: String,
+    /// Where clients reach it, for control's zone. Default: the address in `url`, if it has one.
+    pub public_addresses: Vec<IpAddr>,
     /// Without it the listener speaks plain HTTP, which needs a loopback address or `insecure`.
     pub tls: Option<Tls>,
     /// Largest request body. Default 4 GiB; bodies stream, so this costs no memory.

@@ -340,6 +340,12 @@ fn registration(config: &Config, identity: &Identity, sockets: &Sockets) -> Regi
             .iter()
             .map(|ingress| ingress.url.clone())
             .collect(),
+        public_addresses: config
+            .ingress
+            .iter()
+            .flat_map(|ingress| &ingress.public_addresses)
+            .map(ToString::to_string)
+            .collect(),
         ..control::Register::default()
     };
     Registration {

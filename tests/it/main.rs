@@ -26,6 +26,8 @@ mod sight;
 
 mod watched;
 
+mod zone;
+
 mod operate;
 
 mod secrets;

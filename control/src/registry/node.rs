@@ -423,6 +423,7 @@ fn check_seen(seen: &Seen) -> Result<(), Error> {
     for (field, said) in [
         ("tunnel_addresses", &seen.tunnel_addresses),
         ("client_urls", &seen.client_urls),
+        ("public_addresses", &seen.public_addresses),
     ] {
         if said.len() > SAID_MAX || said.iter().any(|text| text.len() > SAID_BYTES_MAX) {
             faults.push(Fault {

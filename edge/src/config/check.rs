@@ -1,7 +1,7 @@
 //! From settings as written to settings as meant: defaults, ranges, and what must go together.
 
 use std::{
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -108,6 +108,9 @@ fn node(raw: RawNode, faults: &mut Vec<String>) -> Option<Node> {
 
 /// Replicas of control that a node may be told of.
 const CONTROL_URLS_MAX: usize = 16;
+
+/// Addresses where clients reach an ingress.
+const PUBLIC_ADDRESSES_MAX: usize = 8;
 
 fn control(raw: RawControl, faults: &mut Vec<String>) -> Option<Control> {
     let invite = match (raw.invite, raw.invite_file) {
@@ -223,6 +226,7 @@ fn ingress(
     Some(Ingress {
         listen,
         url,
+        public_addresses: public_addresses(raw.public_addresses.unwrap_or_default(), faults),
         tls,
         body_bytes_max,
         body_spool_bytes,
@@ -251,6 +255,22 @@ fn client_url(
         ));
     }
     url.trim_end_matches('/').to_owned()
+}
+
+fn public_addresses(texts: Vec<String>, faults: &mut Vec<String>) -> Vec<IpAddr> {
+    if texts.len() > PUBLIC_ADDRESSES_MAX {
+        let why = format!("ingress.public_addresses: at most {PUBLIC_ADDRESSES_MAX}");
+        faults.push(why);
+    }
+    let read = texts.iter().filter_map(|text| match text.parse() {
+        Ok(address) => Some(address),
+        Err(_) => {
+            let why = format!("ingress.public_addresses: `{text}` is not an IP address");
+            faults.push(why);
+            None
+        }
+    });
+    read.collect()
 }
 
 /// Both files, an authority or neither, and one of them where plain HTTP would leave the machine.

@@ -33,6 +33,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("control", "invite_file", Text),
     ("ingress", "listen", Text),
     ("ingress", "url", Text),
+    ("ingress", "public_addresses", List),
     ("ingress", "tls_cert", Text),
     ("ingress", "tls_key", Text),
     ("ingress", "acme_domains", List),
@@ -110,6 +111,7 @@ impl std::fmt::Debug for RawControl {
 pub(super) struct RawIngress {
     pub(super) listen: Option<String>,
     pub(super) url: Option<String>,
+    pub(super) public_addresses: Option<Vec<String>>,
     pub(super) tls_cert: Option<String>,
     pub(super) tls_key: Option<String>,
     pub(super) acme_domains: Option<Vec<String>>,

@@ -48,6 +48,11 @@ impl Network {
         self.extra(name, ("egress", "us"), &role, (admin, admin))
     }
 
+    /// An address of this network's that nobody listens at.
+    pub fn free_address(&self) -> SocketAddr {
+        self.extra_ports()[0]
+    }
+
     /// For clients, for its tunnel and to say how it is.
     fn extra_ports(&self) -> [SocketAddr; EXTRA_PORTS as usize] {
         let mut extras = self.extras.lock().unwrap_or_else(PoisonError::into_inner);

@@ -59,6 +59,7 @@ const DOOR: &[&str] = &[
 const SERVER: &[&str] = &[
     "api",
     "console",
+    "dns",
     "routing",
     "health",
     "ledger",
@@ -127,6 +128,11 @@ const ARROWS: &[Row] = &[
     (
         "control",
         "routing",
+        &["health", "registry", "coordinate", "telemetry", "config"],
+    ),
+    (
+        "control",
+        "dns",
         &["health", "registry", "coordinate", "telemetry", "config"],
     ),
     (

@@ -89,6 +89,7 @@ async fn link(egress: &str, strings: egress::Strings, tunnel: &Tunnel, tasks: &T
 pub(super) fn config() -> config::Ingress {
     config::Ingress {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        public_addresses: Vec::new(),
         url: "http://127.0.0.1".into(),
         tls: None,
         body_bytes_max: 1 << 30,
