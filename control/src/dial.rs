@@ -219,16 +219,16 @@ impl ServerCertVerifier for Pinned {
     ) -> Result<ServerCertVerified, TlsError> {
         let wrong =
             || TlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
-        let root = intermediates
-            .last()
-            .filter(|root| self.has_pin(root))
+        let (root, between) = intermediates
+            .split_last()
+            .filter(|(root, _)| self.has_pin(root))
             .ok_or_else(wrong)?;
         let mut roots = RootCertStore::empty();
         roots.add(root.clone().into_owned()).map_err(|_| wrong())?;
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
             .build()
             .map_err(|_| wrong())?
-            .verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+            .verify_server_cert(end_entity, between, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(

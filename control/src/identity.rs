@@ -1,12 +1,22 @@
 //! The authority of the network: who a certificate says somebody is, and who may have one.
 //!
-//! One root, made at the first start. Nodes get leaves of 24 hours that name them in exactly one URI,
-//! `spiffe://TRUST_DOMAIN/node/ROLES/ID`; what a signing request says about names is ignored. Control's
+//! One root, made at the first start, and an intermediate below it that signs the leaves and is replaced every now and
+//! then. Nodes get leaves of 24 hours that name them in exactly one URI,
+//! `spiffe://TRUST_DOMAIN/node/ROLES/ID`; what a signing request says about names is ignored.
 //! An operator's own leaf names `spiffe://TRUST_DOMAIN/operator/NAME`, which no node can get either. Control's
 //! own leaf carries [`CONTROL_NAME`], which no node can get, so that a node cannot pose as control.
 
 mod authority;
 pub use authority::{Authority, CONTROL_NAME, Error};
 
+mod certificate;
+pub use certificate::Facts;
+
+mod intermediate;
+pub use intermediate::Intermediate;
+
 mod peer;
 pub use peer::{Peer, Role, issued_of_leaf, operator_of_leaf};
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@
 //! /keys/ID             an API key: its MAC, never its text
 //! /nodes/ID            who may have a certificate          /seen/nodes/ID   what the node said of itself last
 //! /revoked/ID          which certificates of a node that was removed or enrolled anew count no more
-//! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA; hashed: root's token
+//! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA, intermediate; hashed: root's token
 //! /cfg-rollout         the change that canaries have and the other nodes have not yet, with what those have instead
 //! /history/GENERATION  what that change of /cfg replaced, without secrets; the last 100
 //! /operators/NAME      operators, by the hash of a token or certificate     /audit/...       every change
@@ -68,6 +68,9 @@ pub use revoke::{CERTIFICATE_LIFE_MAX, revoked_before};
 
 mod rollout;
 pub use rollout::{Rollout, Stage, Staging};
+
+mod signing;
+pub use signing::AT as INTERMEDIATE;
 
 mod undo;
 

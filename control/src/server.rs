@@ -37,6 +37,8 @@ mod listen;
 mod probe;
 pub use probe::ask_ready;
 
+mod signing;
+
 mod tls;
 
 /// How long calls may still run after the word to drain.
@@ -191,8 +193,11 @@ impl Joined {
     ) -> Result<Self, Error> {
         let (vault, authority) = founding::open(config, store.as_ref(), api::unix_now()).await?;
         let authority = Arc::new(authority);
-        let tls = tls::Tls::new(Arc::clone(&authority), &config.names)?;
         let registry = Arc::new(Registry::open(Arc::clone(&store), vault).await?);
+        registry
+            .take_up_intermediate(&authority, api::unix_now())
+            .await?;
+        let tls = tls::Tls::new(Arc::clone(&authority), &config.names)?;
         if registry
             .open_operator(&config.admin_token_file, authority.pin())
             .await?
@@ -408,6 +413,9 @@ fn follow(rooms: &Rooms) {
     tasks.spawn(mover.run(drain.clone()));
     let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());
     tasks.spawn(async move { steering.run(steered).await });
+    let (registry, authority) = (Arc::clone(&rooms.registry), Arc::clone(&rooms.authority));
+    let metrics = Arc::clone(&rooms.metrics);
+    tasks.spawn(signing::follow(registry, authority, metrics, drain.clone()));
     let heed = Heed::new(Arc::clone(&rooms.registry), Arc::clone(&rooms.fleet));
     tasks.spawn(heed.run(drain.clone()));
 }

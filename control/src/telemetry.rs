@@ -49,6 +49,13 @@ pub struct Outcome {
     pub outcome: String,
 }
 
+/// What signs certificates.
+#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
+pub struct Signer {
+    /// `root` or `intermediate`.
+    pub certificate: &'static str,
+}
+
 /// Everything that is counted.
 #[derive(Debug)]
 pub struct Metrics {
@@ -77,6 +84,8 @@ pub struct Metrics {
     pub enrolments: Counter,
     /// Queries for the zone.
     pub dns_queries: Family<Outcome, Counter>,
+    /// When what signs certificates ends, in seconds since 1970.
+    pub ca_ends: Family<Signer, Gauge<u64, AtomicU64>>,
 }
 
 impl Default for Metrics {
@@ -95,6 +104,7 @@ impl Default for Metrics {
             usage_records: Counter::default(),
             enrolments: Counter::default(),
             dns_queries: Family::default(),
+            ca_ends: Family::default(),
         };
         all.registry = all.named();
         all
@@ -159,6 +169,11 @@ impl Metrics {
             "dns_queries",
             "Queries for the zone, by outcome",
             self.dns_queries.clone(),
+        );
+        names.register(
+            "ca_ends_seconds",
+            "End of what signs certificates, since 1970",
+            self.ca_ends.clone(),
         );
         names
     }

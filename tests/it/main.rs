@@ -30,6 +30,8 @@ mod zone;
 
 mod operate;
 
+mod rotated;
+
 mod secrets;
 
 // What goes wrong underneath.

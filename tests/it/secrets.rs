@@ -131,8 +131,8 @@ fn secrets_and_headers_lie_nowhere_in_clear_before_and_after_a_new_master_key() 
     serves_with_its_header(&tenant);
     nothing_secret_is_in_clear(&tenant);
 
-    // Two credentials with the network's own, one of them with headers; the pepper and the CA.
-    assert_eq!(keys(&network), [(true, 5)]);
+    // Two credentials with the network's own, one of them with headers; the pepper, the CA and the intermediate.
+    assert_eq!(keys(&network), [(true, 6)]);
     let file = network.dir().join("control/master.key");
     let old: String = fs::read(file)
         .unwrap()
@@ -144,22 +144,22 @@ fn secrets_and_headers_lie_nowhere_in_clear_before_and_after_a_new_master_key() 
     let new = ("VECTOR_CONTROL_MASTER_KEY", key.as_str());
     let others = ("VECTOR_CONTROL_OTHER_MASTER_KEYS", old.as_str());
     let both = network.revive_control("control-with-both", &[new, others]);
-    assert_eq!(keys(&network), [(true, 0), (false, 5)]);
+    assert_eq!(keys(&network), [(true, 0), (false, 6)]);
     let done = network.ctl(&["secrets", "rotate"]).unwrap();
     assert_eq!(
         (&done["rewrapped"], &done["secrets"]),
-        (&json!(5), &json!(5))
+        (&json!(6), &json!(6))
     );
     let again = network.ctl_text(&["secrets", "rotate"], "").unwrap();
-    assert!(again.starts_with("0 of 5 secrets"), "{again}");
-    assert_eq!(keys(&network), [(true, 5), (false, 0)]);
+    assert!(again.starts_with("0 of 6 secrets"), "{again}");
+    assert_eq!(keys(&network), [(true, 6), (false, 0)]);
     let table = network.ctl_text(&["secrets", "status"], "").unwrap();
     assert!(table.contains("not needed any more"), "{table}");
 
     // The old one may go, and what the providers are sent stays.
     drop(both);
     let _alone = network.revive_control("control-with-the-new", &[new]);
-    assert_eq!(keys(&network), [(true, 5)]);
+    assert_eq!(keys(&network), [(true, 6)]);
     assert!(network.apply(&plan).to_lowercase().contains("no changes"));
     // A value that is left empty is the one that is stored.
     let kept = plan.replace(ORGANISATION, "") + "weight = 2\n";

@@ -7,6 +7,7 @@ use super::{Rooms, unix_ms};
 use crate::{ledger::UsageQuery, registry::Draft};
 
 mod backup;
+mod ca;
 mod change;
 mod explain;
 mod keys;
@@ -415,6 +416,22 @@ impl pb::admin_server::Admin for Operators {
     ) -> Answer<pb::RotateSecretsResponse> {
         let caller = self.rooms.operator(&request)?;
         self.rotated(&caller).await.map(Response::new)
+    }
+
+    async fn show_authority(
+        &self,
+        request: Request<pb::ShowAuthorityRequest>,
+    ) -> Answer<pb::AuthorityView> {
+        self.rooms.operator(&request)?;
+        Ok(Response::new(self.authority()))
+    }
+
+    async fn rotate_intermediate(
+        &self,
+        request: Request<pb::RotateIntermediateRequest>,
+    ) -> Answer<pb::AuthorityView> {
+        let caller = self.rooms.operator(&request)?;
+        self.intermediate_rotated(&caller).await.map(Response::new)
     }
 
     async fn who_am_i(&self, request: Request<pb::WhoAmIRequest>) -> Answer<pb::OperatorView> {

@@ -42,6 +42,7 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("ExplainRoute", Viewer),
     ("ShowScores", Viewer),
     ("ShowSecrets", Viewer),
+    ("ShowAuthority", Viewer),
     // To change what is routed and sold.
     ("DrainNode", Operator),
     ("PutProvider", Operator),
@@ -62,6 +63,7 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("Backup", Admin),
     ("Restore", Admin),
     ("RotateSecrets", Admin),
+    ("RotateIntermediate", Admin),
     ("InviteNode", Admin),
     ("RemoveNode", Admin),
     ("AddOperator", Admin),

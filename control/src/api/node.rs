@@ -45,12 +45,12 @@ impl Nodes {
         let authority = &self.rooms.authority;
         // Never one of before its enrolment, whatever this replica's clock says.
         let at = unix_now().max(Duration::from_millis(spec.enrolled_unix_ms));
-        let leaf = authority.node_leaf(csr, &peer, at)?;
+        let chain = authority.node_leaf(csr, &peer, at)?;
         Ok(EnrollResponse {
             node: spec.id,
             region: spec.region,
             roles: spec.roles,
-            certificate_chain: vec![leaf.to_vec().into()],
+            certificate_chain: chain.iter().map(|der| der.to_vec().into()).collect(),
             roots: vec![authority.root().to_vec().into()],
             trust_domain: authority.trust_domain().to_owned(),
         })

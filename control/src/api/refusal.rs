@@ -77,6 +77,7 @@ impl From<identity::Error> for Status {
         let text = error.to_string();
         match error {
             identity::Error::Request(_) => Self::invalid_argument(text),
+            identity::Error::NoIntermediate => Self::failed_precondition(text),
             identity::Error::File(_)
             | identity::Error::Stored(_)
             | identity::Error::Sign(_)

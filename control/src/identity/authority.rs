@@ -1,7 +1,8 @@
-//! Makes and keeps the root, and signs leaves with it.
+//! Makes and keeps the root, and signs leaves with its intermediate.
 //!
 //! The root's key lies in `ca/root.key` with mode 0600, and sealed in the store where several replicas share one; it is
-//! never sent to anybody else. Leaves begin five minutes in the past, so that a node whose clock is slow can use one at once.
+//! never sent to anybody else. A root from before there were intermediates (its `pathLenConstraint` is 0) signs leaves
+//! itself. Leaves begin five minutes in the past, so that a node whose clock is slow can use one at once.
 
 use std::{fs, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
@@ -10,7 +11,6 @@ use rcgen::{
     DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
     SanType, SerialNumber,
 };
-use ring::digest::{SHA256, digest};
 use rustls::{
     crypto::ring::sign::any_supported_type,
     pki_types::{
@@ -19,11 +19,15 @@ use rustls::{
     },
     sign::CertifiedKey,
 };
+use tokio::sync::watch;
 use vector_proto::{control::BACKDATE_S, id::NodeId};
-use x509_parser::prelude::FromDer as _;
 use zeroize::Zeroizing;
 
-use super::peer::Peer;
+use super::{
+    certificate::{Facts, belongs_to, is_signed_by},
+    intermediate::Intermediate,
+    peer::Peer,
+};
 use crate::vault;
 
 /// The name in control's own certificate that operators and nodes check, whatever address they dial.
@@ -55,6 +59,11 @@ pub enum Error {
     /// The signing request is not one, or its signature is wrong.
     #[error("not a good signing request: {0}")]
     Request(String),
+    /// This root may sign no intermediate.
+    #[error(
+        "this network's root signs leaves itself: it is from before there were intermediates, and may sign none"
+    )]
+    NoIntermediate,
     /// Making the certificate failed.
     #[error("certificate: {0}")]
     Sign(#[from] rcgen::Error),
@@ -63,19 +72,21 @@ pub enum Error {
     Random(#[from] vault::Error),
 }
 
-/// Holds the root.
+/// Holds the root, and the intermediate that signs in its place.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     root: CertificateDer<'static>,
-    pin: String,
+    facts: Facts,
     trust_domain: String,
+    /// Changes when another one signs.
+    intermediate: watch::Sender<Option<Arc<Intermediate>>>,
 }
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Authority")
             .field("trust_domain", &self.trust_domain)
-            .field("pin", &self.pin)
+            .field("pin", &self.facts.pin)
             .finish_non_exhaustive()
     }
 }
@@ -116,14 +127,21 @@ impl Authority {
     }
 
     fn of(key: KeyPair, root: CertificateDer<'static>, trust_domain: &str) -> Result<Self, Error> {
-        let pin = pin_of(&root).ok_or_else(|| Error::Stored("root.pem: no certificate".into()))?;
+        let facts =
+            Facts::read(&root).ok_or_else(|| Error::Stored("root.pem: no certificate".into()))?;
+        if !belongs_to(&key, &facts) {
+            return Err(Error::Stored(
+                "the root's key is not the one of the root".into(),
+            ));
+        }
         let issuer = Issuer::from_ca_cert_der(&root, key)
             .map_err(|error| Error::Stored(format!("root.pem: {error}")))?;
         Ok(Self {
             issuer,
             root,
-            pin,
+            facts,
             trust_domain: trust_domain.to_owned(),
+            intermediate: watch::Sender::new(None),
         })
     }
 
@@ -145,7 +163,74 @@ impl Authority {
     /// Lower hex SHA-256 of the root's public key.
     #[must_use]
     pub fn pin(&self) -> &str {
-        &self.pin
+        &self.facts.pin
+    }
+
+    /// What people are told of the root.
+    #[must_use]
+    pub fn root_facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Whether the root signs intermediates, and they the leaves.
+    #[must_use]
+    pub fn has_intermediates(&self) -> bool {
+        self.facts.path_len != Some(0)
+    }
+
+    /// A new intermediate. It signs nothing before it is taken up.
+    ///
+    /// # Errors
+    /// [`Error::NoIntermediate`] for a root that may sign none.
+    pub fn new_intermediate(&self, now: Duration) -> Result<Intermediate, Error> {
+        if !self.has_intermediates() {
+            return Err(Error::NoIntermediate);
+        }
+        let key = KeyPair::generate()?;
+        let mut params = intermediate_params(&self.trust_domain)?;
+        date(&mut params, Intermediate::LIFE, now, self.facts.ends);
+        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
+        Intermediate::of(key, certificate)
+    }
+
+    /// Whether an intermediate is this root's.
+    #[must_use]
+    pub fn has_signed(&self, intermediate: &Intermediate) -> bool {
+        is_signed_by(intermediate.certificate(), &self.root)
+    }
+
+    /// Leaves are signed by this one from now on; those of the one before stay good.
+    pub fn take_up(&self, next: Intermediate) {
+        self.intermediate.send_if_modified(|current| {
+            let is_other = current
+                .as_ref()
+                .is_none_or(|current| current.facts().pin != next.facts().pin);
+            if is_other {
+                *current = Some(Arc::new(next));
+            }
+            is_other
+        });
+    }
+
+    /// The one that signs leaves; `None` where the root does.
+    #[must_use]
+    pub fn intermediate(&self) -> Option<Arc<Intermediate>> {
+        self.intermediate.borrow().clone()
+    }
+
+    /// Tells when another intermediate was taken up.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Option<Arc<Intermediate>>> {
+        self.intermediate.subscribe()
+    }
+
+    /// No leaf lives beyond this, since 1970: its issuer ends.
+    #[must_use]
+    pub fn signs_until(&self) -> Duration {
+        self.intermediate
+            .borrow()
+            .as_ref()
+            .map_or(self.facts.ends, |signing| signing.facts().ends)
     }
 
     /// What every name of this network ends in.
@@ -162,7 +247,7 @@ impl Authority {
         request(csr).map(drop)
     }
 
-    /// A leaf for a node, for the public key of its signing request.
+    /// A leaf for a node, for the public key of its signing request, with what is between it and the root.
     ///
     /// # Errors
     /// [`Error::Request`] when the request is not one.
@@ -171,7 +256,7 @@ impl Authority {
         csr: &[u8],
         peer: &Peer,
         now: Duration,
-    ) -> Result<CertificateDer<'static>, Error> {
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let request = request(csr)?;
         let roles: Vec<&str> = peer.roles.iter().map(|role| role.as_str()).collect();
         let uri = format!(
@@ -181,15 +266,16 @@ impl Authority {
             peer.id
         );
         let dns = format!("{}.node.{}", peer.id, self.trust_domain);
-        let mut params = leaf_params(peer.id.as_str(), NODE_LIFE, now)?;
+        let mut params = leaf_params(peer.id.as_str())?;
         params.subject_alt_names = vec![
             SanType::URI(uri.try_into()?),
             SanType::DnsName(dns.try_into()?),
         ];
-        self.sign(&params, &request.public_key)
+        self.leaf(params, (NODE_LIFE, now), &request.public_key)
     }
 
-    /// A leaf for an operator, for the public key of its signing request: to show to control, and for nothing else.
+    /// A leaf for an operator, for the public key of its signing request, with what is between it and the root: to show
+    /// to control, and for nothing else.
     ///
     /// # Errors
     /// [`Error::Request`] when the request is not one.
@@ -199,13 +285,13 @@ impl Authority {
         name: &NodeId,
         life: Duration,
         now: Duration,
-    ) -> Result<CertificateDer<'static>, Error> {
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
         let request = request(csr)?;
         let uri = format!("spiffe://{}/operator/{name}", self.trust_domain);
-        let mut params = leaf_params(name.as_str(), life, now)?;
+        let mut params = leaf_params(name.as_str())?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
-        self.sign(&params, &request.public_key)
+        self.leaf(params, (life, now), &request.public_key)
     }
 
     /// Control's own certificate and key, under `names` and [`CONTROL_NAME`].
@@ -218,7 +304,7 @@ impl Authority {
         now: Duration,
     ) -> Result<Arc<CertifiedKey>, Error> {
         let key = KeyPair::generate()?;
-        let mut params = leaf_params(CONTROL_NAME, CONTROL_LIFE, now)?;
+        let mut params = leaf_params(CONTROL_NAME)?;
         params.subject_alt_names = vec![
             SanType::URI(format!("spiffe://{}/control", self.trust_domain).try_into()?),
             SanType::DnsName(CONTROL_NAME.try_into()?),
@@ -229,21 +315,29 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        let leaf = self.sign(&params, &key)?;
+        let mut chain = self.leaf(params, (CONTROL_LIFE, now), &key)?;
+        // Who knows no more than the pin finds the root here.
+        chain.push(self.root.clone());
         let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let signer = any_supported_type(&der).map_err(|error| Error::Stored(error.to_string()))?;
-        Ok(Arc::new(CertifiedKey::new(
-            vec![leaf, self.root.clone()],
-            signer,
-        )))
+        Ok(Arc::new(CertifiedKey::new(chain, signer)))
     }
 
-    fn sign(
+    /// A leaf, and what is between it and the root.
+    fn leaf(
         &self,
-        params: &CertificateParams,
+        mut params: CertificateParams,
+        (life, now): (Duration, Duration),
         key: &impl PublicKeyData,
-    ) -> Result<CertificateDer<'static>, Error> {
-        Ok(params.signed_by(key, &self.issuer)?.der().clone())
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        let Some(signing) = self.intermediate() else {
+            date(&mut params, life, now, self.facts.ends);
+            let leaf = params.signed_by(key, &self.issuer)?;
+            return Ok(vec![leaf.der().clone()]);
+        };
+        date(&mut params, life, now, signing.facts().ends);
+        let leaf = params.signed_by(key, signing.issuer())?;
+        Ok(vec![leaf.der().clone(), signing.certificate().clone()])
     }
 }
 
@@ -252,25 +346,27 @@ fn request(csr: &[u8]) -> Result<CertificateSigningRequestParams, Error> {
         .map_err(|error| Error::Request(error.to_string()))
 }
 
-/// Lower hex SHA-256 of a certificate's public key, or `None` when it is no certificate.
-fn pin_of(certificate: &[u8]) -> Option<String> {
-    let (_, parsed) = x509_parser::certificate::X509Certificate::from_der(certificate).ok()?;
-    Some(vault::hex(
-        digest(&SHA256, parsed.public_key().raw).as_ref(),
-    ))
-}
-
 fn root_params(trust_domain: &str, now: Duration) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = named(&format!("Vector Engine root of {trust_domain}"));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.serial_number = Some(serial()?);
-    date(&mut params, ROOT_LIFE, now);
+    date(&mut params, ROOT_LIFE, now, Duration::MAX);
     Ok(params)
 }
 
-fn leaf_params(name: &str, life: Duration, now: Duration) -> Result<CertificateParams, Error> {
+fn intermediate_params(trust_domain: &str) -> Result<CertificateParams, Error> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = named(&format!("Vector Engine intermediate of {trust_domain}"));
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    params.serial_number = Some(serial()?);
+    Ok(params)
+}
+
+fn leaf_params(name: &str) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = named(name);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
@@ -280,7 +376,6 @@ fn leaf_params(name: &str, life: Duration, now: Duration) -> Result<CertificateP
     ];
     params.use_authority_key_identifier_extension = true;
     params.serial_number = Some(serial()?);
-    date(&mut params, life, now);
     Ok(params)
 }
 
@@ -297,8 +392,9 @@ fn serial() -> Result<SerialNumber, Error> {
     Ok(SerialNumber::from_slice(&bytes))
 }
 
-fn date(params: &mut CertificateParams, life: Duration, now: Duration) {
+/// Lives for `life`, but never beyond its issuer's end.
+fn date(params: &mut CertificateParams, life: Duration, now: Duration, issuer_ends: Duration) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + now.saturating_sub(BACKDATE);
-    params.not_after = epoch + now + life;
+    params.not_after = epoch + (now + life).min(issuer_ends);
 }

@@ -1,6 +1,6 @@
 //! All that the store holds of the network, taken out and put back: sealed as it is, with a digest over it.
 //!
-//! Left out is what belongs to one moment or to whoever restores: invites, sessions, the CA (which must be the same) and
+//! Left out is what belongs to one moment or to whoever restores: invites, sessions, the CA (which must be the same), its intermediate and
 //! the hash of the operator's token. Secrets stay sealed, so a backup is worth nothing without the master key, and only a control that has that key takes it.
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use super::{
     history,
     key::{self, StoredKey},
     node::{NodeSpec, Seen},
-    operator, rollout,
+    operator, rollout, signing,
 };
 use crate::coordinate::{Entry, Listing, Transaction, Write};
 
@@ -33,7 +33,7 @@ const KEPT: &[&str] = &[
 const PUBLISHED: &str = "/routing/published";
 
 /// Not in a backup: a control that restores one has its own.
-const OWN: &[&str] = &[operator::AT, "/secrets/ca", rollout::AT];
+const OWN: &[&str] = &[operator::AT, "/secrets/ca", signing::AT, rollout::AT];
 
 /// After a restore revisions go on this far above the backup's: nodes may have seen newer ones since, and one number must
 /// never mean two snapshots.

@@ -14,6 +14,7 @@ use super::{
     Actor, Catalog, Error, Registry, StoredCredential, audit,
     catalog::{GENERATION, Kind, PREFIX as CONFIGURED},
     key::PEPPER_KEY,
+    signing,
 };
 use crate::{
     coordinate::{Revision, Transaction},
@@ -227,7 +228,7 @@ impl Registry {
     /// Every record with secrets, and the configuration it was read with.
     async fn sealed(&self) -> Result<(Vec<Record>, Catalog), Error> {
         let mut all = Vec::new();
-        for at in [PEPPER_KEY, CA] {
+        for at in [PEPPER_KEY, CA, signing::AT] {
             if let Some(entry) = self.store.get(at).await? {
                 all.push(Record::Alone {
                     at,

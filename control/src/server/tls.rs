@@ -69,14 +69,17 @@ impl Tls {
         TlsAcceptor::from(Arc::clone(&self.config))
     }
 
-    /// Makes a new certificate every so often. A failure keeps the one in use, which lives far longer.
+    /// Makes a new certificate every so often, and when another intermediate signs. A failure keeps the one in use, which lives far longer.
     pub(super) async fn renew(self, names: Vec<String>, every: Duration, drain: CancellationToken) {
         let mut turns = tokio::time::interval(every);
         turns.tick().await;
+        let mut signing = self.authority.changes();
         loop {
             tokio::select! {
                 () = drain.cancelled() => return,
                 _ = turns.tick() => {}
+                // Never fails: the authority is held here.
+                _ = signing.changed() => {}
             }
             match self.authority.control_leaf(&names, unix_now()) {
                 Ok(leaf) => self.certificate.0.store(leaf),

@@ -4,6 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+mod ca;
+pub(crate) use ca::Ca;
+
 /// Steers a Vector Engine network.
 #[derive(Debug, Parser)]
 #[command(
@@ -93,6 +96,9 @@ pub(crate) enum Command {
     /// Which master key the secrets need, and the way to a new one.
     #[command(subcommand)]
     Secrets(Secrets),
+    /// What signs the certificates of nodes and operators, and its replacement.
+    #[command(subcommand)]
+    Ca(Ca),
     /// Bring the configuration to what a file says, and show what changed.
     Apply(Apply),
     /// Show what `apply` would change.

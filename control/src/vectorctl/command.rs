@@ -22,6 +22,7 @@ use crate::{
 mod account;
 mod audit;
 mod backup;
+mod ca;
 pub(crate) mod edges;
 mod key_state;
 mod model;
@@ -218,6 +219,7 @@ async fn plain(client: Client, command: Command) -> Done {
         Command::Key(it) => account::key(client, it).await,
         Command::Operator(it) => operator::operator(client, it).await,
         Command::Audit(asked) => audit::audit(client, asked).await,
+        Command::Ca(it) => ca::ca(client, &it).await,
         Command::Secrets(it) => secrets::secrets(client, &it).await,
         Command::Rollout(it) => rollout::rollout(client, it).await,
         Command::Explain(asked) => explain(client, asked).await,

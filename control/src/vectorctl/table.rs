@@ -23,7 +23,7 @@ mod rollout;
 pub(crate) use rollout::{changes, generations, rollout};
 
 mod trust;
-pub(crate) use trust::{audit, operators};
+pub(crate) use trust::{audit, authority, operators};
 
 /// A table without lines, as wide as the terminal.
 fn table(head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {

@@ -207,3 +207,70 @@ async fn a_certificate_of_another_network_is_refused() {
     control.stop().await;
     other.stop().await;
 }
+
+async fn authority(admin: &Admin) -> pb::AuthorityView {
+    let asked = pb::ShowAuthorityRequest {};
+    let shown = admin.call(asked, |mut c, r| async move { c.show_authority(r).await });
+    shown.await.unwrap()
+}
+
+fn pin_of(certificate: Option<&[u8]>) -> Option<String> {
+    dial::pin_of(certificate?)
+}
+
+#[tokio::test]
+async fn another_intermediate_signs_and_nobody_is_out() {
+    let control = Control::start().await;
+    let admin = control.admin().await;
+    let before = authority(&admin).await;
+    assert_eq!(before.root.as_ref().unwrap().pin, control.pin);
+    let first = before.intermediate.unwrap();
+    let old = control.enroll("egress", "e-1").await;
+    assert_eq!(
+        pin_of(old.chain.get(1).map(AsRef::as_ref)),
+        Some(first.pin.clone())
+    );
+
+    let asked = pb::RotateIntermediateRequest {};
+    let rotated = admin.call(
+        asked,
+        |mut c, r| async move { c.rotate_intermediate(r).await },
+    );
+    let rotated = rotated.await.unwrap();
+    let second = rotated.intermediate.clone().unwrap();
+    assert_ne!(second.pin, first.pin);
+    assert_eq!(rotated, authority(&admin).await);
+
+    // The one under the old one is known, and gets its next certificate under the new one.
+    let mut node = control.node(&old).await;
+    let (_, csr) = request();
+    let renewed = node.renew(pb::RenewRequest { csr: csr.into() }).await;
+    let renewed = renewed.unwrap().into_inner();
+    let above = renewed.certificate_chain.get(1).map(AsRef::as_ref);
+    assert_eq!(pin_of(above), Some(second.pin.clone()));
+    let new = control.enroll("egress", "e-2").await;
+    assert_eq!(
+        pin_of(new.chain.get(1).map(AsRef::as_ref)),
+        Some(second.pin)
+    );
+
+    let asked = pb::AddOperatorRequest {
+        name: "cleo".to_owned(),
+        role: "viewer".to_owned(),
+        csr: request().1.into(),
+        ttl_s: 2 * 365 * 86_400,
+    };
+    let beyond = admin.call(asked, |mut c, r| async move { c.add_operator(r).await });
+    let beyond = beyond.await.unwrap_err();
+    assert_eq!(beyond.code(), Code::InvalidArgument, "{beyond}");
+
+    let dir = control.stop().await;
+    let control = Control::start_in(dir).await;
+    assert_eq!(authority(&control.admin().await).await, rotated);
+    let mut node = control.node(&old).await;
+    let (_, csr) = request();
+    node.renew(pb::RenewRequest { csr: csr.into() })
+        .await
+        .unwrap();
+    control.stop().await;
+}

@@ -38,11 +38,11 @@ impl Operators {
         mut asked: pb::AddOperatorRequest,
     ) -> Result<pb::AddedOperator, Status> {
         let authority = &self.rooms.authority;
-        let leaf = self.certified(&mut asked)?;
+        let chain = self.certified(&mut asked)?;
         let new = NewOperator {
             name: &asked.name,
             role: &asked.role,
-            certificate: leaf.as_ref().map(|leaf| sha256(leaf)),
+            certificate: chain.first().map(|leaf| sha256(leaf)),
             ttl_s: asked.ttl_s,
             now_unix_ms: unix_ms(),
         };
@@ -51,18 +51,19 @@ impl Operators {
         Ok(pb::AddedOperator {
             operator: Some(view),
             token: token.unwrap_or_default(),
-            certificate_chain: leaf.into_iter().collect(),
+            certificate_chain: chain,
             root: authority.root().to_vec().into(),
         })
     }
 
-    /// The certificate for the request's key, if it brings one and has a name; bad names are told with the other faults.
-    fn certified(&self, asked: &mut pb::AddOperatorRequest) -> Result<Option<Bytes>, Status> {
+    /// The certificate for the request's key with what is above it, if it brings one and has a name; bad names are told with
+    /// the other faults.
+    fn certified(&self, asked: &mut pb::AddOperatorRequest) -> Result<Vec<Bytes>, Status> {
         let Ok(name) = asked.name.parse::<NodeId>() else {
-            return Ok(None);
+            return Ok(Vec::new());
         };
         if asked.csr.is_empty() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         if asked.csr.len() > CSR_BYTES_MAX {
             return Err(Status::invalid_argument("the request is absurdly large"));
@@ -72,8 +73,16 @@ impl Operators {
         }
         let life = Duration::from_secs(asked.ttl_s.min(CERTIFICATE_TTL_S_MAX));
         let authority = &self.rooms.authority;
-        let leaf = authority.operator_leaf(&asked.csr, &name, life, unix_now())?;
-        Ok(Some(leaf.to_vec().into()))
+        let now = unix_now();
+        let left = authority.signs_until().saturating_sub(now);
+        if life > left {
+            return Err(Status::invalid_argument(format!(
+                "ttl_s: {} days at most, since what signs the certificate ends then",
+                left.as_secs() / 86_400
+            )));
+        }
+        let chain = authority.operator_leaf(&asked.csr, &name, life, now)?;
+        Ok(chain.iter().map(|der| der.to_vec().into()).collect())
     }
 }
 

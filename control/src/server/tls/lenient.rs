@@ -110,11 +110,11 @@ mod tests {
             id: "egress-1".parse().unwrap(),
             roles: vec![Role::Egress],
         };
-        let leaf = authority.node_leaf(request.der(), &peer, now).unwrap();
-        let ends = last_moment(&leaf).unwrap();
+        let chain = authority.node_leaf(request.der(), &peer, now).unwrap();
+        let ends = last_moment(&chain[0]).unwrap();
         let judged = |by: &Lenient, at: Duration| {
             let at = UnixTime::since_unix_epoch(at);
-            by.verify_client_cert(&leaf, &[], at).is_ok()
+            by.verify_client_cert(&chain[0], &chain[1..], at).is_ok()
         };
         let hour = Duration::from_secs(3_600);
         assert!(judged(&ours, now) && judged(&ours, ends + hour));

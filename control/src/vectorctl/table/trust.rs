@@ -22,6 +22,26 @@ pub(crate) fn operators(operators: &[pb::OperatorView]) -> String {
     table(&["name", "role", "proof", "until", "made by"], rows)
 }
 
+pub(crate) fn authority(view: &pb::AuthorityView) -> String {
+    let row = |name: &str, facts: &pb::CertificateFacts| {
+        vec![
+            name.to_owned(),
+            facts.pin.clone(),
+            moment(facts.begins_unix_s * 1_000),
+            moment(facts.ends_unix_s * 1_000),
+        ]
+    };
+    let rows = [("root", &view.root), ("intermediate", &view.intermediate)];
+    let rows = rows
+        .into_iter()
+        .filter_map(|(name, facts)| Some(row(name, facts.as_ref()?)));
+    let mut text = table(&["certificate", "pin", "begins", "ends"], rows);
+    if view.intermediate.is_none() {
+        text.push_str("\n\nthe root signs itself: it is from before there were intermediates");
+    }
+    text
+}
+
 pub(crate) fn audit(entries: &[pb::AuditEntry]) -> String {
     let mut text = String::new();
     for entry in entries {

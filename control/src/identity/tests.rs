@@ -1,0 +1,87 @@
+//! What an intermediate signs counts for everybody who trusts the root, and ends in time.
+
+use std::time::Duration;
+
+use rustls::{
+    RootCertStore,
+    client::verify_server_cert_signed_by_trust_anchor,
+    pki_types::{CertificateDer, UnixTime},
+    server::ParsedCertificate,
+};
+
+use super::*;
+
+const NOW: Duration = Duration::from_secs(1_800_000_000);
+const DAY: Duration = Duration::from_secs(86_400);
+
+fn csr() -> Vec<u8> {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let request = rcgen::CertificateParams::default();
+    request.serialize_request(&key).unwrap().der().to_vec()
+}
+
+fn leaf(authority: &Authority, now: Duration) -> Vec<CertificateDer<'static>> {
+    let peer = Peer {
+        id: "egress-1".parse().unwrap(),
+        roles: vec![Role::Egress],
+    };
+    authority.node_leaf(&csr(), &peer, now).unwrap()
+}
+
+fn counts(authority: &Authority, chain: &[CertificateDer<'static>], at: Duration) -> bool {
+    let mut roots = RootCertStore::empty();
+    roots.add(authority.root().clone()).unwrap();
+    let leaf = ParsedCertificate::try_from(&chain[0]).unwrap();
+    let all = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+    let at = UnixTime::since_unix_epoch(at);
+    verify_server_cert_signed_by_trust_anchor(&leaf, &roots, &chain[1..], at, all.all).is_ok()
+}
+
+#[test]
+fn leaves_of_the_intermediate_before_stay_good() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Authority::open(&dir.path().join("ours"), "vector.local", NOW).unwrap();
+    let others = Authority::open(&dir.path().join("others"), "vector.local", NOW).unwrap();
+    assert!(ours.has_intermediates());
+    let by_root = leaf(&ours, NOW);
+    assert_eq!(by_root.len(), 1);
+
+    ours.take_up(ours.new_intermediate(NOW).unwrap());
+    let by_first = leaf(&ours, NOW);
+    ours.take_up(ours.new_intermediate(NOW).unwrap());
+    let by_second = leaf(&ours, NOW);
+    assert_ne!(by_first[1], by_second[1]);
+    for chain in [&by_root, &by_first, &by_second] {
+        assert!(counts(&ours, chain, NOW));
+        assert!(!counts(&others, chain, NOW));
+    }
+    assert!(
+        !counts(&ours, &by_second[..1], NOW),
+        "nobody knows the intermediate by itself"
+    );
+}
+
+#[test]
+fn no_leaf_outlives_what_signed_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let ours = Authority::open(dir.path(), "vector.local", NOW).unwrap();
+    let signing = ours.new_intermediate(NOW).unwrap();
+    let ends = signing.facts().ends;
+    assert!(
+        !signing.is_old(ends.saturating_sub(DAY * 121))
+            && signing.is_old(ends.saturating_sub(DAY * 119))
+    );
+    let (key, certificate) = signing.export();
+    let again = Intermediate::import(&key, &certificate).unwrap();
+    assert_eq!(again.facts(), signing.facts());
+    let (another, _) = ours.new_intermediate(NOW).unwrap().export();
+    assert!(Intermediate::import(&another, &certificate).is_err());
+
+    ours.take_up(signing);
+    assert_eq!(ours.signs_until(), ends);
+    let late = ends.saturating_sub(DAY / 2);
+    let chain = leaf(&ours, late);
+    assert!(counts(&ours, &chain, late));
+    let life = Facts::read(&chain[0]).unwrap();
+    assert_eq!(life.ends, ends, "a day would be beyond it");
+}
