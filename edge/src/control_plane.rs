@@ -133,8 +133,8 @@ impl ControlPlane {
     #[must_use]
     pub fn new(replicas: impl Into<Replicas>, registration: Registration) -> (Self, Service) {
         let replicas = replicas.into();
-        let (reports, outbox) = report::queues();
         let dir = &registration.state_dir;
+        let (reports, outbox) = report::queues(dir);
         let routes = snapshot::load(dir, &registration.register.region);
         let admission = Arc::new(admit::Admission::default());
         let (keys, keys_behind) = keys::Keys::load(dir.clone(), &registration.keys, &admission);
@@ -284,6 +284,12 @@ impl ControlPlane {
     pub fn object_made(&self, object: v1::Object) {
         self.0.objects.remember(object.clone());
         self.0.reports.object(object);
+    }
+
+    /// Whether control has every object that a former start left untold.
+    #[must_use]
+    pub fn has_told_objects(&self) -> bool {
+        self.0.reports.is_caught_up()
     }
 
     /// Hands over what an exchange consumed: written before this returns, and brought to control at least once.

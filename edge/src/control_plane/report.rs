@@ -2,11 +2,16 @@
 //!
 //! Told in order, in numbered batches, and told again until control has answered for them: over another stream when one
 //! breaks, after a pause when control cannot keep them now. What is unanswered is bounded; the rest waits in a bounded
-//! queue, and what finds no room there is counted. Lost with the process: who names such an object then has its
-//! call passed on only where `unknown_objects` says so.
+//! queue, and what finds no room there is counted. What is unanswered lies on disk as well, so that a process that is
+//! killed tells it at its next start.
 
 use std::{
     collections::VecDeque,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -14,6 +19,9 @@ use prometheus_client::metrics::counter::Counter;
 use prost::Message as _;
 use tokio::sync::mpsc;
 use vector_proto::control::v1::{self, ObjectsAnswered, ObjectsMade};
+
+mod kept;
+use self::kept::Kept;
 
 /// Objects that may wait.
 const OBJECTS_WAITING_MAX: usize = 10_000;
@@ -46,6 +54,9 @@ pub(super) struct Counts {
 #[derive(Debug)]
 pub(super) struct Reports {
     objects: mpsc::Sender<v1::Object>,
+    kept: Arc<Kept>,
+    /// Objects of a former start that control has not answered for.
+    left: Arc<AtomicUsize>,
     pub(super) counts: Counts,
 }
 
@@ -62,22 +73,48 @@ pub(super) struct Outbox {
     pause: Duration,
     /// Nothing is told again before.
     not_before: Option<Instant>,
+    kept: Arc<Kept>,
+    /// The newest batch of what a former start left; 0: nothing.
+    left_until: u64,
+    left: Arc<AtomicUsize>,
     counts: Counts,
 }
 
-pub(super) fn queues() -> (Reports, Outbox) {
+/// With what a former start left in the folder.
+pub(super) fn queues(dir: &Path) -> (Reports, Outbox) {
     let (objects, queue) = mpsc::channel(OBJECTS_WAITING_MAX);
+    let (kept, unanswered) = Kept::open(dir);
+    let kept = Arc::new(kept);
+    let left = Arc::new(AtomicUsize::new(unanswered.len()));
+    let again: VecDeque<ObjectsMade> = unanswered
+        .chunks(BATCH_MAX)
+        .zip(1..)
+        .map(|(objects, batch)| ObjectsMade {
+            objects: objects.to_vec(),
+            batch,
+        })
+        .collect();
+    let newest = again.back().map_or(0, |last| last.batch);
     let counts = Counts::default();
     let outbox = Outbox {
         objects: queue,
         told: VecDeque::new(),
-        again: VecDeque::new(),
-        number: 0,
+        again,
+        number: newest,
         pause: PAUSE_MIN,
         not_before: None,
+        kept: Arc::clone(&kept),
+        left_until: newest,
+        left: Arc::clone(&left),
         counts: counts.clone(),
     };
-    (Reports { objects, counts }, outbox)
+    let reports = Reports {
+        objects,
+        kept,
+        left,
+        counts,
+    };
+    (reports, outbox)
 }
 
 impl Reports {
@@ -89,9 +126,17 @@ impl Reports {
                 bytes = object.encoded_len(),
                 "an object with absurd names is not told"
             );
-        } else if self.objects.try_send(object).is_err() {
+        } else if let Ok(room) = self.objects.try_reserve() {
+            self.kept.add(&object);
+            room.send(object);
+        } else {
             self.counts.dropped.inc();
         }
+    }
+
+    /// Whether control has answered for all that a former start left.
+    pub(super) fn is_caught_up(&self) -> bool {
+        self.left.load(Ordering::Relaxed) == 0
     }
 }
 
@@ -147,6 +192,11 @@ impl Outbox {
             return;
         }
         (self.pause, self.not_before) = (PAUSE_MIN, None);
+        self.kept.answered(batch.objects.len());
+        if batch.batch <= self.left_until {
+            // A batch is answered once.
+            self.left.fetch_sub(batch.objects.len(), Ordering::Relaxed);
+        }
         for refused in &answer.refused {
             self.counts.refused.inc();
             let object = usize::try_from(refused.at).ok();

@@ -8,7 +8,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,9 @@ const LINKS_EVERY: Duration = Duration::from_secs(1);
 
 /// How often a node that is not ready looks again.
 const READY_EVERY: Duration = Duration::from_millis(10);
+
+/// A start waits this long for control to take what the former one left untold.
+const OBJECTS_WAIT: Duration = Duration::from_secs(5);
 
 /// What is told of the node's machine and of itself.
 #[derive(Debug)]
@@ -131,8 +134,9 @@ impl Status {
     }
 }
 
-/// Ready: routes are in force and, on an ingress, some egress can be reached if there is any at all.
+/// Ready: routes are in force, control has been told what a former start left, if it is there, and, on an ingress, some egress can be reached if there is any at all.
 pub(super) fn readiness(control: ControlPlane, tunnel: Tunnel, ingress: bool) -> Readiness {
+    let begun = Instant::now();
     Arc::new(move || {
         if *control.removed().borrow() {
             return Err("this node was removed from the network".into());
@@ -140,6 +144,10 @@ pub(super) fn readiness(control: ControlPlane, tunnel: Tunnel, ingress: bool) ->
         let routes = control.routes();
         if routes.revision == 0 {
             return Err("no routes yet: control was never reached".into());
+        }
+        // Who names such an object would be told that there is none. Control may be away, though.
+        if !control.has_told_objects() && begun.elapsed() < OBJECTS_WAIT {
+            return Err("control has not been told yet of all objects of a former start".into());
         }
         if ingress && routes.nodes.values().any(|node| node.egress) && !tunnel.any_up() {
             return Err("no link to an egress is up".into());

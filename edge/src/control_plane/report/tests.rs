@@ -25,7 +25,8 @@ fn now(outbox: &mut Outbox) -> Option<ObjectsMade> {
 
 #[tokio::test]
 async fn what_is_not_answered_is_told_again_however_late_the_next_stream_comes() {
-    let (reports, mut outbox) = queues();
+    let dir = tempfile::tempdir().unwrap();
+    let (reports, mut outbox) = queues(dir.path());
     reports.object(object(1));
     let first = now(&mut outbox).unwrap();
     assert_eq!((first.batch, first.objects.len()), (1, 1));
@@ -44,7 +45,8 @@ async fn what_is_not_answered_is_told_again_however_late_the_next_stream_comes()
 
 #[tokio::test]
 async fn what_control_cannot_keep_now_comes_again_later_and_before_anything_new() {
-    let (reports, mut outbox) = queues();
+    let dir = tempfile::tempdir().unwrap();
+    let (reports, mut outbox) = queues(dir.path());
     for number in 1..=3 {
         reports.object(object(number));
         assert_eq!(now(&mut outbox).unwrap().batch, number as u64);
@@ -83,7 +85,8 @@ async fn what_control_cannot_keep_now_comes_again_later_and_before_anything_new(
 
 #[tokio::test]
 async fn one_that_is_refused_is_counted_and_the_others_are_done() {
-    let (reports, mut outbox) = queues();
+    let dir = tempfile::tempdir().unwrap();
+    let (reports, mut outbox) = queues(dir.path());
     reports.object(object(1));
     reports.object(object(2));
     let made = now(&mut outbox).unwrap();
@@ -116,7 +119,8 @@ async fn one_that_is_refused_is_counted_and_the_others_are_done() {
 
 #[tokio::test]
 async fn a_control_that_never_answers_is_told_so_much_and_no_more() {
-    let (reports, mut outbox) = queues();
+    let dir = tempfile::tempdir().unwrap();
+    let (reports, mut outbox) = queues(dir.path());
     let room = OBJECTS_WAITING_MAX + BATCH_MAX * UNANSWERED_MAX;
     let mut told = 0;
     for number in 0..room + 7 {
@@ -132,4 +136,41 @@ async fn a_control_that_never_answers_is_told_so_much_and_no_more() {
     outbox.answered(&answer(3), Instant::now());
     let made = now(&mut outbox).unwrap();
     assert_eq!(made.objects[0], object(told), "in order, and none missing");
+}
+
+#[tokio::test]
+async fn what_a_killed_process_has_not_told_the_next_one_tells() {
+    let dir = tempfile::tempdir().unwrap();
+    let (reports, mut outbox) = queues(dir.path());
+    for number in 0..3 {
+        reports.object(object(number));
+    }
+    assert_eq!(now(&mut outbox).unwrap().objects.len(), 3);
+    reports.object(object(3));
+    drop((reports, outbox));
+
+    // The end of the last one is torn.
+    let file = dir.path().join("objects");
+    let bytes = std::fs::read(&file).unwrap();
+    std::fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    let (reports, mut outbox) = queues(dir.path());
+    assert!(!reports.is_caught_up());
+    reports.object(object(4));
+    let left = now(&mut outbox).unwrap();
+    assert_eq!(left.objects, (0..3).map(object).collect::<Vec<_>>());
+    let new = now(&mut outbox).unwrap();
+    assert_eq!(new.objects, [object(4)]);
+    outbox.answered(&answer(left.batch), Instant::now());
+    assert!(reports.is_caught_up());
+    drop((reports, outbox));
+
+    // Not all had an answer: all are told once more, and then none.
+    let (reports, mut outbox) = queues(dir.path());
+    let again = now(&mut outbox).unwrap();
+    assert_eq!(again.objects.len(), 4);
+    outbox.answered(&answer(again.batch), Instant::now());
+    assert!(reports.is_caught_up());
+    drop((reports, outbox));
+    let (reports, mut outbox) = queues(dir.path());
+    assert!(reports.is_caught_up() && now(&mut outbox).is_none());
 }
