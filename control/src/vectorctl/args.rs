@@ -234,8 +234,12 @@ pub(crate) enum Credential {
         #[arg(long)]
         disabled: bool,
         /// Extra header, NAME=VALUE, such as OpenAI-Organization=org-1; without a value it keeps the one that is stored.
+        /// Others on this machine can see the value: give one that is a secret with --header-file.
         #[arg(long, value_name = "NAME=VALUE")]
         header: Vec<String>,
+        /// Extra header with its value in a file; `-` for standard input, which only one option can read.
+        #[arg(long, value_name = "NAME=FILE")]
+        header_file: Vec<String>,
     },
     /// All credentials, without their secrets.
     List,
