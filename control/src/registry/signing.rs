@@ -64,8 +64,19 @@ impl Registry {
         now: Duration,
     ) -> Result<Facts, Error> {
         let (_, changed) = self.intermediate().await?;
+        self.rotate(authority, changed, by, now).await
+    }
+
+    /// Replaces the one that was put at `seen`, and no other.
+    async fn rotate(
+        &self,
+        authority: &Authority,
+        seen: Revision,
+        by: &Actor,
+        now: Duration,
+    ) -> Result<Facts, Error> {
         let details = |facts: &Facts| vec![format!("pin: {}", facts.pin)];
-        let (next, put) = self.replacement(authority, changed, now)?;
+        let (next, put) = self.replacement(authority, seen, now)?;
         let what = audit::change("rotate", "intermediate", "", details(next.facts()));
         self.commit(by, &[what], put).await?;
         let facts = next.facts().clone();
@@ -89,7 +100,7 @@ impl Registry {
                 name: CONTROL.to_owned(),
                 address: String::new(),
             };
-            let rotated = self.rotate_intermediate(authority, &by, now).await;
+            let rotated = self.rotate(authority, seen, &by, now).await;
             rotated.map(|facts| tracing::info!(pin = facts.pin, "a new intermediate signs"))
         };
         let Err(Error::Conflict(_)) = made else {
@@ -136,5 +147,36 @@ impl Registry {
         let key = Zeroizing::new(kept.key);
         let kept = Intermediate::import(&key, &kept.certificate).map_err(|_| damaged())?;
         Ok((Some(kept), entry.changed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{
+        coordinate::{Embedded, Store},
+        vault::Vault,
+    };
+
+    #[tokio::test]
+    async fn what_grew_old_is_replaced_once_however_late_one_sees_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> =
+            Arc::new(Embedded::open(&dir.path().join("store")).await.unwrap());
+        let vault = Vault::open(&dir.path().join("master.key")).unwrap();
+        let registry = Registry::open(store, vault).await.unwrap();
+        let now = Duration::from_secs(1_800_000_000);
+        let replica = || Authority::open(&dir.path().join("ca"), "vector.local", now).unwrap();
+        let (ours, theirs) = (replica(), replica());
+        registry.take_up_intermediate(&ours, now).await.unwrap();
+        let (_, seen) = registry.intermediate().await.unwrap();
+
+        registry.sign_anew(&theirs, seen, now).await.unwrap();
+        // This one read the same old intermediate, and comes second.
+        registry.sign_anew(&ours, seen, now).await.unwrap();
+        let pin = |authority: &Authority| authority.intermediate().unwrap().facts().pin.clone();
+        assert_eq!(pin(&ours), pin(&theirs));
     }
 }
