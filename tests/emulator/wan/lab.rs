@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal};
 
 use vector_wan::{
     Remote,
@@ -23,6 +23,7 @@ use vector_wan::{
 
 use crate::{
     machine,
+    process::{Process, wait_ended},
     topology::{self, Topology},
 };
 
@@ -31,8 +32,6 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How long the kernel may take to end them then.
 const KILLED_MAX: Duration = Duration::from_secs(5);
-
-const INTERVAL: Duration = Duration::from_millis(10);
 
 /// A lab by its name, whether up or not.
 #[derive(Clone, Debug)]
@@ -116,12 +115,11 @@ impl Lab {
     }
 
     /// Processes that hold it; a number that another program has by now is none.
-    fn holders(&self) -> Vec<String> {
+    fn holders(&self) -> Vec<Process> {
         let text = fs::read_to_string(self.file("pids")).unwrap_or_default();
-        text.lines()
-            .filter(|pid| self.is_held_by(pid))
-            .map(str::to_owned)
-            .collect()
+        // Found before it is looked at: what is looked at is what was found.
+        let holder = |pid: &str| Process::find(number(pid)?).filter(|_| self.is_held_by(pid));
+        text.lines().filter_map(holder).collect()
     }
 
     fn is_held_by(&self, pid: &str) -> bool {
@@ -132,14 +130,7 @@ impl Lab {
 
     /// Waits until nobody holds it any more, so that nobody clears away what is made next.
     pub(crate) fn wait_gone(&self) {
-        self.wait_for(&self.holders());
-    }
-
-    fn wait_for(&self, holders: &[String]) {
-        let deadline = Instant::now() + GRACE + KILLED_MAX;
-        while holders.iter().any(|pid| self.is_held_by(pid)) && Instant::now() < deadline {
-            std::thread::sleep(INTERVAL);
-        }
+        wait_ended(&self.holders(), Instant::now() + GRACE + KILLED_MAX);
     }
 
     /// Ends the router, waits until its keeper has cleared away, and does so itself where there was none. Tells
@@ -148,7 +139,7 @@ impl Lab {
         let holders = self.holders();
         // It may end before it has answered, or be gone already.
         let _ = self.remote().ask(&Ask::Quit);
-        self.wait_for(&holders);
+        wait_ended(&holders, Instant::now() + GRACE + KILLED_MAX);
         self.clear()?;
         Ok(!holders.is_empty())
     }
@@ -180,13 +171,14 @@ impl Lab {
         let namespaces = self.namespaces();
         for (signal, patience) in [(Signal::TERM, GRACE), (Signal::KILL, KILLED_MAX)] {
             let deadline = Instant::now() + patience;
-            let running = running(&namespaces);
-            for pid in &running {
-                // It may have ended meanwhile.
-                let _ = kill_process(*pid, signal);
+            let mut left = running(&namespaces);
+            for process in &left {
+                process.signal(signal);
             }
-            while !self::running(&namespaces).is_empty() && Instant::now() < deadline {
-                std::thread::sleep(INTERVAL);
+            while !left.is_empty() && Instant::now() < deadline {
+                wait_ended(&left, deadline);
+                // Those that they have started meanwhile.
+                left = running(&namespaces);
             }
         }
         for namespace in &namespaces {
@@ -231,15 +223,18 @@ fn gone(result: std::io::Result<()>) -> std::io::Result<()> {
     }
 }
 
-fn running(namespaces: &[String]) -> Vec<Pid> {
-    let pids = namespaces
+fn running(namespaces: &[String]) -> Vec<Process> {
+    let texts = namespaces
         .iter()
         .filter_map(|namespace| machine::ip(&["netns", "pids", namespace]).ok());
     let own = rustix::process::getpid();
-    pids.flat_map(|text| {
-        let numbers = text.lines().filter_map(|line| line.trim().parse().ok());
-        numbers.filter_map(Pid::from_raw).collect::<Vec<_>>()
-    })
-    .filter(|pid| *pid != own)
-    .collect()
+    let others = |text: String| {
+        let pids = text.lines().filter_map(number).filter(|pid| *pid != own);
+        pids.filter_map(Process::find).collect::<Vec<_>>()
+    };
+    texts.flat_map(others).collect()
+}
+
+fn number(text: &str) -> Option<Pid> {
+    text.trim().parse().ok().and_then(Pid::from_raw)
 }

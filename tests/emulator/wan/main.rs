@@ -29,6 +29,8 @@ mod ping;
 // What it stands on.
 mod machine;
 
+mod process;
+
 use std::{
     io::Write as _,
     path::{Path, PathBuf},
