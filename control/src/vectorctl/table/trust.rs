@@ -57,10 +57,9 @@ pub(crate) fn audit(entries: &[pb::AuditEntry]) -> String {
             entry.actor
         );
         for change in &entry.changes {
-            text += &format!(
-                "        {} {} {}\n",
-                change.action, change.kind, change.name
-            );
+            let what = format!("{} {} {}", change.action, change.kind, change.name);
+            // There is but one of some kinds, and it has no name.
+            text += &format!("        {}\n", what.trim_end());
             for detail in &change.details {
                 text += &format!("            {detail}\n");
             }
