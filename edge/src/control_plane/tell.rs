@@ -67,7 +67,8 @@ pub(super) async fn report_status(control: &ControlPlane, events: &mpsc::Sender<
     }
 }
 
-/// Whether the difference is worth telling at once: counters and round trips alone are not. `age`: how long ago `a` was told.
+/// Whether the difference is worth telling at once: counters and round trips alone are not, but that a draining node has
+/// nothing left is what somebody waits for. `age`: how long ago `a` was told.
 fn differs(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
     let shape = |status: &v1::Status| {
         let links: Vec<_> = status
@@ -80,7 +81,8 @@ fn differs(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
             .iter()
             .map(|one| (one.credential.clone(), one.state))
             .collect();
-        (status.draining, links, credentials)
+        let emptied = status.draining && status.exchanges + status.client_exchanges == 0;
+        (status.draining, emptied, links, credentials)
     };
     shape(a) != shape(b) || pools_differ(a, b, age) || upstreams_differ(a, b, age)
 }
@@ -119,4 +121,25 @@ fn upstreams_differ(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
 
 pub(super) const fn event(event: Event) -> NodeEvent {
     NodeEvent { event: Some(event) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_draining_node_is_empty_is_told_at_once_and_other_counts_are_not() {
+        let status = |draining, exchanges, client_exchanges| v1::Status {
+            draining,
+            exchanges,
+            client_exchanges,
+            ..v1::Status::default()
+        };
+        let told = |a, b| differs(&a, &b, Duration::ZERO);
+        assert!(!told(status(false, 0, 0), status(false, 3, 2)));
+        assert!(!told(status(false, 3, 2), status(false, 0, 0)));
+        assert!(!told(status(true, 3, 2), status(true, 0, 2)));
+        assert!(told(status(true, 1, 0), status(true, 0, 0)));
+        assert!(told(status(true, 0, 1), status(true, 0, 0)));
+    }
 }
