@@ -107,22 +107,21 @@ impl Ask {
     ) -> anyhow::Result<Value> {
         let mut outcomes = Vec::new();
         let mut worst_ms = Vec::new();
-        let mut taken = vec![0_u32; roads.len()];
+        let mut of_road_ms = vec![Vec::new(); roads.len()];
         for _ in 0..self.cuts {
             let (road, found) = self.one_cut(secure, remote, roads, own).await?;
-            taken[road] += 1;
             // A stream that never went on was silent for as long as anybody cared to wait.
             let stalls = found.iter().map(|outcome| outcome.stall_ms);
             let stalls = stalls.map(|stall| stall.unwrap_or(figures::ms(PATIENCE)));
-            worst_ms.extend(stalls.reduce(f64::max));
+            let worst = stalls.reduce(f64::max);
+            worst_ms.extend(worst);
+            of_road_ms[road].extend(worst);
             outcomes.extend(found);
             tokio::time::sleep(Duration::from_millis(self.rest_ms)).await;
         }
-        let taken = roads.iter().zip(&taken);
-        let taken: serde_json::Map<String, Value> = taken
-            .map(|(road, count)| (road.name.clone(), json!(count)))
-            .collect();
-        Ok(self.told(&outcomes, &worst_ms, taken))
+        let cut = roads.iter().zip(&of_road_ms);
+        let cut = cut.map(|(road, worst_ms)| (road.name.clone(), figures::spread(worst_ms)));
+        Ok(self.told(&outcomes, &worst_ms, cut.collect()))
     }
 
     /// One round: streams, the cut, their ends, the mending. Tells which road was cut.
@@ -170,7 +169,7 @@ impl Ask {
         &self,
         outcomes: &[Outcome],
         worst_ms: &[f64],
-        taken: serde_json::Map<String, Value>,
+        cut: serde_json::Map<String, Value>,
     ) -> Value {
         let count = |wanted| {
             let same = outcomes.iter().filter(|outcome| outcome.verdict == wanted);
@@ -187,7 +186,7 @@ impl Ask {
             "cuts": self.cuts,
             "streams": outcomes.len(),
             "gap_ms": self.gap_ms,
-            "roads_cut": taken,
+            "roads_cut": cut,
             "stall_ms": figures::spread(&stalls),
             "worst_stall_of_a_cut_ms": figures::spread(worst_ms),
             "longest_gap_before_ms": figures::spread(&calm),
