@@ -12,7 +12,7 @@
 //! | refused for good, or the client went away | the client is told | the client is told |
 //!
 //! A request may be done twice if its method says so (RFC 9110, 9.2.2), or if the client does, by `x-vector-retry: unsafe`.
-//! Whatever is sent again costs the budget (`budget`), but for the first time of one that had not left.
+//! Whatever is sent again costs the budget (`budget`), unless it adds nothing to what others do ([`Failed::is_free`]).
 
 use std::time::Duration;
 
@@ -107,6 +107,20 @@ impl Failed {
             Self::Open(OpenError::NoLink) => true,
             Self::Refused(refused) => refused.untouched,
             Self::Lost(lost) => !lost.accepted,
+            Self::Client(_) => false,
+        }
+    }
+
+    /// Whether the next attempt costs nothing of the budget, which keeps a failing network from being hit twice as hard:
+    /// nobody had the request, or who had it died, and all that it was doing with it. A node that refuses did something.
+    pub(super) fn is_free(&self, attempt: u32) -> bool {
+        match self {
+            Self::Open(OpenError::NoLink) => true,
+            Self::Lost(lost) => !lost.accepted || attempt == 1,
+            Self::Refused(refused) => {
+                let on_the_way = refused.code.parse() == Ok(Code::NoPath);
+                refused.untouched && (on_the_way || attempt == 1)
+            }
             Self::Client(_) => false,
         }
     }
@@ -260,6 +274,29 @@ mod tests {
             assert_eq!(failed.is_fault(), fault, "{failed:?}");
             let rest = rest_ms.map(Duration::from_millis);
             assert_eq!(failed.rest(), rest, "{failed:?}");
+        }
+    }
+
+    #[test]
+    fn what_adds_nothing_costs_nothing() {
+        let untouched = |code: Code| {
+            Failed::Refused(Box::new(v1::Refused {
+                code: code.to_string(),
+                untouched: true,
+                ..v1::Refused::default()
+            }))
+        };
+        for (failed, first, later) in [
+            (Failed::Open(OpenError::NoLink), true, true),
+            (untouched(Code::NoPath), true, true),
+            (untouched(Code::Overloaded), true, false),
+            (refused(true), false, false),
+            (lost(LostReason::LinkDown, false), true, true),
+            // All requests of an egress that dies at once are asked again once, however many they are.
+            (lost(LostReason::LinkDown, true), true, false),
+        ] {
+            let free = (failed.is_free(1), failed.is_free(2));
+            assert_eq!(free, (first, later), "{failed:?}");
         }
     }
 

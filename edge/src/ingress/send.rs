@@ -266,7 +266,7 @@ impl Sending<'_> {
             self.touched.store(true, Ordering::Relaxed);
         }
         let mut next = retry::after(&failed, tries.can_send(), tries.twice);
-        let free = tries.attempt == 1 && failed.is_untouched();
+        let free = failed.is_free(tries.attempt);
         let now_us = self.ingress.loads.at(Instant::now());
         if next != Next::Stop && !free && !self.ingress.budget.spend(now_us) {
             next = Next::Stop;
