@@ -446,6 +446,7 @@ impl Sending<'_> {
             attempt: tries.attempt,
             request: Some(self.request_head(candidate, tries)),
             redundant: self.target.row.redundant,
+            repeatable: tries.twice,
             keep: self.keeps.then_some(v1::Keep {
                 kept_ms: replay::KEPT_MS,
             }),

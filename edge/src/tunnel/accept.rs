@@ -423,6 +423,7 @@ impl Stream {
             epoch: self.acceptor.me.epoch,
             via: open.via.iter().take(VIA_MAX).cloned().collect(),
             redundant: open.redundant,
+            repeatable: open.repeatable,
             stop: Some(CancellationToken::new()),
         };
         let end = End::new(&self.link.tunnel, &self.link, origin);

@@ -69,6 +69,7 @@ impl Call {
             epoch,
             via: Vec::new(),
             redundant: open.redundant,
+            repeatable: open.repeatable,
             stop: None,
         };
         let end = End::new(tunnel, link, origin);

@@ -54,6 +54,7 @@ pub(super) struct Origin {
     /// Relays over which the far end may be reached, as it says.
     pub(super) via: Vec<String>,
     pub(super) redundant: bool,
+    pub(super) repeatable: bool,
     /// For the egress, whose provider call must stop: set once the exchange cannot go on.
     pub(super) stop: Option<CancellationToken>,
 }
@@ -82,6 +83,8 @@ pub(super) struct End {
     pub(super) stranded: AtomicBool,
     /// What is small goes over two paths.
     pub(super) redundant: bool,
+    /// To be done twice is no harm.
+    pub(super) repeatable: bool,
     /// A twin is being made.
     pub(super) doubling: AtomicBool,
     /// Its writer waits for the node's budget.
@@ -112,6 +115,7 @@ impl End {
             epoch,
             via,
             redundant,
+            repeatable,
             stop,
         } = origin;
         home.vitals().began();
@@ -143,6 +147,7 @@ impl End {
             accepted: AtomicBool::new(false),
             stranded: AtomicBool::new(false),
             redundant,
+            repeatable,
             doubling: AtomicBool::new(false),
             awaits_budget: AtomicBool::new(false),
             fate: AtomicU8::new(0),

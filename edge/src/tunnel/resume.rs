@@ -42,6 +42,8 @@ pub struct Patience {
     pub grace: Duration,
     /// At an ingress whose several ways to the egress all died while it hears other nodes: the egress did (`hope`).
     pub all_dead: Duration,
+    /// The same for an exchange without an answer that may be done twice: another egress is asked meanwhile, at the worst.
+    pub repeatable: Duration,
     /// At one that is not sure whether it hears others. By then those that are heard from every 50 ms are known to be silent.
     pub unsure: Duration,
     /// At an ingress that hears nobody at all.
@@ -57,6 +59,7 @@ impl Default for Patience {
         Self {
             grace: Duration::from_secs(30),
             all_dead: Duration::from_millis(100),
+            repeatable: Duration::from_millis(20),
             unsure: Duration::from_millis(200),
             cut_off: Duration::from_secs(2),
             only_dead: Duration::from_millis(500),
@@ -328,6 +331,7 @@ fn outlook(end: &Weak<End>, turn: u32, began: Instant, gone: bool) -> Option<Dur
         gone,
         others: end.tunnel.others(&end.far, taken),
         taken,
+        repeatable: end.repeatable && end.received() == 0,
     };
     match hope::judge(seen, waited, &patience) {
         Verdict::Wait(time) => Some(time),

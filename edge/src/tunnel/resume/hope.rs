@@ -5,6 +5,8 @@
 //! out, and waiting costs nothing: nothing else could be done with the exchange, and the line may be back in a moment. The
 //! same holds where the egress is the only node that is known.
 //!
+//! An exchange without an answer that may be done twice leaves a silent egress sooner: an error costs one call to a provider.
+//!
 //! An exchange that nobody is known to have taken may be opened at another egress, so it leaves as soon as one is heard; while
 //! none is, it waits as well, since it would be refused for want of a path.
 
@@ -24,6 +26,8 @@ pub(super) struct Seen {
     pub(super) others: Option<Condition>,
     /// The egress is known to have the exchange.
     pub(super) taken: bool,
+    /// It may be done twice, and has no answer yet.
+    pub(super) repeatable: bool,
 }
 
 /// What follows.
@@ -62,6 +66,7 @@ const fn patience_with_taken(seen: Seen, patience: &Patience) -> Option<Duration
     }
     Some(match seen.others {
         _ if seen.ways < 2 => patience.only_dead,
+        Some(Condition::Up) if seen.repeatable => patience.repeatable,
         Some(Condition::Up) => patience.all_dead,
         // Falling silent as well, or heard again and not yet trusted.
         Some(Condition::Suspect) => patience.unsure,
@@ -106,6 +111,7 @@ mod tests {
             gone,
             others,
             taken: true,
+            repeatable: false,
         }
     }
 
@@ -132,6 +138,11 @@ mod tests {
         for gone in [false, true] {
             let dead = given_up(seen(3, gone, Some(Condition::Up)));
             assert_eq!(dead, Some(100 * MS), "others are heard");
+            let repeatable = given_up(Seen {
+                repeatable: true,
+                ..seen(3, gone, Some(Condition::Up))
+            });
+            assert_eq!(repeatable, Some(20 * MS), "it may be done twice");
             let out = given_up(seen(3, gone, Some(Condition::Down)));
             assert_eq!(out, Some(2_000 * MS), "nobody is heard");
             let unsure = given_up(seen(3, gone, Some(Condition::Suspect)));
