@@ -301,6 +301,11 @@ fn hello(config: &Config, identity: &Identity) -> v1::Hello {
         roles: config.node.roles.iter().map(ToString::to_string).collect(),
         region: identity.region().to_owned(),
         draining: false,
+        request_credit: if config.has(Role::Egress) {
+            tunnel::exchange::REQUEST_CREDIT_BYTES
+        } else {
+            0
+        },
     }
 }
 

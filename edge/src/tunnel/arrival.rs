@@ -20,7 +20,7 @@ use vector_proto::{
 use super::{
     Lost, LostReason,
     end::{Attachment, End},
-    exchange::INITIAL_CREDIT_BYTES,
+    exchange::REQUEST_CREDIT_BYTES,
     half::{ReadStream, ReceiveHalf, SendHalf},
     link::Link,
     transport::{Receiver, Sender},
@@ -70,7 +70,7 @@ impl Arrival {
         } = self;
         let accepted = v1::Accepted {
             epoch: end.epoch(),
-            request_credit: INITIAL_CREDIT_BYTES,
+            request_credit: REQUEST_CREDIT_BYTES,
             offset: 0,
         };
         let body = ReadStream::attached(&link, receive, 0, rest);

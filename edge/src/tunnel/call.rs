@@ -75,6 +75,9 @@ impl Call {
         let end = End::new(tunnel, link, origin);
         {
             let mut sending = end.sending.lock();
+            if direct {
+                sending.outgoing.allow(link.request_credit);
+            }
             sending.opening = Some(Opening {
                 first: (Instant::now(), Arc::clone(link)),
                 left: false,

@@ -21,9 +21,14 @@ use bytes::{Buf as _, Bytes};
 pub use self::attachments::{ATTACH_BURST, ATTACH_REFILL, Attachments, Ignored};
 
 /// Credit that both ends assume before anything is said: a sequence of up to this many bytes needs no word from the receiver.
-///
-/// 256 KiB a direction; with 2,000 exchanges a node that all fill both windows, 1 GiB at the worst.
 pub const INITIAL_CREDIT_BYTES: u64 = 256 << 10;
+
+/// What an egress takes of a request before it has said anything, which its HELLO tells: a prompt that does not fit waits a
+/// round trip for credit, and those of 256 KiB are common.
+///
+/// With 2,000 exchanges a node that all fill both windows, 1.5 GiB at the worst.
+pub const REQUEST_CREDIT_BYTES: u64 = 512 << 10;
+const _: () = assert!(REQUEST_CREDIT_BYTES <= WINDOW_BYTES_MAX);
 
 /// Largest window that a receiver opens for one sequence, once it has seen that the smaller one holds the sender up.
 ///
@@ -296,19 +301,25 @@ pub struct Incoming {
 
 impl Default for Incoming {
     fn default() -> Self {
-        Self {
-            next: 0,
-            ahead: BTreeMap::new(),
-            consumed: 0,
-            credit: INITIAL_CREDIT_BYTES,
-            window: INITIAL_CREDIT_BYTES,
-            acked: 0,
-            unacked_since: None,
-        }
+        Self::new(INITIAL_CREDIT_BYTES)
     }
 }
 
 impl Incoming {
+    /// For a sender that may send so much at first.
+    #[must_use]
+    pub const fn new(credit: u64) -> Self {
+        Self {
+            next: 0,
+            ahead: BTreeMap::new(),
+            consumed: 0,
+            credit,
+            window: credit,
+            acked: 0,
+            unacked_since: None,
+        }
+    }
+
     /// First byte that is still missing.
     #[must_use]
     pub const fn next_offset(&self) -> u64 {

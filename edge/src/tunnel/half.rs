@@ -27,7 +27,7 @@ use super::{
     LostReason,
     double::SMALL_BYTES_MAX,
     end::{End, Out, Side},
-    exchange::Incoming,
+    exchange::{INITIAL_CREDIT_BYTES, Incoming, REQUEST_CREDIT_BYTES},
     transport::{self, Receiver},
 };
 
@@ -207,10 +207,14 @@ pub(super) struct ReceiveHalf {
 
 impl ReceiveHalf {
     pub(super) fn new(end: Arc<End>, stream: ReadStream) -> Self {
+        let credit = match end.side {
+            Side::Ingress => INITIAL_CREDIT_BYTES,
+            Side::Egress => REQUEST_CREDIT_BYTES,
+        };
         Self {
             end,
             streams: vec![stream],
-            incoming: Incoming::default(),
+            incoming: Incoming::new(credit),
             decoder: Decoder::default(),
             input: Bytes::new(),
             queue: VecDeque::new(),

@@ -36,6 +36,7 @@ use self::{control::Control, outbox::Outbox};
 use super::{
     Peer, Tunnel,
     end::Side,
+    exchange::WINDOW_BYTES_MAX,
     hedge::Lateness,
     transport::{self, Connection, Receiver, Sender},
     vitals::{Condition, Vitals},
@@ -82,6 +83,8 @@ pub struct Link {
     pub peer: Arc<str>,
     /// Incarnation of the peer.
     pub epoch: u64,
+    /// Bytes of a request that the peer takes before it has said anything.
+    pub(super) request_credit: u64,
     /// Where the peer is, for people.
     pub address: Arc<str>,
     /// This node.
@@ -180,6 +183,7 @@ impl Link {
             egress: hello.roles.iter().any(|role| role == "egress"),
             tunnel: tunnel.clone(),
             epoch: hello.epoch,
+            request_credit: hello.request_credit.min(WINDOW_BYTES_MAX),
             address,
             connection,
             vitals: Arc::default(),

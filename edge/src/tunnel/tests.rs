@@ -12,6 +12,7 @@ use vector_proto::{
 
 use super::{
     accept::Acceptor,
+    exchange::{INITIAL_CREDIT_BYTES, REQUEST_CREDIT_BYTES},
     link::Link,
     transport::{Connection, memory},
     *,
@@ -51,6 +52,11 @@ fn hello_of(node: &str, epoch: u64) -> v1::Hello {
         node: node.into(),
         epoch,
         roles: vec![node.into()],
+        request_credit: if node == "egress" {
+            REQUEST_CREDIT_BYTES
+        } else {
+            0
+        },
         ..v1::Hello::default()
     }
 }
@@ -247,6 +253,20 @@ async fn bodies_of_any_size_go_there_and_back() {
         there_and_back(&tunnel, &direct_path(), &mut arrivals, total).await;
     }
     assert_eq!(link.outstanding(), 0);
+}
+
+#[tokio::test]
+async fn an_egress_says_how_much_of_a_request_it_takes_unasked() {
+    for ((tunnel, _, _arrivals), path, wanted) in [
+        (direct().await, direct_path(), REQUEST_CREDIT_BYTES),
+        // The relay answers for itself.
+        (over_relay().await, relay_path(), INITIAL_CREDIT_BYTES),
+    ] {
+        let (exchange, open) = open();
+        let _call = tunnel.open(&path, exchange, &open).await.unwrap();
+        let end = tunnel.calls().get(exchange).unwrap();
+        assert_eq!(end.sending.lock().outgoing.room(), wanted, "{path:?}");
+    }
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use super::carry::{Ask, Move, drive};
 use crate::tunnel::{
     LostReason, Tunnel,
     end::{Attachment, End, Side},
-    exchange::{INITIAL_CREDIT_BYTES, Ignored},
+    exchange::{INITIAL_CREDIT_BYTES, Ignored, REQUEST_CREDIT_BYTES},
     half::ReadStream,
     link::Link,
     transport::{Receiver, Sender},
@@ -180,7 +180,7 @@ impl Tunnel {
             sending.install(Attachment { link, stream }, |offset| {
                 let accepted = v1::Accepted {
                     epoch: end.epoch(),
-                    request_credit: INITIAL_CREDIT_BYTES,
+                    request_credit: REQUEST_CREDIT_BYTES,
                     offset,
                 };
                 codec::message(Kind::Accepted, &accepted)

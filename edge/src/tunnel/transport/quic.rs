@@ -22,7 +22,7 @@ use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{Error, congestion};
-use crate::tunnel::{budget::GROWN_BYTES_MAX, exchange::INITIAL_CREDIT_BYTES};
+use crate::tunnel::{budget::GROWN_BYTES_MAX, exchange::REQUEST_CREDIT_BYTES};
 
 /// What both ends offer in TLS; another version of the frames is another name.
 pub const ALPN: &[u8] = b"vector/1";
@@ -420,7 +420,7 @@ fn transport_config(congestion: &Arc<congestion::Config>) -> quinn::TransportCon
 
 /// Room for the first window of each stream, and for those that are larger.
 fn connection_window(streams: u32) -> VarInt {
-    let bytes = CONNECTION_WINDOW_BYTES + u64::from(streams) * INITIAL_CREDIT_BYTES;
+    let bytes = CONNECTION_WINDOW_BYTES + u64::from(streams) * REQUEST_CREDIT_BYTES;
     VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
 }
 
