@@ -195,6 +195,7 @@ impl Fleet {
             id: id.to_owned(),
             number,
             end,
+            ahead: Mutex::default(),
         }
     }
 

@@ -27,6 +27,8 @@ pub const REMOVED: &str = "vector-removed";
 pub mod delta;
 mod redacted;
 
+pub mod status;
+
 pub mod codec;
 
 /// Descriptors of every message and service, for gRPC reflection.

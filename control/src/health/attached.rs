@@ -1,11 +1,12 @@
 //! One open stream of a node, and what the node says on it.
 
-use std::{sync::Arc, time::Instant};
+use std::{mem, sync::Arc, time::Instant};
 
+use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 use vector_proto::control::v1::Status;
 
-use super::{Fleet, Member, Presence, Said, Signals};
+use super::{Fleet, Member, Presence, Said, Signals, said};
 
 /// An open stream of a node. Dropped, the node is gone.
 #[derive(Debug)]
@@ -14,7 +15,12 @@ pub struct Attached {
     pub(super) id: String,
     pub(super) number: u64,
     pub(super) end: CancellationToken,
+    /// Links that were said ahead of a status, encoded as those of one.
+    pub(super) ahead: Mutex<Vec<u8>>,
 }
+
+/// What may be said ahead of a status: some 70,000 links.
+const AHEAD_BYTES_MAX: usize = 4 << 20;
 
 impl Attached {
     /// Cancelled when the stream must end: a newer one is there, or the node was removed.
@@ -48,13 +54,21 @@ impl Attached {
         self.fleet.asked.heard(&self.id, asked);
     }
 
-    /// The node says how it is.
+    /// The node says how it is, perhaps in pieces.
     pub fn status(&self, status: Status, now_unix_ms: u64) {
-        let said = Said::new(&status);
+        let mut ahead = self.ahead.lock();
+        if status.more {
+            if ahead.len() < AHEAD_BYTES_MAX {
+                said::append(&mut ahead, status);
+            }
+            return;
+        }
+        let said = Said::new(mem::take(&mut *ahead), &status);
+        drop(ahead);
         self.note(now_unix_ms, |presence| {
             presence.clock_skew_ms = skew(status.unix_ms, now_unix_ms);
             presence.said = Some(said);
-            std::mem::replace(&mut presence.draining, status.draining) != status.draining
+            mem::replace(&mut presence.draining, status.draining) != status.draining
         });
         self.say(Signals {
             pools: status.pools,

@@ -12,11 +12,23 @@ use vector_proto::control::v1::Status;
 #[derive(Clone, Debug)]
 pub struct Said(Arc<[u8]>);
 
+/// Appends what was said ahead of the rest. Encoded messages that follow each other are one, with the rows of both.
+pub(super) fn append(ahead: &mut Vec<u8>, piece: Status) {
+    let links = Status {
+        links: piece.links,
+        ..Status::default()
+    };
+    // A vector has room for whatever comes.
+    let _ = links.encode(ahead);
+}
+
 impl Said {
-    /// Of what a node said.
+    /// Of what a node said, behind the links that it said `ahead`.
     #[must_use]
-    pub fn new(status: &Status) -> Self {
-        Self(status.encode_to_vec().into())
+    pub fn new(mut ahead: Vec<u8>, status: &Status) -> Self {
+        ahead.reserve_exact(status.encoded_len());
+        let _ = status.encode(&mut ahead);
+        Self(ahead.into())
     }
 
     /// What it said.
@@ -28,7 +40,12 @@ impl Said {
 
 #[cfg(test)]
 mod tests {
-    use vector_proto::control::v1::LinkStatus;
+    use std::mem;
+
+    use vector_proto::control::{
+        status::{LINKS_MAX, pieces},
+        v1::LinkStatus,
+    };
 
     use super::*;
 
@@ -41,10 +58,19 @@ mod tests {
         };
         let status = Status {
             draining: true,
-            links: (0..3).map(link).collect(),
+            links: (0..3 * LINKS_MAX as u64).map(link).collect(),
             ..Status::default()
         };
-        assert_eq!(Said::new(&status).status(), status);
-        assert_eq!(Said::new(&Status::default()).status(), Status::default());
+        let mut ahead = Vec::new();
+        for piece in pieces(status.clone()) {
+            if piece.more {
+                append(&mut ahead, piece);
+            } else {
+                let said = Said::new(mem::take(&mut ahead), &piece);
+                assert_eq!(said.status(), status);
+            }
+        }
+        let nothing = Said::new(Vec::new(), &Status::default());
+        assert_eq!(nothing.status(), Status::default());
     }
 }

@@ -6,7 +6,10 @@ use std::{
 };
 
 use tokio::sync::mpsc;
-use vector_proto::control::v1::{self, NodeEvent, node_event::Event};
+use vector_proto::control::{
+    status::pieces,
+    v1::{self, NodeEvent, node_event::Event},
+};
 
 use super::ControlPlane;
 
@@ -55,12 +58,10 @@ pub(super) async fn report_status(control: &ControlPlane, events: &mpsc::Sender<
             age >= STATUS_EVERY_MAX || differs(said, &status, age)
         });
         if due {
-            if events
-                .send(event(Event::Status(status.clone())))
-                .await
-                .is_err()
-            {
-                return;
+            for piece in pieces(status.clone()) {
+                if events.send(event(Event::Status(piece))).await.is_err() {
+                    return;
+                }
             }
             last = Some((Instant::now(), status));
         }

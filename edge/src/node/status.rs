@@ -108,6 +108,7 @@ impl Status {
             .unwrap_or_default();
         control::Status {
             unix_ms: ms(now),
+            more: false,
             certificate_until_unix_ms: ms(place.identity.validity().1),
             disk_free_bytes,
             disk_bytes,

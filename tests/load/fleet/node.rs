@@ -13,6 +13,7 @@ use vector_edge::control_plane::{connect, snapshot::Parts};
 use vector_edge::identity::Identity;
 use vector_proto::control::{
     delta,
+    status::pieces,
     v1::{
         Applied, ControlEvent, LinkState, LinkStatus, NodeEvent, Register, Snapshot, SnapshotDelta,
         Status, UpstreamStatus, control_event, node_client::NodeClient, node_event::Event,
@@ -73,7 +74,11 @@ impl Node {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                _ = reports.tick() => events.send(said(Event::Status(self.status()))).await?,
+                _ = reports.tick() => {
+                    for piece in pieces(self.status()) {
+                        events.send(said(Event::Status(piece))).await?;
+                    }
+                }
                 message = stream.message() => {
                     let message = message?.context("control closed the stream")?;
                     let at = Instant::now();
