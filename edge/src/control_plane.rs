@@ -280,9 +280,11 @@ impl ControlPlane {
         self.0.objects.remember(object);
     }
 
-    /// Tells control of an object, at once.
+    /// Tells control of an object, at once. Whose one is that an answer only told of, control decides: it is asked.
     pub fn object_made(&self, object: v1::Object) {
-        self.0.objects.remember(object.clone());
+        if !object.told {
+            self.0.objects.remember(object.clone());
+        }
         self.0.reports.object(object);
     }
 

@@ -77,7 +77,7 @@ pub trait Reports: fmt::Debug + Send + Sync {
     /// An exchange has ended, and consumed this.
     fn record(&self, record: control::UsageRecord);
 
-    /// An object was made that later calls may name.
+    /// There is an object that later calls may name.
     fn object_made(&self, object: control::Object);
 }
 
@@ -264,7 +264,8 @@ impl Egress {
 
 impl Room {
     /// Tells at once of an object that later calls may name.
-    fn object_made(&self, exchange: &Exchange, id: &str) {
+    /// `told`: not made by the call, but told of in its answer.
+    fn object_made(&self, exchange: &Exchange, id: &str, told: bool) {
         self.reports.object_made(control::Object {
             id: id.to_owned(),
             account: exchange.head.account.clone(),
@@ -277,6 +278,7 @@ impl Room {
             operation: exchange.head.operation.clone(),
             model: exchange.head.model.clone(),
             made_unix_ms: unix_ms(),
+            told,
         });
     }
 

@@ -3,7 +3,7 @@
 use harness::{Client, INGRESS, Network, network::NODES};
 use serde_json::{Value, json};
 
-/// What `files` without a model goes to.
+/// What `files` without a model goes to. A batch goes where its file is.
 fn files_route(provider: &str) -> String {
     format!(
         "[[default_route]]\noperation = \"files.*\"\nupstreams = [{{ provider = \"{provider}\" }}]\n"
@@ -13,7 +13,8 @@ fn files_route(provider: &str) -> String {
 #[test]
 fn an_object_is_found_by_its_makers_credential_through_any_ingress_and_by_nobody_else() {
     let network = Network::shared();
-    let tenant = network.tenant_of("objects", 2, &["--first-ms", "0", "--token-ms", "0"]);
+    let pace = ["--first-ms", "0", "--token-ms", "0", "--task-ms", "0"];
+    let tenant = network.tenant_of("objects", 2, &pace);
     network.apply(&files_route("objects"));
     network.apply("[[account]]\nname = \"objects-other\"\n");
     let stranger = network.create_key("objects-other", &[]);
@@ -53,6 +54,7 @@ fn an_object_is_found_by_its_makers_credential_through_any_ingress_and_by_nobody
         let follow = json!({"model": "objects", "input": "and?", "previous_response_id": response});
         other.post("/v1/responses", &follow).expect(404);
         there.post("/v1/responses", &follow).expect(200);
+        a_batchs_output_is_its_makers(&here, &there, &other, &file);
         let deleted = there
             .request("DELETE", &format!("/v1/files/{file}"))
             .send()
@@ -66,6 +68,21 @@ fn an_object_is_found_by_its_makers_credential_through_any_ingress_and_by_nobody
         used.iter().all(|row| row["requests"].as_u64() > Some(0)),
         "both credentials made objects: {used:?}"
     );
+}
+
+/// What a batch has written is found as the batch is, once its maker has seen that it is done.
+fn a_batchs_output_is_its_makers(here: &Client, there: &Client, other: &Client, input: &str) {
+    let about = json!({"input_file_id": input, "endpoint": "/v1/chat/completions", "completion_window": "24h"});
+    let batch = here.post("/v1/batches", &about).expect(200).id();
+    let done = there.get(&format!("/v1/batches/{batch}")).expect(200);
+    let output = done.json()["output_file_id"].as_str().unwrap().to_owned();
+    let content = format!("/v1/files/{output}/content");
+    for client in [here, there] {
+        let read = client.get(&content).expect(200);
+        assert!(read.text().contains("batch_req_sample"));
+    }
+    other.get(&content).expect(404);
+    other.get(&format!("/v1/batches/{batch}")).expect(404);
 }
 
 #[test]

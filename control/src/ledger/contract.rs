@@ -17,6 +17,8 @@ use super::{
     postgres::{Postgres, cluster::Cluster},
 };
 
+mod told;
+
 /// Few enough to be reached by a test; a multiple of the parts that PostgreSQL counts in.
 const BOUNDS: Bounds = Bounds {
     account: 64,
@@ -30,6 +32,7 @@ async fn keeps_the_contract(pair: &Pair) {
     usage_is_found_summed_and_paged(pair).await;
     absurd_records_are_refused_and_odd_ones_are_not(pair).await;
     objects_are_their_accounts_alone(pair).await;
+    told::an_object_told_of_is_nobodys_who_did_not_make_it(pair).await;
     an_object_is_found_while_it_is_being_made(pair).await;
     one_of_many_gets_a_key(pair).await;
     a_key_is_its_accounts_and_its_requests_alone_and_lasts_a_day(pair).await;
@@ -309,6 +312,7 @@ fn object(account: &str, id: &str, credential: &str) -> Object {
         operation: "files.create".into(),
         model: "m".into(),
         made_unix_ms: 7,
+        told: false,
     }
 }
 

@@ -44,7 +44,8 @@ impl Embedded {
         let write = move |connection: &Connection| {
             let mut insert = connection.prepare_cached(
                 "INSERT OR REPLACE INTO objects (account, id, provider, credential, operation, model, made_unix_ms)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+                 SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7
+                 WHERE NOT (?8 AND EXISTS (SELECT 1 FROM objects WHERE id = ?2))",
             )?;
             for object in &objects {
                 insert.execute(params![
@@ -55,6 +56,7 @@ impl Embedded {
                     object.operation,
                     object.model,
                     signed(object.made_unix_ms),
+                    object.told,
                 ])?;
             }
             Ok(())
@@ -96,5 +98,6 @@ fn object(row: &Row<'_>) -> rusqlite::Result<Object> {
         operation: row.get(4)?,
         model: row.get(5)?,
         made_unix_ms: unsigned(row.get(6)?),
+        told: false,
     })
 }

@@ -30,7 +30,8 @@ pub enum Located {
 }
 
 impl Ledger {
-    /// Keeps objects. The last word about one wins. Returns once they are durable, with those that are absurd and not kept.
+    /// Keeps objects. The last word about one wins, but what an answer only told of is kept just where nothing is known of
+    /// its id: what an account made is never another's. Returns once they are durable, with those that are absurd and not kept.
     ///
     /// # Errors
     /// [`Error::Invalid`] for too many at once; otherwise when the database fails, and then none is known to be kept.

@@ -72,7 +72,7 @@ pub async fn pass_on(
     };
     exchange.meter.head(&head, content, &ask, Instant::now());
     if let Some(id) = exchange.meter.object() {
-        room.object_made(exchange, id);
+        room.object_made(exchange, id, false);
     }
     let credential = permit.key().name();
     answer.head(response_head(
@@ -122,8 +122,13 @@ async fn chunks(
         match next(live, watch, held).await {
             Step::Chunk(chunk) => {
                 watch.moved(Instant::now());
-                if exchange.meter.feed(&chunk) {
-                    room.object_made(exchange, exchange.meter.object().unwrap_or_default());
+                let news = exchange.meter.feed(&chunk);
+                if news.made {
+                    let id = exchange.meter.object().unwrap_or_default();
+                    room.object_made(exchange, id, false);
+                }
+                for id in exchange.meter.told(news.told) {
+                    room.object_made(exchange, id, true);
                 }
                 let Some(rename) = rename else {
                     meanwhile(live, watch, answer.data(chunk)).await?;

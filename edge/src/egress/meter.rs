@@ -1,14 +1,17 @@
 //! Reads what an answer consumed and what it made, while it passes.
 //!
-//! Numbers and one id are all that is kept. Only a POST consumes: fetching a response that ran earlier shows its
+//! Numbers and ids are all that is kept. Only a POST consumes: fetching a response that ran earlier shows its
 //! usage again, and must not count twice. Whatever becomes of the answer, the key that was used is told what it cost.
 
-use std::time::{Duration, Instant};
+use std::{
+    ops::Range,
+    time::{Duration, Instant},
+};
 
 use http::{Version, header};
 use vector_proto::{
     dialect::{
-        operation::{IdAt, Operation},
+        operation::{IdAt, IdPath, Operation},
         usage::{Reader, StreamEnd},
         websocket::Frames,
     },
@@ -37,6 +40,8 @@ pub struct Meter {
     /// The id is of something that later calls may name.
     makes: bool,
     object: Option<String>,
+    /// How many further ids were shown.
+    told: usize,
     /// Bytes of the answer that have left.
     pub response_bytes: u64,
     started: Instant,
@@ -58,6 +63,7 @@ impl Meter {
             open_ended: false,
             makes: false,
             object: None,
+            told: 0,
             response_bytes: 0,
             started: now,
             first_byte: None,
@@ -71,7 +77,7 @@ impl Meter {
         &mut self,
         head: &http::response::Parts,
         content: Content,
-        ask: &Ask<'_>,
+        ask: &Ask,
         now: Instant,
     ) {
         self.first_byte = Some(now.saturating_duration_since(self.started));
@@ -87,7 +93,9 @@ impl Meter {
             self.object = id.filter(|id| !id.is_empty()).map(str::to_owned);
         }
         let reader = match content {
-            Content::Json if self.consumes && whole => Some(Reader::json()),
+            Content::Json if whole && (self.consumes || !row.tells.is_empty()) => {
+                Some(Reader::json())
+            }
             Content::Events => Some(Reader::sse()),
             Content::Json | Content::Other => None,
         };
@@ -96,7 +104,9 @@ impl Meter {
         self.marked = content == Content::Events
             && whole
             && (named(MARKED) || (self.open_ended && named(MARKED_MOSTLY)));
+        let tells: &[IdPath] = if whole { &row.tells } else { &[] };
         self.reader = reader.map(|reader| {
+            let reader = reader.with_tells(tells);
             Box::new(match row.id_at {
                 IdAt::Field(field) => reader.with_id_field(field),
                 IdAt::Location => reader,
@@ -131,21 +141,32 @@ impl Meter {
         self.frames = Some(Box::default());
     }
 
-    /// Reads a piece of the answer, as the provider sent it. Says once that the id of what it makes is known.
-    pub fn feed(&mut self, chunk: &[u8]) -> bool {
+    /// Reads a piece of the answer, as the provider sent it. Says once of each id that it is known.
+    pub fn feed(&mut self, chunk: &[u8]) -> News {
         self.response_bytes += chunk.len() as u64;
         if let Some(frames) = &mut self.frames {
             frames.feed(chunk);
         }
         let Some(reader) = &mut self.reader else {
-            return false;
+            return News::default();
         };
         reader.feed(chunk);
-        if !self.makes || self.object.is_some() {
-            return false;
+        let known = self.object.is_some();
+        if self.makes && !known {
+            self.object = reader.id().map(str::to_owned);
         }
-        self.object = reader.id().map(str::to_owned);
-        self.object.is_some()
+        let told = self.told..reader.told().len();
+        self.told = told.end;
+        News {
+            made: self.object.is_some() && !known,
+            told,
+        }
+    }
+
+    /// Further ids that the answer told of, which the same credential has.
+    pub fn told(&self, which: Range<usize>) -> &[Box<str>] {
+        let told = self.reader.as_deref().map_or(&[][..], Reader::told);
+        told.get(which).unwrap_or_default()
     }
 
     /// The object that the answer makes, as far as is known.
@@ -212,11 +233,20 @@ fn is_open_ended(head: &http::response::Parts) -> bool {
         && !framed(header::TRANSFER_ENCODING)
 }
 
+/// What later calls may name from now on.
+#[derive(Debug, Default)]
+pub struct News {
+    /// [`Meter::object`] is known.
+    pub made: bool,
+    /// So are these of [`Meter::told`].
+    pub told: Range<usize>,
+}
+
 /// What is known of the operation before its answer.
 #[derive(Clone, Copy, Debug)]
-pub struct Ask<'a> {
+pub struct Ask {
     /// Its row in the table, if this version has one.
-    pub row: Option<&'a Operation>,
+    pub row: Option<&'static Operation>,
     /// The provider is asked to keep what the call makes.
     pub keeps: bool,
 }

@@ -264,6 +264,7 @@ impl Stream {
             operation: self.record.operation.to_owned(),
             model: self.record.model.as_deref().unwrap_or_default().to_owned(),
             made_unix_ms: u64::try_from(since.as_millis()).unwrap_or(u64::MAX),
+            told: false,
         });
     }
 

@@ -403,6 +403,38 @@ async fn an_object_is_told_before_the_answer_ends() {
     );
 }
 
+#[tokio::test]
+async fn what_an_answer_tells_of_is_its_credentials_too() {
+    let address = provider(|_, mut caller: Caller| async move {
+        while caller.request().await.is_some() {
+            let batch = r#"{"id":"batch_1","output_file_id":"file-out","error_file_id":"file-err","metadata":{"output_file_id":"file-no"}}"#;
+            caller.answer(200, JSON, batch).await;
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    for (path, operation) in [
+        ("/files/batch_1", "files.retrieve"),
+        ("/batches/batch_1", "batches.retrieve"),
+    ] {
+        let mut request = chat(0);
+        request.method = "GET".into();
+        (request.path, request.operation) = (path.into(), operation.into());
+        let answered = town.ask(request, b"").await.unwrap();
+        assert_eq!(answered.trailers.object, "", "nothing was made");
+    }
+    let objects = town.told.objects.lock();
+    let told: Vec<_> = objects
+        .iter()
+        .map(|object| {
+            let of = (object.account.as_str(), object.credential.as_str());
+            (object.id.as_str(), of, object.told)
+        })
+        .collect();
+    let of = ("initech", "one");
+    assert_eq!(told, [("file-out", of, true), ("file-err", of, true)]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
 async fn what_was_consumed_is_recorded_before_the_answers_end_leaves() {
     for events in [false, true] {

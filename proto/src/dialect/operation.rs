@@ -51,6 +51,31 @@ pub enum IdAt {
     Location,
 }
 
+/// Where an answer names an id: keys from its outermost object on, with `[]` for every element of an array.
+///
+/// Only exact places count. An answer repeats much of what the client sent (metadata, input items), and an id from there is
+/// the client's word, not the provider's.
+#[derive(Debug)]
+pub struct IdPath(Box<[&'static str]>);
+
+impl IdPath {
+    fn read(text: &'static str) -> Self {
+        let keys = text.split('.').flat_map(|key| {
+            let (key, element) = match key.strip_suffix("[]") {
+                Some(key) => (key, Some("[]")),
+                None => (key, None),
+            };
+            std::iter::once(key).chain(element)
+        });
+        Self(keys.collect())
+    }
+
+    /// What is gone through, from the outside in.
+    pub fn steps(&self) -> &[&'static str] {
+        &self.0
+    }
+}
+
 /// One operation of the API: a row of the table.
 #[derive(Debug)]
 pub struct Operation {
@@ -68,6 +93,8 @@ pub struct Operation {
     pub makes: Option<&'static str>,
     /// Where the answer names the object made; without meaning when `makes` is `None`.
     pub id_at: IdAt,
+    /// Where a success names further objects, which the same credential of the same provider has: a batch's output, say.
+    pub tells: Vec<IdPath>,
     /// Collection of the existing object that the path names first, for example `responses`.
     pub object: Option<&'static str>,
     /// The operation is a WebSocket upgrade.
@@ -271,19 +298,13 @@ fn row(line: &'static str) -> Option<Operation> {
         _ => return None,
     };
     let makes = Some(column()?).filter(|makes| *makes != "-");
-    let extra = column()?;
-    let id_at = match extra.strip_prefix("id=") {
-        Some("location") => IdAt::Location,
-        Some(field) => IdAt::Field(field),
-        None => IdAt::Field("id"),
-    };
+    let extra = Extra::read(column()?)?;
     let object = match model {
         ModelAt::Path => None,
         _ => path
             .split_once("/{")
             .and_then(|(collection, _)| collection.strip_prefix("/v1/")),
     };
-    let local = extra == "local";
     Some(Operation {
         name,
         method,
@@ -291,9 +312,37 @@ fn row(line: &'static str) -> Option<Operation> {
         body,
         model,
         makes,
-        id_at,
+        id_at: extra.id_at,
+        tells: extra.tells,
         object,
         websocket,
-        local,
+        local: extra.local,
     })
+}
+
+/// The last column: words, parted by blanks.
+struct Extra {
+    local: bool,
+    id_at: IdAt,
+    tells: Vec<IdPath>,
+}
+
+impl Extra {
+    fn read(column: &'static str) -> Option<Self> {
+        let mut extra = Self {
+            local: false,
+            id_at: IdAt::Field("id"),
+            tells: Vec::new(),
+        };
+        for word in column.split(' ').filter(|word| *word != "-") {
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("local", "") => extra.local = true,
+                ("id", "location") => extra.id_at = IdAt::Location,
+                ("id", field) => extra.id_at = IdAt::Field(field),
+                ("tells", paths) => extra.tells = paths.split(',').map(IdPath::read).collect(),
+                _ => return None,
+            }
+        }
+        Some(extra)
+    }
 }

@@ -1,6 +1,6 @@
 //! Reads what an answer consumed, what it made, and whether it ended, while it streams by.
 //!
-//! [`Reader`] walks a JSON body or the events of a stream and keeps numbers and one id, never the text. OpenAI's two
+//! [`Reader`] walks a JSON body or the events of a stream and keeps numbers and ids, never the text. OpenAI's two
 //! vocabularies (`prompt_tokens`, `input_tokens`) and their details become one [`Usage`]. Whether a stream was cut
 //! is judged from its own end marks, since a connection that closes looks the same in both cases.
 
@@ -9,9 +9,13 @@ use std::sync::LazyLock;
 use memchr::memmem;
 
 use super::lexer::{Lexer, Step, Want};
+use super::operation::IdPath;
 use super::sse::{Field, Lines, Piece};
 use super::text::{Text, unescape};
+use told::Told;
 use vocabulary::{Key, Number, Place, integer, is_last_event, key_of, slot, thousandths};
+
+mod told;
 
 mod vocabulary;
 
@@ -114,6 +118,7 @@ pub struct Reader {
     id_field: &'static [u8],
     id: Text,
     id_known: bool,
+    told: Option<Box<Told>>,
     current: Usage,
     usage: Option<Usage>,
     /// How much of `[DONE]` the data of the event in hand matched; beyond it: something else.
@@ -145,6 +150,7 @@ impl Reader {
             id_field: b"id",
             id: Text::new(),
             id_known: false,
+            told: None,
             current: Usage::default(),
             usage: None,
             done_matched: 0,
@@ -168,6 +174,17 @@ impl Reader {
     pub fn with_id_field(mut self, field: &'static str) -> Self {
         self.id_field = field.as_bytes();
         self
+    }
+
+    /// Looks for further ids as well, see [`super::operation::Operation::tells`].
+    pub fn with_tells(mut self, paths: &'static [IdPath]) -> Self {
+        self.told = (!paths.is_empty()).then(|| Box::new(Told::new(paths)));
+        self
+    }
+
+    /// The further ids, each once, as they were found.
+    pub fn told(&self) -> &[Box<str>] {
+        self.told.as_deref().map_or(&[], Told::ids)
     }
 
     /// The last usage seen.
@@ -299,7 +316,9 @@ impl Reader {
                         Place::Choices => Key::Enter(Place::Choice),
                         _ => Key::Other,
                     };
-                    self.ask();
+                    let level = self.lexer.level();
+                    let tells = self.told.as_mut().is_some_and(|told| told.element(level));
+                    self.ask(tells);
                 }
                 Step::Opened => self.opened(),
                 Step::Closed => self.closed(),
@@ -316,8 +335,10 @@ impl Reader {
         }
     }
 
-    fn ask(&mut self) {
+    /// Says what is wanted of the value; `tells` if further ids may be in it.
+    fn ask(&mut self, tells: bool) {
         self.lexer.want(match self.key {
+            Key::Other if tells => Want::TextOrEnter,
             Key::Other => Want::Skip,
             Key::Enter(_) => Want::Enter,
             Key::Error => Want::TextOrEnter,
@@ -326,12 +347,15 @@ impl Reader {
     }
 
     fn key(&mut self, part: &[u8]) {
+        let (place, level) = (self.place(), self.lexer.level());
         let name = self.lexer.raw(part).unwrap_or_default();
-        self.key = match self.place() {
+        let told = self.told.as_mut();
+        let tells = told.is_some_and(|told| told.key(level, name));
+        self.key = match place {
             Place::Root | Place::Response if name == self.id_field => Key::Id,
             place => key_of(place, name),
         };
-        self.ask();
+        self.ask(tells);
     }
 
     fn opened(&mut self) {
@@ -343,6 +367,9 @@ impl Reader {
             }
             _ => Place::Other,
         };
+        if let Some(told) = &mut self.told {
+            told.opened(self.lexer.level());
+        }
         if let Some(slot) = self
             .lexer
             .level()
@@ -381,6 +408,9 @@ impl Reader {
         let Some(raw) = self.lexer.raw(part) else {
             return;
         };
+        if let Some(told) = self.told.as_mut().filter(|_| string) {
+            told.text(self.lexer.level(), raw);
+        }
         match self.key {
             Key::Id if string && !self.id_known => {
                 self.id_known = unescape(raw, &mut self.id).is_some()

@@ -94,6 +94,23 @@ fn an_object_is_made_where_later_calls_look_for_it() {
     }
 }
 
+#[test]
+fn every_place_of_an_id_is_one_that_is_looked_at() {
+    for row in operation::all() {
+        assert!(row.tells.len() <= 32, "{}: a bit each", row.name);
+        for path in &row.tells {
+            let steps = path.steps();
+            assert!((1..=8).contains(&steps.len()), "{}: {steps:?}", row.name);
+            assert!(steps.iter().all(|step| !step.is_empty()), "{steps:?}");
+        }
+        assert!(
+            row.tells.is_empty() || !row.name.contains(".list"),
+            "{}: a list may show what other accounts have",
+            row.name
+        );
+    }
+}
+
 #[track_caller]
 fn found(method: &str, path: &str) -> (&'static str, Option<String>, Option<String>) {
     let found = operation::find(method, path).unwrap();
@@ -358,6 +375,85 @@ fn usage_is_read_in_each_vocabulary() {
             .1
             .as_deref(),
         Some("thread_1")
+    );
+}
+
+/// The further ids that an answer tells of, however it is cut.
+#[track_caller]
+fn told(method: &str, path: &str, events: bool, text: &str) -> Vec<String> {
+    let tells = &operation::find(method, path).unwrap().operation.tells;
+    let read = |cut: usize| {
+        let reader = if events {
+            Reader::sse()
+        } else {
+            Reader::json()
+        };
+        let mut reader = reader.with_tells(tells);
+        reader.feed(&text.as_bytes()[..cut]);
+        reader.feed(&text.as_bytes()[cut..]);
+        reader.told().iter().map(|id| id.to_string()).collect()
+    };
+    let whole: Vec<String> = read(text.len());
+    for cut in 0..text.len() {
+        assert_eq!(read(cut), whole, "cut at {cut}");
+    }
+    whole
+}
+
+#[test]
+fn an_answer_tells_of_what_else_its_credential_has() {
+    let none: [&str; 0] = [];
+    let batch = r#"{"id":"batch_1","metadata":{"output_file_id":"no","x":{"error_file_id":"no"}},"errors":[{"output_file_id":"no"}],
+        "input_file_id":"no","output_file_id":"file-\u006fut","error_file_id":null,"request_counts":{"total":1}}"#;
+    for path in ["/v1/batches/batch_1", "/v1/batches/batch_1/cancel"] {
+        let method = if path.ends_with("l") { "POST" } else { "GET" };
+        assert_eq!(told(method, path, false, batch), ["file-out"]);
+    }
+    assert_eq!(told("GET", "/v1/files/file-1", false, batch), none);
+    let list = format!(r#"{{"object":"list","data":[{batch}]}}"#);
+    assert_eq!(told("GET", "/v1/batches", false, &list), none);
+    let job = r#"{"id":"ftjob-1","result_files":["file-a","file-b","file-a",7,["no"],{"result_files":["no"]}],"training_file":"no"}"#;
+    assert_eq!(
+        told("GET", "/v1/fine_tuning/jobs/ftjob-1", false, job),
+        ["file-a", "file-b"]
+    );
+    let upload = r#"{"id":"upload_1","status":"completed","file":{"id":"file-whole"}}"#;
+    let complete = "/v1/uploads/upload_1/complete";
+    assert_eq!(told("POST", complete, false, upload), ["file-whole"]);
+    let annotation =
+        r#"{"type":"container_file_citation","container_id":"cntr_2","file_id":"cfile_1"}"#;
+    let response = format!(
+        r#"{{"id":"resp_1","tools":[{{"container":"no","container_id":"no"}}],"output":[
+        {{"type":"code_interpreter_call","container_id":"cntr_1","outputs":[{{"container_id":"no"}}]}},
+        {{"type":"message","content":[{{"type":"output_text","text":"\"container_id\":\"no\"","annotations":[{annotation}]}}]}},
+        {{"type":"shell_call","environment":{{"type":"container_reference","container_id":"cntr_3"}}}}],
+        "usage":{{"input_tokens":5,"output_tokens":3}}}}"#
+    );
+    let ids = ["cntr_1", "cntr_2", "cntr_3"];
+    assert_eq!(told("POST", "/v1/responses", false, &response), ids);
+    let flat = response.replace('\n', "");
+    let stream = format!(
+        "data: {{\"type\":\"response.output_item.added\",\"item\":{{\"container_id\":\"cntr_1\"}}}}\n\n\
+         data: {{\"type\":\"response.completed\",\"response\":{flat}}}\n\n"
+    );
+    assert_eq!(told("POST", "/v1/responses", true, &stream), ids);
+    let mut reader = Reader::sse().with_tells(
+        &operation::find("POST", "/v1/responses")
+            .unwrap()
+            .operation
+            .tells,
+    );
+    reader.feed(stream.as_bytes());
+    assert_eq!(
+        (reader.usage().unwrap().total_tokens, reader.end()),
+        (8, StreamEnd::Clean),
+        "what is looked for besides hides nothing"
+    );
+    let many: Vec<String> = (0..100).map(|at| format!("\"file-{at}\"")).collect();
+    let many = format!(r#"{{"result_files":[{}]}}"#, many.join(","));
+    assert_eq!(
+        told("GET", "/v1/fine_tuning/jobs/j", false, &many).len(),
+        32
     );
 }
 

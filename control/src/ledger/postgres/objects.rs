@@ -10,7 +10,10 @@ use crate::ledger::{Error, signed, unsigned};
 
 const UPSERT: &str = "
 INSERT INTO objects
-SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[])
+SELECT account, id, provider, credential, operation, model, made_unix_ms
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bool[])
+    AS given (account, id, provider, credential, operation, model, made_unix_ms, told)
+WHERE NOT (told AND EXISTS (SELECT 1 FROM objects AS known WHERE known.id = given.id))
 ON CONFLICT (account, id) DO UPDATE SET provider = EXCLUDED.provider, credential = EXCLUDED.credential,
     operation = EXCLUDED.operation, model = EXCLUDED.model, made_unix_ms = EXCLUDED.made_unix_ms";
 
@@ -19,11 +22,16 @@ SELECT id, account, provider, credential, operation, model, made_unix_ms FROM ob
 
 impl Postgres {
     pub(in crate::ledger) async fn keep_objects(&self, objects: &[Object]) -> Result<(), Error> {
-        // One statement may not write a row twice: the last word counts. In one order everywhere, against deadlocks.
-        let last: HashMap<(&str, &str), &Object> = objects
-            .iter()
-            .map(|object| ((&object.account[..], &object.id[..]), object))
-            .collect();
+        // One statement may not write a row twice: the last word counts, but what was only told of gives way. In one order
+        // everywhere, against deadlocks.
+        let mut last: HashMap<(&str, &str), &Object> = HashMap::new();
+        for object in objects {
+            let known = last.entry((&object.account[..], &object.id[..]));
+            let known = known.or_insert(object);
+            if !object.told {
+                *known = object;
+            }
+        }
         let mut rows: Vec<&Object> = last.into_values().collect();
         if rows.is_empty() {
             return Ok(());
@@ -36,6 +44,7 @@ impl Postgres {
         let (provider, credential) = (column(|o| &o.provider), column(|o| &o.credential));
         let (operation, model) = (column(|o| &o.operation), column(|o| &o.model));
         let made: Vec<i64> = rows.iter().map(|o| signed(o.made_unix_ms)).collect();
+        let told: Vec<bool> = rows.iter().map(|o| o.told).collect();
         let mut tries = self.tries(CALL_TIME_MAX);
         loop {
             let work = async {
@@ -53,6 +62,7 @@ impl Postgres {
                             &operation,
                             &model,
                             &made,
+                            &told,
                         ],
                     )
                     .await?;
@@ -117,5 +127,6 @@ fn object(row: &Row) -> Result<Object, Fault> {
         operation: row.try_get(4)?,
         model: row.try_get(5)?,
         made_unix_ms: unsigned(row.try_get(6)?),
+        told: false,
     })
 }
