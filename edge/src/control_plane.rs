@@ -46,6 +46,7 @@ mod replicas;
 mod disk;
 
 use std::{
+    collections::HashSet,
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
@@ -53,6 +54,7 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, Guard};
+use futures_util::future::try_join_all;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use vector_proto::{
@@ -75,6 +77,9 @@ const STREAMS: usize = 2;
 
 /// Time for one question to control while a client waits.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Questions about the objects of one request that are asked at once.
+const LOCATES_MAX: usize = 64;
 
 /// Reads the node's state for a report.
 pub type StatusSource = Arc<dyn Fn() -> v1::Status + Send + Sync>;
@@ -273,6 +278,46 @@ impl ControlPlane {
         }
         let found = answer.object.filter(|_| answer.found);
         Ok(found.map(|object| self.0.objects.remember(object)))
+    }
+
+    /// Those of the objects that a call names in its body, in their order, which this account made. What nobody made is left
+    /// out: the names of fields do not tell for certain that their values are ids.
+    ///
+    /// # Errors
+    /// That another account made one, or that control cannot be asked.
+    pub async fn locate_named(
+        &self,
+        account: &str,
+        ids: &[Box<str>],
+    ) -> Result<Vec<Arc<v1::Object>>, Refusal> {
+        let mut seen = HashSet::new();
+        let ids: Vec<&str> = ids
+            .iter()
+            .map(|id| &**id)
+            .filter(|id| seen.insert(*id))
+            .collect();
+        let mut made = Vec::new();
+        for some in ids.chunks(LOCATES_MAX) {
+            let located = some.iter().map(|id| self.locate_one(account, id));
+            made.extend(try_join_all(located).await?.into_iter().flatten());
+        }
+        Ok(made)
+    }
+
+    async fn locate_one(
+        &self,
+        account: &str,
+        id: &str,
+    ) -> Result<Option<Arc<v1::Object>>, Refusal> {
+        let objects = &self.0.objects;
+        if objects.is_unknown(account, id, Instant::now()) {
+            return Ok(None);
+        }
+        let found = self.locate(account, id).await?;
+        if found.is_none() {
+            objects.unknown(account, id, Instant::now());
+        }
+        Ok(found)
     }
 
     /// Remembers an object that an answer named, so that calls about it need not ask.

@@ -37,8 +37,7 @@ fn chunks<'d>(data: &'d [u8], sizes: &[usize]) -> Vec<&'d [u8]> {
     parts
 }
 
-fn peek(parts: &[&[u8]]) -> (Result<(), Malformed>, Peek) {
-    let mut peek = Peek::new();
+fn peek(parts: &[&[u8]], mut peek: Peek) -> (Result<(), Malformed>, Peek) {
     for part in parts {
         if let Progress::Malformed(why) = peek.feed(part) {
             return (Err(why), peek);
@@ -49,11 +48,17 @@ fn peek(parts: &[&[u8]]) -> (Result<(), Malformed>, Peek) {
 
 /// A request body is read the same however it is cut, and as serde_json reads it.
 pub(crate) fn json(data: &[u8]) {
-    let (whole, reader) = peek(&[data]);
+    let (whole, reader) = peek(&[data], Peek::new());
+    let (deep, found) = peek(&[data], Peek::deep());
+    assert_eq!(deep, whole, "who looks deeper finds the same faults");
+    assert_eq!(found.fields().model(), reader.fields().model());
     for sizes in cuts(data.len()) {
-        let (result, cut) = peek(&chunks(data, &sizes));
+        let (result, cut) = peek(&chunks(data, &sizes), Peek::new());
         assert_eq!(result, whole, "cut at {sizes:?}");
         assert_eq!(cut.fields(), reader.fields(), "cut at {sizes:?}");
+        let (result, cut) = peek(&chunks(data, &sizes), Peek::deep());
+        assert_eq!(result, whole, "cut at {sizes:?}");
+        assert_eq!(cut.fields(), found.fields(), "cut at {sizes:?}");
     }
     let parsed: Result<Value, _> = serde_json::from_slice(data);
     let Ok(Value::Object(object)) = parsed else {

@@ -12,6 +12,8 @@ pub mod json;
 
 pub mod multipart;
 
+pub mod refers;
+
 // The answer: whose name, what was used, how it ended.
 pub mod sse;
 

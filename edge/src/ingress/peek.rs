@@ -1,4 +1,4 @@
-//! Learns from a request what routing needs: the model, and the object that the call leans on.
+//! Learns from a request what routing needs: the model, and the objects that the call leans on.
 //!
 //! The body is fed chunk by chunk to the scanners of `vector_proto::dialect` and stays as it came: never parsed whole, never
 //! re-serialised. Reading stops once the model is known and [`EAGER_BYTES`] are here; a body that is over by then was read to
@@ -10,6 +10,7 @@ use vector_proto::{
         json::{Fields, Malformed, Peek, Progress, Span},
         multipart::Form,
         operation::{Body, Match, ModelAt, Operation},
+        refers,
     },
     refusal::{Code, Refusal},
 };
@@ -33,8 +34,10 @@ pub(super) struct Ask {
     pub(super) model: Option<Box<str>>,
     /// Where that stands in the body.
     pub(super) span: Option<Span>,
-    /// Id of an object that the call names, in its path or body.
+    /// Id of an object that the call cannot do without: its path names it, or one of the fields that are there for that.
     pub(super) object: Option<Box<str>>,
+    /// Ids of others that the body names, in whatever place, as far as it was read.
+    pub(super) named: Vec<Box<str>>,
     /// Upper bound of the answer's tokens, if the client set one.
     pub(super) tokens_max: Option<u64>,
 }
@@ -49,7 +52,10 @@ pub(super) async fn peek(
 ) -> Result<Ask, Refusal> {
     let operation = found.operation;
     let mut ask = Ask {
-        object: found.object.map(Into::into),
+        // However it is spelt, it is the same one to its provider.
+        object: found
+            .object
+            .map(|id| head::decode(id).unwrap_or_else(|| id.to_owned()).into()),
         ..Ask::default()
     };
     let mut scanner = Scanner::new(parts, operation, upload)?;
@@ -81,8 +87,16 @@ pub(super) async fn peek(
         ask.model = fields.model().map(Into::into);
         ask.span = fields.model_span;
         ask.tokens_max = fields.tokens_max;
+        ask.named.clone_from(&fields.named);
+        let first = fields.refers_to().map(Into::into);
         if leans {
-            ask.object = fields.refers_to().map(Into::into);
+            ask.object = first;
+        } else if names_objects(operation) {
+            ask.named.extend(first);
+        }
+        if fields.named_more {
+            let message = format!("this call names more than {} objects", refers::IDS_MAX);
+            return Err(Refusal::new(Code::BadBody, message));
         }
     }
     match operation.model {
@@ -112,6 +126,18 @@ fn leans_on_objects(operation: &Operation) -> bool {
     }
 }
 
+/// Operations whose bodies name no objects, so that none are looked for.
+const NAMELESS: &[&str] = &[
+    "completions.create",
+    "embeddings.create",
+    "moderations.create",
+    "images.generate",
+];
+
+fn names_objects(operation: &Operation) -> bool {
+    !NAMELESS.contains(&operation.name)
+}
+
 /// How the body is read.
 enum Scanner {
     /// Not at all.
@@ -135,7 +161,12 @@ impl Scanner {
         match operation.body {
             Body::None => Ok(Self::Blind),
             Body::Json | Body::Form if empty && !wants_model(operation) => Ok(Self::Blind),
-            Body::Json | Body::Form if json => Ok(Self::Json(Box::new(Peek::new()))),
+            Body::Json | Body::Form if json => {
+                Ok(Self::Json(Box::new(match names_objects(operation) {
+                    true => Peek::deep(),
+                    false => Peek::new(),
+                })))
+            }
             Body::Multipart | Body::Form if multipart => match Form::new(content_type) {
                 Some(form) => Ok(Self::Multipart(Box::new(form))),
                 None => Err(Refusal::new(

@@ -13,7 +13,7 @@ use std::{
 };
 
 use vector_proto::{
-    control::v1::KeyPolicy,
+    control::v1::{KeyPolicy, Object},
     dialect::operation::{ModelAt, Operation},
     refusal::{Code, Refusal},
 };
@@ -33,7 +33,7 @@ use crate::{
 pub(super) struct Target {
     /// The upstreams, by priority.
     pub(super) row: Arc<ModelRow>,
-    /// The credential that made the object the call names; empty for free choice.
+    /// The credential that made an object the call names; empty for free choice.
     pub(super) credential: Box<str>,
 }
 
@@ -64,17 +64,34 @@ pub(super) async fn target(
     operation: &Operation,
     ask: &Ask,
 ) -> Result<Target, Refusal> {
+    let named = match ask.named.is_empty() {
+        true => Vec::new(),
+        // None of them may be another account's, whichever decides.
+        false => Box::pin(control.locate_named(&policy.account, &ask.named)).await?,
+    };
     if let Some(object) = &ask.object {
         if let Some(made) = Box::pin(control.locate(&policy.account, object)).await? {
             return pinned(&control.routes(), &made.provider, &made.credential, ask);
         }
         return unknown_object(&control.routes(), operation, ask, object);
     }
-    let row = row(&control.routes(), policy, operation, ask)?;
-    Ok(Target {
-        row,
-        credential: Box::default(),
-    })
+    let routes = control.routes();
+    if let (Some(made), ModelAt::Nowhere) = (named.first(), operation.model) {
+        return pinned(&routes, &made.provider, &made.credential, ask);
+    }
+    let row = row(&routes, policy, operation, ask)?;
+    // To a provider that does not have the model, none of its objects helps.
+    let serves = |made: &&Arc<Object>| {
+        let mut upstreams = row.upstreams.iter();
+        upstreams.any(|upstream| *upstream.provider.name == *made.provider)
+    };
+    match named.iter().find(serves) {
+        Some(made) => pinned(&routes, &made.provider, &made.credential, ask),
+        None => Ok(Target {
+            row,
+            credential: Box::default(),
+        }),
+    }
 }
 
 /// By the model named, or by the operation's default route.

@@ -48,4 +48,6 @@ mod again;
 
 mod places;
 
+mod objects;
+
 mod world;

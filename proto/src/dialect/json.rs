@@ -1,12 +1,13 @@
-//! Reads the few top-level fields of a JSON request body that the network acts on.
+//! Reads the few fields of a JSON request body that the network acts on: those at its top, and ids of objects at any depth.
 //!
-//! [`Peek`] is fed the body chunk by chunk as it comes and allocates nothing. It may be left as soon as what
+//! [`Peek`] is fed the body chunk by chunk as it comes and allocates nothing but the ids that it finds. It may be left as soon as what
 //! is wanted is known, or be fed to the end, where [`Peek::finish`] tells a whole body from a cut one. Keys
 //! are compared with their escapes resolved, so no spelling of `model` slips past; a second `model` is refused, since
 //! two parsers could disagree about which one counts.
 
 pub use super::lexer::{DEPTH_MAX, Malformed};
 use super::lexer::{Lexer, Step, Want};
+use super::refers;
 pub use super::text::TEXT_BYTES_MAX;
 use super::text::{Text, unescape};
 
@@ -42,6 +43,11 @@ pub struct Fields {
     pub model_in_session: bool,
     refers_to: Text,
     refers: bool,
+    /// Ids of other objects that the body names, as they stand there, up to [`refers::IDS_MAX`]. Only [`Peek::deep`] and forms
+    /// look for them.
+    pub named: Vec<Box<str>>,
+    /// There are more.
+    pub named_more: bool,
     /// `stream`.
     pub stream: Option<bool>,
     /// The largest of `max_tokens`, `max_completion_tokens` and `max_output_tokens`.
@@ -66,6 +72,8 @@ impl Fields {
             model_in_session: false,
             refers_to: Text::new(),
             refers: false,
+            named: Vec::new(),
+            named_more: false,
             stream: None,
             tokens_max: None,
             choices: None,
@@ -80,6 +88,18 @@ impl Fields {
         self.model = name.clone();
         self.model_span = Some(span);
         self.model_in_session = in_session;
+    }
+
+    /// An object's id was found.
+    pub(super) fn add_named(&mut self, id: &Text) {
+        let Some(id) = id.as_str().filter(|id| refers::is_id(id)) else {
+            return;
+        };
+        if self.named.len() < refers::IDS_MAX {
+            self.named.push(id.into());
+        } else {
+            self.named_more = true;
+        }
     }
 
     /// Takes over the model that a session's own JSON names, found `offset` bytes into the body.
@@ -107,7 +127,10 @@ impl Fields {
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Key {
+    /// Its value is skipped.
     Other,
+    /// Ids may be inside.
+    Deep,
     Model,
     Stream,
     TokensMax,
@@ -120,15 +143,24 @@ enum Key {
     SessionModel,
     Conversation,
     Refers,
+    /// Its strings are ids.
+    Names,
+    /// The `id` inside is one.
+    Owner,
 }
 
-/// Reads the top-level fields of one JSON body. See the module's head.
+/// Reads the fields of one JSON body. See the module's head.
 #[derive(Debug)]
 pub struct Peek {
     lexer: Lexer,
+    /// Looks for ids at any depth.
+    deep: bool,
     key: Key,
-    /// The nested object in hand.
+    /// What the container on the second level is.
     parent: Key,
+    /// Which of the containers that were entered are [`Key::Names`] and [`Key::Owner`], the last bit being the innermost's.
+    names: u64,
+    owners: u64,
     model_seen: bool,
     session_model_seen: bool,
     scratch: Text,
@@ -146,12 +178,23 @@ impl Peek {
     pub fn new() -> Self {
         Self {
             lexer: Lexer::new(),
+            deep: false,
             key: Key::Other,
             parent: Key::Other,
+            names: 0,
+            owners: 0,
             model_seen: false,
             session_model_seen: false,
             scratch: Text::new(),
             fields: Fields::new(),
+        }
+    }
+
+    /// A reader that looks for the ids of objects as well, at any depth.
+    pub fn deep() -> Self {
+        Self {
+            deep: true,
+            ..Self::new()
         }
     }
 
@@ -193,10 +236,19 @@ impl Peek {
                         let why = "`model` is not a string";
                         return Progress::Malformed(self.lexer.refuse(Malformed { at, why }));
                     }
-                    self.parent = self.key;
+                    if self.lexer.level() == 2 {
+                        self.parent = self.key;
+                    }
+                    self.names = self.names << 1 | u64::from(self.key == Key::Names);
+                    self.owners = self.owners << 1 | u64::from(self.key == Key::Owner);
                     self.fields.stream_options |= self.key == Key::StreamOptions;
                 }
-                Step::Element | Step::Closed | Step::End | Step::MarkBegin | Step::MarkEnd => {}
+                Step::Closed => {
+                    self.names >>= 1;
+                    self.owners >>= 1;
+                }
+                Step::Element => self.element(),
+                Step::End | Step::MarkBegin | Step::MarkEnd => {}
             }
         }
     }
@@ -216,8 +268,18 @@ impl Peek {
         };
         self.key = match self.lexer.level() {
             1 => top(name),
-            _ => nested(self.parent, name),
+            2 => nested(self.parent, name),
+            _ => Key::Other,
         };
+        if self.deep && self.key == Key::Other {
+            self.key = match name {
+                b"id" if self.owners & 1 == 1 => Key::Names,
+                _ if refers::names(name) => Key::Names,
+                _ if refers::owns(name) => Key::Owner,
+                _ if refers::is_private(name) => Key::Other,
+                _ => Key::Deep,
+            };
+        }
         let seen = match self.key {
             Key::Model => std::mem::replace(&mut self.model_seen, true),
             Key::SessionModel => std::mem::replace(&mut self.session_model_seen, true),
@@ -229,13 +291,28 @@ impl Peek {
                 why: "`model` is given twice",
             });
         }
+        self.ask();
+        Ok(())
+    }
+
+    /// An element of an array comes: it is what the array is.
+    fn element(&mut self) {
+        self.key = match (self.names & 1, self.owners & 1) {
+            (1, _) => Key::Names,
+            (_, 1) => Key::Owner,
+            _ if self.deep => Key::Deep,
+            _ => Key::Other,
+        };
+        self.ask();
+    }
+
+    fn ask(&mut self) {
         self.lexer.want(match self.key {
             Key::Other => Want::Skip,
-            Key::StreamOptions | Key::Session => Want::Enter,
-            Key::Conversation | Key::Model | Key::SessionModel => Want::TextOrEnter,
+            Key::StreamOptions | Key::Session | Key::Deep | Key::Owner => Want::Enter,
+            Key::Conversation | Key::Model | Key::SessionModel | Key::Names => Want::TextOrEnter,
             _ => Want::Text,
         });
-        Ok(())
     }
 
     fn value(&mut self, chunk: &[u8], string: bool, span: Span) -> Result<(), Malformed> {
@@ -264,6 +341,12 @@ impl Peek {
                 fields.refers = raw
                     .and_then(|raw| unescape(raw, &mut fields.refers_to))
                     .is_some();
+            }
+            Key::Refers | Key::Conversation | Key::Names if string && self.deep => {
+                let read = raw.and_then(|raw| unescape(raw, &mut self.scratch));
+                if read.is_some() {
+                    fields.add_named(&self.scratch);
+                }
             }
             Key::Stream => fields.stream = flag(string, raw),
             Key::IncludeUsage => fields.include_usage = flag(string, raw),

@@ -1,4 +1,4 @@
-//! Finds the field `model` in a `multipart/form-data` body, wherever it stands, as the body streams by.
+//! Finds the field `model` in a `multipart/form-data` body, wherever it stands, and ids of objects, as the body streams by.
 //!
 //! File parts are skipped at memory speed and never kept; what is kept is one part's headers and one short
 //! value. The result has the same shape as a JSON body's ([`Fields`]), so the road after it is one. A body without its
@@ -7,6 +7,7 @@
 use memchr::memmem;
 
 use super::json::{Fields, Malformed, Peek, Progress, Span};
+use super::refers;
 use super::text::Text;
 
 /// Most bytes of headers that one part may have.
@@ -38,6 +39,8 @@ enum Kind {
     Model,
     Stream,
     Session,
+    /// An object's id.
+    Names,
 }
 
 /// Reads one multipart body. See the module's head.
@@ -102,7 +105,7 @@ impl Form {
         })
     }
 
-    /// What was found so far. Only `model`, `stream` and the model of `session` are looked for.
+    /// What was found so far. Only `model`, `stream`, the model of `session` and ids of objects are looked for.
     pub fn fields(&self) -> &Fields {
         &self.fields
     }
@@ -200,7 +203,7 @@ impl Form {
 
     fn keep(&mut self, content: &[u8]) {
         match self.state {
-            State::Value(Kind::Model | Kind::Stream) => self.value.push(content),
+            State::Value(Kind::Model | Kind::Stream | Kind::Names) => self.value.push(content),
             State::Value(Kind::Session) => {
                 if let Some(session) = &mut self.session {
                     session.feed(content);
@@ -242,6 +245,7 @@ impl Form {
                         .adopt_session(session.fields(), self.value_start);
                 }
             }
+            State::Value(Kind::Names) => self.fields.add_named(&self.value),
             _ => return false,
         }
         true
@@ -336,6 +340,7 @@ fn kind_of(headers: &[u8]) -> Kind {
                 "model" => Kind::Model,
                 "stream" => Kind::Stream,
                 "session" => Kind::Session,
+                name if refers::is_field(name) => Kind::Names,
                 _ => Kind::Other,
             };
         }

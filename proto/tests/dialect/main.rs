@@ -14,6 +14,7 @@ use vector_proto::dialect::error::{self, ErrorText};
 use vector_proto::dialect::json::{Peek, Progress, Span};
 use vector_proto::dialect::multipart::{Form, PART_HEADER_BYTES_MAX, boundary};
 use vector_proto::dialect::operation::{self, Body, IdAt, ModelAt, Unmatched};
+use vector_proto::dialect::refers;
 use vector_proto::dialect::rename::{Rename, Splice, escaped};
 use vector_proto::dialect::sse::{Events, Lines};
 use vector_proto::dialect::usage::{Reader, StreamEnd, Usage};
@@ -239,6 +240,74 @@ fn a_request_shows_its_fields() {
         (Some(9), Some(3), Some("conv_1"))
     );
     assert!(fields.stream_options && peek.finish().is_ok());
+}
+
+/// The ids that a body names, and the one that it leans on.
+#[track_caller]
+fn named(body: &str) -> (Vec<String>, Option<String>) {
+    let mut peek = Peek::deep();
+    assert_eq!(peek.feed(body.as_bytes()), Progress::Done);
+    let fields = peek.fields();
+    let named = fields.named.iter().map(|id| id.to_string()).collect();
+    (named, fields.refers_to().map(str::to_owned))
+}
+
+#[test]
+fn ids_are_found_wherever_a_body_names_them() {
+    let chat = r#"{"model":"m","file_id":{"type":"string"},"metadata":{"file_id":"no","x":[{"file_id":"no"}]},"audio":{"voice":"alloy","id":"no"},
+        "messages":[{"content":[{"type":"file","file":{"file_id":"file-1"}},{"text":"\"file_id\":\"no\""}]}],
+        "tools":[{"function":{"parameters":{"properties":{"file_id":{"type":"string"},"video":{"id":7}}}}}]}"#;
+    assert_eq!(named(chat), (vec!["file-1".to_owned()], None));
+    let response = r#"{"previous_response_id":"resp_1","conversation":"conv_1","input":[{"content":[{"file_id":"file-1"}]},{"content":"x"}],
+        "tools":[{"vector_store_ids":["vs_1","vs_2",{"file_id":"file-2"},["vs_3"]]},{"container":{"type":"auto","file_ids":["file-3"]}},
+        {"container":"cntr_1"},{"id":"no"}]}"#;
+    let (found, leans) = named(response);
+    assert_eq!(
+        found,
+        [
+            "conv_1", "file-1", "vs_1", "vs_2", "file-2", "vs_3", "file-3", "cntr_1"
+        ]
+    );
+    assert_eq!(leans.as_deref(), Some("resp_1"));
+    let video = r#"{"video":{"id":"video_1"},"characters":[{"id":"char_1"},{"id":"char_2"}],"id":"no","prompt":"x"}"#;
+    assert_eq!(named(video).0, ["video_1", "char_1", "char_2"]);
+    let escaped = r#"{"a":[{"file\u005fid":"file\u002d1"},{"file_id":"two words"}]}"#;
+    assert_eq!(named(escaped).0, ["file-1"]);
+    let mut plain = Peek::new();
+    plain.feed(chat.as_bytes());
+    assert!(plain.fields().named.is_empty());
+    let many: Vec<String> = (0..3000).map(|at| format!("file-{at}")).collect();
+    let mut peek = Peek::deep();
+    peek.feed(json!({"file_ids": many}).to_string().as_bytes());
+    assert_eq!(
+        (peek.fields().named.len(), peek.fields().named_more),
+        (refers::IDS_MAX, true)
+    );
+}
+
+#[test]
+fn ids_are_found_in_the_fields_of_a_form() {
+    let mut form = Form::new("multipart/form-data; boundary=b").unwrap();
+    let mut body = String::new();
+    for (name, value) in [
+        ("video[id]", "video_1"),
+        ("images[0][file_id]", "file-1"),
+        ("file_ids[]", "file-2"),
+        ("consent", "cons_1"),
+        ("metadata[file_id]", "no"),
+        ("id", "no"),
+        ("prompt", "no"),
+        ("file_id\"; filename=\"x", "no"),
+    ] {
+        body +=
+            &format!("--b\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n");
+    }
+    assert_eq!(
+        form.feed(format!("{body}--b--\r\n").as_bytes()),
+        Progress::Done
+    );
+    let named: Vec<&str> = form.fields().named.iter().map(|id| &**id).collect();
+    assert_eq!(named, ["video_1", "file-1", "file-2", "cons_1"]);
 }
 
 #[test]

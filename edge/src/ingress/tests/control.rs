@@ -161,9 +161,25 @@ impl Node for Keys {
 
     async fn locate(
         &self,
-        _: Request<v1c::LocateRequest>,
+        request: Request<v1c::LocateRequest>,
     ) -> Result<Response<v1c::LocateResponse>, Status> {
-        Ok(Response::new(v1c::LocateResponse::default()))
+        let asked = request.into_inner();
+        // Whose an object is stands in its id.
+        let object = asked
+            .object
+            .split_once("-of-")
+            .map(|(_, provider)| v1c::Object {
+                id: asked.object.clone(),
+                account: asked.account.clone(),
+                provider: provider.into(),
+                credential: format!("{provider}-1"),
+                ..v1c::Object::default()
+            });
+        Ok(Response::new(v1c::LocateResponse {
+            foreign: asked.object.starts_with("foreign"),
+            found: object.is_some(),
+            object,
+        }))
     }
 
     async fn claim(

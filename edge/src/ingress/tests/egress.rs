@@ -53,7 +53,11 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
         ""
     };
     let (operation, path) = (&request.operation, &request.path);
-    let event = format!("{me} {operation} {path} {name}{redundant}");
+    let pinned = match request.credential.as_str() {
+        "" => String::new(),
+        credential => format!(" by {credential} of {}", request.provider),
+    };
+    let event = format!("{me} {operation} {path} {name}{redundant}{pinned}");
     events.send(event).await.unwrap();
     match name {
         "refuse-first" if arrival.open.attempt == 1 => {

@@ -1,0 +1,105 @@
+//! Calls that name objects somewhere in their bodies: where they go, and for whom.
+
+use super::{
+    world::{World, refused},
+    *,
+};
+
+/// Where a call went: the egress's event, without the egress's name.
+async fn went(world: &mut World) -> String {
+    let event = world.events.recv().await.unwrap();
+    event.split_once(' ').unwrap().1.to_owned()
+}
+
+/// A call in JSON is answered, after it went there.
+async fn check(world: &mut World, target: &str, body: &str, expected: &str) {
+    let answer = world.raw(world.post(target, body)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(went(world).await, expected, "{body}");
+}
+
+#[tokio::test]
+async fn a_call_goes_to_the_credential_of_the_objects_that_it_names() {
+    let mut world = World::start().await;
+    for _ in 0..8 {
+        let body =
+            r#"{"model":"wide","messages":[{"content":[{"file":{"file_id":"file-of-q"}}]}]}"#;
+        let expected = "chat.completions.create /chat/completions echo by q-1 of q";
+        check(&mut world, "/v1/chat/completions", body, expected).await;
+        // The first that is known counts.
+        let body = r#"{"model":"wide","input":[{"file_id":"nobodys"}],"tools":[{"vector_store_ids":["vs-of-p","vs-of-q"]}]}"#;
+        let expected = "responses.compact /responses/compact echo by p-1 of p";
+        check(&mut world, "/v1/responses/compact", body, expected).await;
+        // There is no default route for these: the objects say it.
+        let body = r#"{"file_ids":["file-of-q"]}"#;
+        let expected = "vector_stores.create /vector_stores  by q-1 of q";
+        check(&mut world, "/v1/vector_stores", body, expected).await;
+        let body = r#"{"video":{"id":"video-of-q"},"prompt":"x"}"#;
+        let expected = "videos.edit /videos/edits  by q-1 of q";
+        check(&mut world, "/v1/videos/edits", body, expected).await;
+    }
+    // What its path names decides before all of them.
+    let body = r#"{"file_id":"file-of-p"}"#;
+    let expected = "vector_stores.files.create /vector_stores/vs-of-q/files  by q-1 of q";
+    check(
+        &mut world,
+        "/v1/vector_stores/vs-of-q/files",
+        body,
+        expected,
+    )
+    .await;
+    // A provider that does not have the model is no use, and what nobody made says nothing.
+    for id in ["file-of-q", "nobodys"] {
+        let body = format!(r#"{{"model":"echo","messages":[{{"file_id":"{id}"}}]}}"#);
+        let expected = "chat.completions.create /chat/completions echo";
+        check(&mut world, "/v1/chat/completions", &body, expected).await;
+    }
+    let form =
+        "--b\r\nContent-Disposition: form-data; name=\"video[id]\"\r\n\r\nvideo-of-q\r\n--b--\r\n";
+    let head = world.head("POST", "/v1/videos/extensions");
+    let answer = world
+        .raw(format!(
+            "{head}Content-Type: multipart/form-data; boundary=b\r\nContent-Length: {}\r\n\r\n{form}",
+            form.len()
+        ))
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(
+        went(&mut world).await,
+        "videos.extend /videos/extensions  by q-1 of q"
+    );
+}
+
+#[tokio::test]
+async fn no_call_names_what_another_account_made() {
+    let world = World::start().await;
+    for (target, body) in [
+        (
+            "/v1/chat/completions",
+            r#"{"model":"wide","messages":[{"content":[{"file":{"file_id":"foreign"}}]}]}"#,
+        ),
+        (
+            "/v1/responses",
+            r#"{"model":"wide","tools":[{"vector_store_ids":["vs-of-q","foreign"]}]}"#,
+        ),
+        (
+            "/v1/responses",
+            r#"{"model":"wide","tools":[{"cont\u0061iner":"for\u0065ign"}]}"#,
+        ),
+        (
+            "/v1/vector_stores",
+            r#"{"file_ids":["file-of-q","foreign"]}"#,
+        ),
+        (
+            "/v1/vector_stores/vs-of-q/files",
+            r#"{"file_id":"foreign"}"#,
+        ),
+        ("/v1/threads/for%65ign", "{}"),
+    ] {
+        let answer = world.raw(world.post(target, body)).await;
+        refused(&answer, 404, "object_not_found");
+    }
+    let body = r#"{"model":"echo","messages":[],"metadata":{"file_id":"foreign"}}"#;
+    let answer = world.raw(world.post("/v1/chat/completions", body)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
