@@ -55,6 +55,7 @@ pub(super) async fn peek(
         // However it is spelt, it is the same one to its provider.
         object: found
             .object
+            .or_else(|| head::parameter(parts.uri.query(), operation.object_query?))
             .map(|id| head::decode(id).unwrap_or_else(|| id.to_owned()).into()),
         ..Ask::default()
     };
@@ -101,14 +102,17 @@ pub(super) async fn peek(
     }
     match operation.model {
         ModelAt::Path => ask.model = found.model.and_then(head::decode).map(Into::into),
-        ModelAt::Query => {
-            ask.model = head::parameter(parts.uri.query(), "model")
-                .and_then(head::decode)
-                .map(Into::into);
-        }
+        ModelAt::Query => ask.model = queried(parts),
+        ModelAt::Session if matches!(scanner, Scanner::Blind) => ask.model = queried(parts),
         ModelAt::Nowhere | ModelAt::Body | ModelAt::Session => {}
     }
     Ok(ask)
+}
+
+/// The model that the query names.
+fn queried(parts: &Parts) -> Option<Box<str>> {
+    let model = head::parameter(parts.uri.query(), "model")?;
+    head::decode(model).map(Into::into)
 }
 
 const fn wants_model(operation: &Operation) -> bool {
@@ -174,7 +178,7 @@ impl Scanner {
                     "Content-Type names no boundary that could part the form",
                 )),
             },
-            // A call's session description, bare: it names no model and takes the default route.
+            // A call's session description, bare: only the query can name a model.
             Body::Multipart
                 if operation.model == ModelAt::Session
                     && essence.eq_ignore_ascii_case("application/sdp") =>

@@ -34,7 +34,7 @@ pub enum ModelAt {
     Nowhere,
     /// Field `model` of the body, JSON or multipart; the API lets some operations leave it out.
     Body,
-    /// Field `model` inside the body's field `session`.
+    /// Field `model` inside the body's field `session`; query parameter `model` where the body is no JSON.
     Session,
     /// The path's last part.
     Path,
@@ -97,6 +97,8 @@ pub struct Operation {
     pub tells: Vec<IdPath>,
     /// Collection of the existing object that the path names first, for example `responses`.
     pub object: Option<&'static str>,
+    /// Query parameter that names an existing object, where no path does.
+    pub object_query: Option<&'static str>,
     /// The operation is a WebSocket upgrade.
     pub websocket: bool,
     /// The ingress answers it from its snapshot; it is never sent on.
@@ -315,6 +317,7 @@ fn row(line: &'static str) -> Option<Operation> {
         id_at: extra.id_at,
         tells: extra.tells,
         object,
+        object_query: extra.object_query,
         websocket,
         local: extra.local,
     })
@@ -325,6 +328,7 @@ struct Extra {
     local: bool,
     id_at: IdAt,
     tells: Vec<IdPath>,
+    object_query: Option<&'static str>,
 }
 
 impl Extra {
@@ -333,12 +337,14 @@ impl Extra {
             local: false,
             id_at: IdAt::Field("id"),
             tells: Vec::new(),
+            object_query: None,
         };
         for word in column.split(' ').filter(|word| *word != "-") {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("local", "") => extra.local = true,
                 ("id", "location") => extra.id_at = IdAt::Location,
                 ("id", field) => extra.id_at = IdAt::Field(field),
+                ("object", parameter) => extra.object_query = Some(parameter),
                 ("tells", paths) => extra.tells = paths.split(',').map(IdPath::read).collect(),
                 _ => return None,
             }

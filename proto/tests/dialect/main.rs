@@ -157,6 +157,7 @@ fn paths_say_what_they_mean() {
         IdAt::Field("thread_id")
     );
     assert_eq!(row("POST", "/v1/realtime/calls").id_at, IdAt::Location);
+    assert_eq!(row("GET", "/v1/realtime").object_query, Some("call_id"));
     assert_eq!(row("POST", "/v1/videos/v/remix").makes, Some("videos"));
     assert_eq!(row("POST", "/v1/images/edits").body, Body::Form);
     assert!(row("GET", "/v1/models").local && !row("DELETE", "/v1/models/ft:x").local);

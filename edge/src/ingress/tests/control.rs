@@ -91,7 +91,11 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
             wide,
             model("*", ""),
         ],
-        default_routes: vec![route("files.create"), route("images.generate")],
+        default_routes: vec![
+            route("files.create"),
+            route("images.generate"),
+            route("realtime.calls.create"),
+        ],
         ..v1c::Snapshot::default()
     };
     let sum = digest::digest(&digest::SHA256, &snapshot.encode_to_vec());

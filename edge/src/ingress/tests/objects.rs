@@ -71,6 +71,42 @@ async fn a_call_goes_to_the_credential_of_the_objects_that_it_names() {
 }
 
 #[tokio::test]
+async fn whoever_joins_a_call_reaches_the_credential_that_took_it() {
+    let mut world = World::start().await;
+    let upgrade = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    let join = |call: &str| {
+        let head = world.head("GET", &format!("/v1/realtime?call_id={call}"));
+        head.replace("Connection: close", "Connection: Upgrade") + upgrade
+    };
+    let (ours, theirs) = (join("rtc-of-q"), join("foreign"));
+    refused(&world.raw(theirs).await, 404, "object_not_found");
+    let mut socket = world.connect().await;
+    socket.write_all(ours.as_bytes()).await.unwrap();
+    assert_eq!(
+        went(&mut world).await,
+        "realtime.connect /realtime?call_id=rtc-of-q  by q-1 of q"
+    );
+}
+
+#[tokio::test]
+async fn a_bare_session_description_goes_where_its_query_says() {
+    let mut world = World::start().await;
+    for (target, expected) in [("?model=public", "?model=inner inner"), ("?a=b", "?a=b ")] {
+        let head = world.head("POST", &format!("/v1/realtime/calls{target}"));
+        let offer =
+            format!("{head}Content-Type: application/sdp\r\nContent-Length: 4\r\n\r\nv=0\n");
+        let answer = world.raw(offer).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let event = went(&mut world).await;
+        let event = event.trim_end_matches(" redundant");
+        assert_eq!(
+            event,
+            format!("realtime.calls.create /realtime/calls{expected}")
+        );
+    }
+}
+
+#[tokio::test]
 async fn no_call_names_what_another_account_made() {
     let world = World::start().await;
     for (target, body) in [
