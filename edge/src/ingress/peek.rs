@@ -55,6 +55,7 @@ pub(super) async fn peek(
         // However it is spelt, it is the same one to its provider.
         object: found
             .object
+            .filter(|_| operation.object_is_made)
             .or_else(|| head::parameter(parts.uri.query(), operation.object_query?))
             .map(|id| head::decode(id).unwrap_or_else(|| id.to_owned()).into()),
         ..Ask::default()

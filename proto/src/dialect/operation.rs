@@ -97,6 +97,9 @@ pub struct Operation {
     pub tells: Vec<IdPath>,
     /// Collection of the existing object that the path names first, for example `responses`.
     pub object: Option<&'static str>,
+    /// Some operation makes such objects, so that it is known whose each is. Of others nothing can be known: a call that names
+    /// one goes where the operation goes by default.
+    pub object_is_made: bool,
     /// Query parameter that names an existing object, where no path does.
     pub object_query: Option<&'static str>,
     /// The operation is a WebSocket upgrade.
@@ -187,6 +190,10 @@ impl Table {
             rows: lines.filter_map(row).collect(),
             nodes: vec![Node::default()],
         };
+        let made: Vec<_> = table.rows.iter().filter_map(|row| row.makes).collect();
+        for row in &mut table.rows {
+            row.object_is_made = row.object.is_some_and(|object| made.contains(&object));
+        }
         for index in 0..table.rows.len() {
             table.plant(index);
         }
@@ -305,7 +312,12 @@ fn row(line: &'static str) -> Option<Operation> {
         ModelAt::Path => None,
         _ => path
             .split_once("/{")
-            .and_then(|(collection, _)| collection.strip_prefix("/v1/")),
+            .and_then(|(collection, _)| collection.strip_prefix("/v1/"))
+            .map(|collection| match collection {
+                // Two paths lead to them.
+                "projects" => "organization/projects",
+                other => other,
+            }),
     };
     Some(Operation {
         name,
@@ -317,6 +329,7 @@ fn row(line: &'static str) -> Option<Operation> {
         id_at: extra.id_at,
         tells: extra.tells,
         object,
+        object_is_made: false,
         object_query: extra.object_query,
         websocket,
         local: extra.local,

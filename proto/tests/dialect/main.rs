@@ -96,6 +96,36 @@ fn an_object_is_made_where_later_calls_look_for_it() {
 }
 
 #[test]
+fn every_object_has_a_maker_or_is_asked_for_by_default() {
+    let all = operation::all();
+    let mut nobodys: Vec<&str> = Vec::new();
+    for row in all.iter().filter(|row| !row.local) {
+        let Some(object) = row.object else {
+            assert!(!row.object_is_made, "{}", row.name);
+            continue;
+        };
+        let made = all.iter().any(|other| other.makes == Some(object));
+        assert_eq!(made, row.object_is_made, "{}", row.name);
+        if !made {
+            nobodys.push(object);
+        }
+    }
+    nobodys.sort_unstable();
+    nobodys.dedup();
+    assert_eq!(
+        nobodys,
+        [
+            "chatkit/threads",
+            "fine_tuning/checkpoints",
+            "organization/users",
+            "safety/alerts",
+            "safety/cases"
+        ],
+        "these, and no others, come to be without a call that the table knows"
+    );
+}
+
+#[test]
 fn every_place_of_an_id_is_one_that_is_looked_at() {
     for row in operation::all() {
         assert!(row.tells.len() <= 32, "{}: a bit each", row.name);

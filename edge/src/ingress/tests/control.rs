@@ -95,6 +95,7 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
             route("files.create"),
             route("images.generate"),
             route("realtime.calls.create"),
+            route("chatkit.*"),
         ],
         ..v1c::Snapshot::default()
     };

@@ -107,6 +107,20 @@ async fn a_bare_session_description_goes_where_its_query_says() {
 }
 
 #[tokio::test]
+async fn what_no_call_makes_is_asked_for_by_default() {
+    let mut world = World::start().await;
+    let request = format!("{}\r\n", world.head("GET", "/v1/chatkit/threads/cthr_1"));
+    let answer = world.raw(request).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(
+        went(&mut world).await,
+        "chatkit.threads.retrieve /chatkit/threads/cthr_1 "
+    );
+    let request = world.post("/v1/chatkit/sessions/cksess_1/cancel", "");
+    refused(&world.raw(request).await, 404, "object_not_found");
+}
+
+#[tokio::test]
 async fn no_call_names_what_another_account_made() {
     let world = World::start().await;
     for (target, body) in [
