@@ -66,7 +66,10 @@ impl Draft {
             .as_hyphenated()
             .encode_lower(&mut text);
         if let Ok(id) = HeaderValue::from_str(id) {
-            headers.insert(CLIENT_REQUEST_ID, id.clone());
+            // A client's own is what it will name to the provider.
+            headers
+                .entry(CLIENT_REQUEST_ID)
+                .or_insert_with(|| id.clone());
             headers.insert(REQUEST_ID, id);
         }
         headers.insert(

@@ -168,6 +168,31 @@ async fn a_request_is_built_from_scratch_and_signed_with_our_key() {
     );
 }
 
+#[tokio::test]
+async fn a_clients_own_request_id_reaches_the_provider() {
+    let (seen, mut heads) = mpsc::channel(4);
+    let address = provider(move |_, mut caller: Caller| {
+        let seen = seen.clone();
+        async move {
+            while let Some(request) = caller.request().await {
+                seen.send(request).await.unwrap();
+                caller.answer(200, JSON, COMPLETION).await;
+            }
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    let mut request = chat(2);
+    request.headers = headers(&[("X-Client-Request-Id", "trace-7")]);
+    town.ask(request, b"{}").await.unwrap();
+    let (head, _) = heads.recv().await.unwrap();
+    let ids = lines(&head);
+    let ids = ids
+        .iter()
+        .filter(|line| line.starts_with("x-client-request-id"));
+    assert_eq!(ids.collect::<Vec<_>>(), ["x-client-request-id: trace-7"]);
+}
+
 /// A provider that answers `first` to the key `one` and a completion to all others.
 async fn fussy(status: u16, headers: &'static str, body: &'static str) -> std::net::SocketAddr {
     provider(move |_, mut caller: Caller| async move {

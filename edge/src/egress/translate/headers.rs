@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use vector_proto::tunnel::fields::{Block, Fields};
 
+use super::CLIENT_REQUEST_ID;
+
 /// Request headers that pass as they are.
 const PASSED: &[HeaderName] = &[
     header::CONTENT_TYPE,
@@ -85,6 +87,7 @@ pub(super) fn request(given: &Bytes, account: &str) -> HeaderMap {
 fn passes(name: &HeaderName) -> bool {
     let text = name.as_str();
     PASSED.contains(name)
+        || *name == CLIENT_REQUEST_ID
         || (PASSED_PREFIXES
             .iter()
             .any(|prefix| text.starts_with(prefix))
