@@ -190,6 +190,7 @@ fn paths_say_what_they_mean() {
     assert_eq!(row("GET", "/v1/realtime").object_query, Some("call_id"));
     assert_eq!(row("POST", "/v1/videos/v/remix").makes, Some("videos"));
     assert_eq!(row("POST", "/v1/images/edits").body, Body::Form);
+    assert_eq!(row("POST", "/v1/containers/c/files").body, Body::Form);
     assert!(row("GET", "/v1/models").local && !row("DELETE", "/v1/models/ft:x").local);
     assert!(row("GET", "/v1/realtime").websocket && !row("GET", "/v1/realtime").idempotent());
     assert!(row("DELETE", "/v1/files/x").idempotent() && !row("POST", "/v1/files").idempotent());
