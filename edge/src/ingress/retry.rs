@@ -6,6 +6,7 @@
 //! |---|---|---|
 //! | no link was there, or the OPEN was lost before it was accepted | again | again |
 //! | refused by an egress, no byte of it left for a provider | again | again |
+//! | refused by a relay, which has no way on | again, over another path | again, over another path |
 //! | refused by a provider: 401-403, 429 or 5xx | again | again |
 //! | the provider took it and then broke off, or was silent too long | the client is told | again |
 //! | lost after it was accepted: a path or an egress died | the client is told | again |
@@ -67,6 +68,8 @@ pub(super) fn after(failed: &Failed, again: bool, twice: bool) -> Next {
         Failed::Open(OpenError::NoLink) => Next::OtherPath,
         _ if !again => Next::Stop,
         Failed::Refused(refused) if !refused.retryable => Next::Stop,
+        // Said by a relay. Its egress was not even asked.
+        Failed::Refused(refused) if refused.untouched && is_no_path(refused) => Next::OtherPath,
         Failed::Refused(refused) if twice || !is_unknown(refused) => Next::OtherEgress,
         Failed::Refused(_) => Next::Stop,
         Failed::Lost(lost) => match lost.reason {
@@ -83,6 +86,10 @@ pub(super) fn after(failed: &Failed, again: bool, twice: bool) -> Next {
             }
         },
     }
+}
+
+fn is_no_path(refused: &v1::Refused) -> bool {
+    refused.code.parse() == Ok(Code::NoPath)
 }
 
 /// Whether a provider may have done what was asked, and nobody knows.
@@ -247,6 +254,16 @@ mod tests {
         }))
     }
 
+    /// A relay without a link to the egress, or somebody who sent a byte of it and says the same.
+    fn no_path(untouched: bool) -> Failed {
+        Failed::Refused(Box::new(v1::Refused {
+            code: "no_path".into(),
+            retryable: true,
+            untouched,
+            ..v1::Refused::default()
+        }))
+    }
+
     #[test]
     fn a_refusal_says_whose_fault_it_is_and_how_long_it_lasts() {
         let of = |code: &str, status: u32, retry_after_ms| {
@@ -323,6 +340,9 @@ mod tests {
             (silent(false), again, idempotent, OtherEgress),
             (silent(true), again, once, OtherEgress),
             (refused(false), again, idempotent, Stop),
+            (no_path(true), again, once, OtherPath),
+            (no_path(true), gone, once, Stop),
+            (no_path(false), again, once, OtherEgress),
             (lost(LostReason::LinkDown, false), again, once, OtherPath),
             (lost(LostReason::LinkDown, false), gone, once, Stop),
             (lost(LostReason::LinkDown, true), again, once, Stop),
