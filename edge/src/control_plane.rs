@@ -68,7 +68,7 @@ use crate::{identity::StateKeys, telemetry::Telemetry};
 pub use self::{
     channel::connect,
     replicas::Replicas,
-    routes::{ModelRow, NodeRow, PathRow, ProviderRow, Routes, UpstreamRow},
+    routes::{ModelRow, NodeRow, PathRow, ProviderRow, Routes, UpstreamRow, Ways},
     scores::ScoresSink,
 };
 

@@ -306,6 +306,7 @@ fn hello(config: &Config, identity: &Identity) -> v1::Hello {
         } else {
             0
         },
+        hears_hops: true,
     }
 }
 

@@ -12,12 +12,17 @@ pub mod exchange;
 
 pub mod heartbeat;
 
+pub mod cost;
+
 // The hands.
 pub mod transport;
 
 pub mod vitals;
 
 pub mod link;
+
+// What a relay tells of its links.
+mod onward;
 
 // An exchange's end on this node.
 mod end;

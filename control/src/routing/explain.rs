@@ -31,7 +31,9 @@ pub fn explain(
     if region.is_empty() {
         note.push_str("; no ingress node has ever connected");
     } else {
-        note = format!("{note}; as seen from region {region}");
+        note = format!(
+            "{note}; as seen from region {region}. Costs are expected; of several paths to an egress, an ingress takes another one where that measures clearly better"
+        );
     }
     let mut candidates = Vec::new();
     for upstream in upstreams {

@@ -17,10 +17,12 @@ use vector_proto::control::v1::{Path, Provider, Snapshot};
 use super::Inputs;
 use crate::registry::NodeSpec;
 
-/// What a link inside a region costs, until links are measured: one millisecond.
+/// What a link inside a region is expected to cost: one millisecond. Which relays are candidates follows from what is expected,
+/// so that every replica finds the same; which of the candidates is taken, each ingress judges by what it measures on its own
+/// links and its relays tell it of theirs.
 const NEAR_US: u64 = 1_000;
 
-/// What a link between regions costs, until links are measured.
+/// What a link between regions is expected to cost.
 const FAR_US: u64 = 80_000;
 
 /// What a relay adds to the links on both its sides.

@@ -379,7 +379,9 @@ pub(crate) fn explanation(response: &pb::ExplainRouteResponse) -> String {
         "{}\n\n{}",
         response.note,
         table(
-            &["priority", "provider", "model", "egress", "cost", "usable"],
+            &[
+                "priority", "provider", "model", "egress", "expected", "usable"
+            ],
             rows
         )
     )

@@ -1,6 +1,12 @@
 //! A snapshot compiled for this node: maps, so that a request does no work over all of it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::{identity::Revocations, lookup::HashMap};
 use http::Uri;
@@ -28,7 +34,7 @@ pub struct Routes {
     /// Prefixes such as `files.`, longest first.
     family_routes: Vec<(Box<str>, Arc<ModelRow>)>,
     any_route: Option<Arc<ModelRow>>,
-    paths: HashMap<Arc<str>, Vec<PathRow>>,
+    paths: HashMap<Arc<str>, Ways>,
     /// Whose certificates count no more.
     pub revoked: Arc<Revocations>,
 }
@@ -107,6 +113,28 @@ pub struct UpstreamRow {
     pub priority: u32,
     /// Share among equals, at least 1.
     pub weight: u32,
+}
+
+/// The candidate ways to one egress.
+#[derive(Debug, Default)]
+pub struct Ways {
+    /// Best score first.
+    pub rows: Vec<PathRow>,
+    /// Which of them is taken while none is clearly better by what was measured: the first of a new snapshot.
+    in_use: AtomicUsize,
+}
+
+impl Ways {
+    /// Which of them is taken.
+    #[must_use]
+    pub fn in_use(&self) -> usize {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    /// From now on it is this one.
+    pub fn take(&self, at: usize) {
+        self.in_use.store(at, Ordering::Relaxed);
+    }
 }
 
 /// A candidate way to an egress.
@@ -229,7 +257,13 @@ impl Routes {
     /// Candidate ways to an egress from this node's region, best score first.
     #[must_use]
     pub fn paths(&self, egress: &str) -> &[PathRow] {
-        self.paths.get(egress).map_or(&[], Vec::as_slice)
+        self.ways(egress).map_or(&[], |ways| &ways.rows)
+    }
+
+    /// The same, and which of them is in use.
+    #[must_use]
+    pub fn ways(&self, egress: &str) -> Option<&Ways> {
+        self.paths.get(egress)
     }
 
     fn provider_row(&self, provider: &v1::Provider) -> Result<ProviderRow, Fault> {
@@ -355,7 +389,8 @@ impl Routes {
                 relay,
                 score: path.score,
             };
-            self.paths.entry(Arc::clone(egress)).or_default().push(row);
+            let ways = self.paths.entry(Arc::clone(egress)).or_default();
+            ways.rows.push(row);
         }
         for (egress, node) in &self.nodes {
             if node.egress && !self.paths.contains_key(egress) {
@@ -364,12 +399,13 @@ impl Routes {
                     relay: None,
                     score: 0,
                 };
-                self.paths.insert(Arc::clone(egress), vec![direct]);
+                let ways = self.paths.entry(Arc::clone(egress)).or_default();
+                ways.rows.push(direct);
             }
         }
         self.paths
             .values_mut()
-            .for_each(|rows| rows.sort_by_key(|row| row.score));
+            .for_each(|ways| ways.rows.sort_by_key(|row| row.score));
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Upstreams are tried by priority. Inside a priority two candidates are drawn by lot and the cheaper one is taken
 //! (`load`), so that the work does not grow with the network and no two ingress nodes flock to one egress. What this node
-//! sees itself decides, whatever the snapshot says: a path that is suspect is taken when its priority has no other, one that
+//! sees itself decides, whatever the snapshot says: of several paths to an egress, one is taken until another is clearly
+//! better as both are measured (`tunnel::cost`); a path that is suspect is taken when its priority has no other, one that
 //! is dead when nothing else is left at all. A pair that is ejected or draining is taken only if there is nothing else, and
 //! one whose credentials rest not at all.
 
@@ -24,8 +25,11 @@ use super::{
     peek::Ask,
 };
 use crate::{
-    control_plane::{ControlPlane, ModelRow, ProviderRow, Routes, UpstreamRow},
-    tunnel::{Condition, Path, PathState},
+    control_plane::{ControlPlane, ModelRow, PathRow, ProviderRow, Routes, UpstreamRow, Ways},
+    tunnel::{
+        Condition, Path, PathState,
+        cost::{self, Choice as Cheapest},
+    },
 };
 
 /// Who may serve a request.
@@ -384,7 +388,8 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
                 return None;
             }
             load.reached_over(1 + u32::from(path.relay.is_some()));
-            let cost = load.cost(state.rtt, upstream.weight, self.now_us);
+            let path_cost = Duration::from_micros(state.cost_us);
+            let cost = load.cost(path_cost, upstream.weight, self.now_us);
             let candidate = Candidate {
                 upstream: among.base + index,
                 path,
@@ -410,11 +415,7 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
     fn reaches(&self, egress: &Arc<str>) -> bool {
         let mut paths = self.routes.paths(egress).iter();
         paths.any(|row| {
-            let path = Path {
-                egress: Arc::clone(egress),
-                relay: row.relay.clone(),
-            };
-            (self.up)(&path).is_some_and(|state| state.condition < Condition::Down)
+            (self.up)(&path_of(row)).is_some_and(|state| state.condition < Condition::Down)
         })
     }
 
@@ -430,21 +431,47 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
         if self.tried.iter().any(spent) {
             return None;
         }
-        self.routes.paths(egress).iter().find_map(|row| {
-            let path = Path {
-                egress: Arc::clone(egress),
-                relay: row.relay.clone(),
-            };
-            if self
-                .tried
-                .iter()
-                .any(|one| matches!(one, Tried::Path(failed) if *failed == path))
-            {
-                return None;
+        let ways = self.routes.ways(egress)?;
+        let mut cheapest = Cheapest::new(ways.in_use());
+        for (at, row) in ways.rows.iter().enumerate() {
+            let path = path_of(row);
+            let failed = |one: &Tried| matches!(one, Tried::Path(failed) if *failed == path);
+            if self.tried.iter().any(failed) {
+                continue;
             }
-            let state = (self.up)(&path).filter(|state| state.condition <= worst)?;
-            Some((path, state))
-        })
+            let Some(state) = (self.up)(&path).filter(|state| state.condition <= worst) else {
+                continue;
+            };
+            let cost_us = if state.whole {
+                state.cost_us
+            } else {
+                self.expected_us(ways, row, state)
+            };
+            let state = PathState { cost_us, ..state };
+            cheapest.offer(at, state.condition, cost_us, state);
+        }
+        let chosen = cheapest.chosen()?;
+        if chosen.instead {
+            ways.take(chosen.at);
+        }
+        Some((path_of(&ways.rows[chosen.at]), chosen.what))
+    }
+
+    /// What a path may cost of which only the first link is known.
+    fn expected_us(&self, ways: &Ways, row: &PathRow, state: PathState) -> u64 {
+        let direct = ways.rows.iter().find(|row| row.relay.is_none());
+        let direct = direct.and_then(|direct| {
+            let rtt = (self.up)(&path_of(direct))?.rtt;
+            Some((u64::try_from(rtt.as_micros()).ok()?, direct.score))
+        });
+        cost::expected_us(state.cost_us, row.score, direct)
+    }
+}
+
+fn path_of(row: &PathRow) -> Path {
+    Path {
+        egress: Arc::clone(&row.egress),
+        relay: row.relay.clone(),
     }
 }
 
@@ -535,6 +562,8 @@ mod tests {
             known.get(&**path.first_hop()).map(|condition| PathState {
                 condition: *condition,
                 rtt: Duration::from_millis(1),
+                cost_us: 1_000,
+                whole: true,
                 outstanding: 0,
             })
         };
@@ -570,5 +599,60 @@ mod tests {
         );
         assert_eq!(drawn(&[("e1", Down)]), ["e1"]);
         assert!(drawn(&[]).is_empty());
+    }
+
+    /// Over what requests to `e1` go one after the other, as its direct path and the one over `r1` come to cost this, in
+    /// milliseconds; 0 for the latter if its relay tells nothing.
+    fn over(costs_ms: &[(u64, u64)]) -> Vec<&'static str> {
+        let (routes, loads) = (routes(), Loads::new(Instant::now()));
+        let target = Target {
+            row: Arc::clone(routes.model("m").unwrap()),
+            credential: Box::default(),
+        };
+        let wish = Wish {
+            target: &target,
+            tried: &[],
+            affinity: 0,
+        };
+        let over = costs_ms.iter().map(|&(direct_ms, relay_ms)| {
+            let up = |path: &Path| {
+                let state = |cost_ms, whole| PathState {
+                    condition: Condition::Up,
+                    rtt: Duration::from_millis(cost_ms),
+                    cost_us: cost_ms * 1_000,
+                    whole,
+                    outstanding: 0,
+                };
+                match (&*path.egress, &path.relay, relay_ms) {
+                    ("e1", None, _) => Some(state(direct_ms, true)),
+                    ("e1", Some(_), 0) => Some(state(5, false)),
+                    ("e1", Some(_), _) => Some(state(relay_ms, true)),
+                    _ => None,
+                }
+            };
+            match choose(&routes, wish, &loads, &up) {
+                Choice::Take(candidate) if candidate.path.relay.is_some() => "relay",
+                Choice::Take(_) => "direct",
+                Choice::Rests(_) | Choice::Nobody => "nothing",
+            }
+        });
+        over.collect()
+    }
+
+    #[test]
+    fn a_path_is_left_for_one_that_is_clearly_better_as_both_are_measured() {
+        // What the relay does not tell is as much longer as the snapshot says: here twice as long.
+        assert_eq!(over(&[(150, 0)]), ["direct"]);
+        assert_eq!(over(&[(150, 140)]), ["direct"]);
+        // And is gone back to only when it is as much better.
+        assert_eq!(
+            over(&[(150, 120), (118, 120), (110, 120), (105, 120), (118, 120)]),
+            ["relay", "relay", "relay", "direct", "direct"]
+        );
+        // One whose relay tells nothing any more counts for what is expected of it.
+        assert_eq!(
+            over(&[(150, 120), (150, 0), (150, 140), (150, 120)]),
+            ["relay", "direct", "direct", "relay"]
+        );
     }
 }

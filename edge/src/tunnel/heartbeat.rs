@@ -309,6 +309,7 @@ impl Detector {
             jitter: self.silence.jitter(),
             loss_out: self.outward.loss.share(),
             loss_in: self.loss_in.share(),
+            loss: self.outward.loss.shown() + self.loss_in.shown(),
             peer_load: self.last.map_or(0, |last| last.beat.load),
             flaps: self.standing.flaps,
             restarts: self.restarts,

@@ -38,6 +38,7 @@ use super::{
     end::Side,
     exchange::WINDOW_BYTES_MAX,
     hedge::Lateness,
+    onward::Onward,
     transport::{self, Connection, Receiver, Sender},
     vitals::{Condition, Vitals},
 };
@@ -103,6 +104,7 @@ pub struct Link {
     early_cancels: Mutex<VecDeque<ExchangeId>>,
     outbox: Outbox,
     lateness: Lateness,
+    pub(super) onward: Onward,
     outstanding: AtomicU32,
     /// The peer takes no new exchanges.
     draining: AtomicBool,
@@ -191,6 +193,7 @@ impl Link {
             early_cancels: Mutex::default(),
             outbox: Outbox::default(),
             lateness: Lateness::default(),
+            onward: Onward::with(&hello),
             outstanding: AtomicU32::new(0),
             draining: AtomicBool::new(hello.draining),
             leaving: AtomicBool::new(me.draining),
@@ -238,11 +241,6 @@ impl Link {
     #[must_use]
     pub fn outstanding(&self) -> u32 {
         self.outstanding.load(Ordering::Relaxed)
-    }
-
-    /// How much is on it: everything on its path, those that only pass through this node too, and what this node opened.
-    pub(super) fn load(&self) -> (u32, u32) {
-        (self.vitals.exchanges(), self.outstanding())
     }
 
     /// Smoothed round trip.

@@ -137,6 +137,9 @@ impl Network {
         }
         let looking = CancellationToken::new();
         tasks.spawn(tunnel.clone().look_after(looking.clone()));
+        if tunnel.transits().is_some() {
+            tasks.spawn(tunnel.clone().tell_onward(looking.clone()));
+        }
         let dialer = Dialer::new(
             tunnel.clone(),
             first,

@@ -33,13 +33,17 @@ impl Path {
     }
 }
 
-/// What this node sees of a usable path's first link.
+/// What this node knows of a usable path.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct PathState {
-    /// Whether packets get through.
+    /// Whether packets get through: the worse of its links.
     pub condition: Condition,
-    /// Smoothed round trip of the first link.
+    /// Smoothed round trip.
     pub rtt: Duration,
+    /// What one more exchange costs, in microseconds ([`cost`](super::cost)).
+    pub cost_us: u64,
+    /// Round trip and cost are those of the whole path; otherwise its relay has not told of the second link.
+    pub whole: bool,
     /// Exchanges of this node on it.
     pub outstanding: u32,
 }

@@ -21,8 +21,10 @@ use vector_proto::{
 use super::{
     Call, Condition, Link, OpenError, Path, PathState, TransitHandler,
     budget::{Budget, Growth},
+    cost,
     end::{End, Side},
     hedge::Hedges,
+    onward::{Outlook, Way},
     registry::Registry,
     resume::Patience,
     tally::Tally,
@@ -59,6 +61,8 @@ struct Core {
     hedges: Hedges,
     budget: Budget,
     growth: Growth,
+    /// What is told of the links, on a relay.
+    outlook: Outlook,
     tasks: TaskTracker,
 }
 
@@ -68,16 +72,19 @@ type Links = HashMap<Arc<str>, Vec<Arc<Link>>>;
 pub type Relays = HashMap<Arc<str>, Vec<Arc<str>>>;
 
 impl Tunnel {
-    /// What is seen of a path, if it has a connection that takes exchanges. Takes no lock and allocates nothing.
+    /// What is known of a path, if it has a connection that takes exchanges. Takes no lock and allocates nothing.
     #[must_use]
     pub fn path_state(&self, path: &Path) -> Option<PathState> {
         let links = self.core.links.load();
         let of_peer = links.get(path.first_hop())?;
         let best = least_loaded(of_peer)?;
         let outstanding = of_peer.iter().map(|link| link.outstanding()).sum();
+        let way = best.way_to(&path.egress);
         Some(PathState {
-            condition: best.condition(),
-            rtt: best.rtt(),
+            condition: way.condition,
+            rtt: Duration::from_micros(way.rtt_us),
+            cost_us: way.cost_us,
+            whole: way.whole,
             outstanding,
         })
     }
@@ -141,12 +148,14 @@ impl Tunnel {
     pub fn add(&self, link: &Arc<Link>) {
         insert(&self.core.links, link);
         self.learn_epoch(&link.peer, link.epoch);
+        self.core.outlook.moved();
         self.link_up(link);
     }
 
     /// Removes a link. Exchanges on it are not touched.
     pub fn remove(&self, link: &Arc<Link>) {
         remove(&self.core.links, link);
+        self.core.outlook.moved();
     }
 
     /// Says which relays lead to which egress, so that exchanges find another way when one dies.
@@ -199,6 +208,22 @@ impl Tunnel {
 
     pub(super) fn growth(&self) -> &Growth {
         &self.core.growth
+    }
+
+    pub(super) fn outlook(&self) -> &Outlook {
+        &self.core.outlook
+    }
+
+    /// Every other egress that this node has a connection to, and the best link that takes exchanges, if any does.
+    pub(super) fn egress_links(&self) -> Vec<(Arc<str>, Option<Arc<Link>>)> {
+        let links = self.core.links.load();
+        let is_egress = |link: &Arc<Link>| link.egress && *link.peer != *link.me;
+        let egress = links
+            .iter()
+            .filter(|(_, of_peer)| of_peer.iter().any(is_egress));
+        egress
+            .map(|(peer, of_peer)| (Arc::clone(peer), least_loaded(of_peer).cloned()))
+            .collect()
     }
 
     /// Bytes that are kept for replays.
@@ -328,7 +353,16 @@ impl Tunnel {
         let relays = self.core.relays.load();
         let relays = relays.get(egress).map_or(&[][..], Vec::as_slice);
         let hops = std::iter::once(egress).chain(relays.iter().map(|relay| &**relay));
-        best_way(&links, hops, failed)
+        best_way(&links, hops, failed, |link| {
+            let Way {
+                condition,
+                cost_us,
+                whole,
+                ..
+            } = link.way_to(egress);
+            // What nobody has told of comes behind what is known, in control's order.
+            (condition, if whole { cost_us } else { u64::MAX })
+        })
     }
 
     /// The next best link towards the ingress of an exchange.
@@ -339,7 +373,8 @@ impl Tunnel {
     ) -> Option<Arc<Link>> {
         let links = self.core.accepted.load();
         let hops = std::iter::once(&*end.far).chain(end.via.iter().map(String::as_str));
-        best_way(&links, hops, failed)
+        // What lies behind a relay is not known here.
+        best_way(&links, hops, failed, |link| link.condition())
     }
 }
 
@@ -374,31 +409,49 @@ fn remove(links: &ArcSwap<Links>, link: &Arc<Link>) {
 }
 
 /// The best link over any of the first hops; of equals, the one that is named first.
-fn best_way<'a>(
+fn best_way<'a, Rank: Ord>(
     links: &Links,
     hops: impl Iterator<Item = &'a str>,
     failed: Option<&Arc<Link>>,
+    rank: impl Fn(&Link) -> Rank,
 ) -> Option<Arc<Link>> {
     hops.filter_map(|hop| best(links.get(hop)?, failed))
-        .min_by_key(|link| link.condition())
+        .min_by_key(|link| rank(link))
         .cloned()
 }
 
-/// The link in the best condition over which a running exchange may go on.
+/// The best link over which a running exchange may go on.
 fn best<'a>(links: &'a [Arc<Link>], failed: Option<&Arc<Link>>) -> Option<&'a Arc<Link>> {
-    links
-        .iter()
-        .filter(|link| link.carries() && failed.is_none_or(|failed| !Arc::ptr_eq(failed, link)))
-        .min_by_key(|link| (link.condition(), link.load()))
+    best_of(
+        links.iter().filter(|link| {
+            link.carries() && failed.is_none_or(|failed| !Arc::ptr_eq(failed, link))
+        }),
+    )
 }
 
-/// The link in the best condition, and of those the one with the least on it. A dead one is better than none: its path
-/// may come back before its connection is given up.
+/// The best link for a new exchange. A dead one is better than none: its path may come back before its connection is
+/// given up.
 fn least_loaded(links: &[Arc<Link>]) -> Option<&Arc<Link>> {
-    links
-        .iter()
-        .filter(|link| !link.draining() && !link.is_down())
-        .min_by_key(|link| (link.condition(), link.load()))
+    let takes = |link: &&Arc<Link>| !link.draining() && !link.is_down();
+    best_of(links.iter().filter(takes))
+}
+
+/// Of several links to one peer, one in the best condition than which none is clearly cheaper, and of those the one with
+/// the least on it.
+fn best_of<'a>(links: impl Iterator<Item = &'a Arc<Link>> + Clone) -> Option<&'a Arc<Link>> {
+    let rank = |link: &&Arc<Link>| {
+        let way = link.way();
+        (way.condition, way.cost_us)
+    };
+    let cheapest = links.clone().min_by_key(rank)?;
+    let (condition, cost_us) = rank(&cheapest);
+    let as_good = |link: &&Arc<Link>| {
+        let way = link.way();
+        way.condition <= condition && !cost::is_clearly_cheaper(cost_us, way.cost_us)
+    };
+    let lightest = links.filter(as_good).min_by_key(|link| link.load());
+    // What was measured may change while it is looked at.
+    lightest.or(Some(cheapest))
 }
 
 fn status(link: &Link) -> LinkStatus {

@@ -57,6 +57,7 @@ fn hello_of(node: &str, epoch: u64) -> v1::Hello {
         } else {
             0
         },
+        hears_hops: true,
         ..v1::Hello::default()
     }
 }
@@ -69,8 +70,17 @@ async fn link(
     acceptor: &Arc<Acceptor>,
     tasks: &TaskTracker,
 ) -> Arc<Link> {
+    link_as(tunnel, hello(from), to, acceptor, tasks).await
+}
+
+async fn link_as(
+    tunnel: &Tunnel,
+    me: v1::Hello,
+    to: &str,
+    acceptor: &Arc<Acceptor>,
+    tasks: &TaskTracker,
+) -> Arc<Link> {
     let (here, there) = memory::pair();
-    let me = hello(from);
     let (dialled, adopted) = tokio::join!(
         Link::dialled(
             tunnel,
@@ -79,7 +89,7 @@ async fn link(
             Peer::within(to.into()),
             "memory".into()
         ),
-        acceptor.adopt(Connection::Memory(there), from.into()),
+        acceptor.adopt(Connection::Memory(there), me.node.as_str().into()),
     );
     adopted.unwrap();
     let ready = dialled.unwrap();

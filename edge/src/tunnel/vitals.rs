@@ -1,15 +1,16 @@
 //! How a link's path is, for whoever chooses among links or moves exchanges away.
 //!
 //! The detector writes it, everyone else reads. Links over the same pair of addresses share one
-//! [`Vitals`]: what kills the path of one kills the other's. Reading the condition is one atomic
-//! load, since it is asked with every request.
+//! [`Vitals`]: what kills the path of one kills the other's. Reading the condition or the cost is one atomic
+//! load, since they are asked with every request.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::cost::Hop;
 pub use super::heartbeat::Measures;
 
 /// Whether packets get through, as far as both ends know. The worst is the largest.
@@ -44,6 +45,10 @@ pub struct Vitals {
     condition: AtomicU8,
     changes: watch::Sender<Condition>,
     measures: Mutex<Measures>,
+    /// Of them: the round trip above, and what an exchange costs below. 0 before the first.
+    cost: AtomicU64,
+    /// And what the peer has in flight.
+    peer_load: AtomicU32,
     /// Exchanges on the links.
     exchanges: AtomicU32,
     /// The detector beats fast already; nobody need wake it.
@@ -104,6 +109,28 @@ impl Vitals {
     /// The detector's figures.
     pub fn measured(&self, measures: Measures) {
         *self.measures.lock() = measures;
+        let hop = Hop::measured(&measures);
+        let cost = hop.map_or(0, |hop| {
+            u64::from(hop.rtt_us) << 32 | u64::from(hop.cost_us())
+        });
+        self.cost.store(cost, Ordering::Relaxed);
+        let load = measures.peer_load.into();
+        self.peer_load.store(load, Ordering::Relaxed);
+    }
+
+    /// Round trip, and what one exchange costs, in microseconds; nothing before they were measured.
+    #[must_use]
+    pub fn cost_us(&self) -> Option<(u32, u32)> {
+        match self.cost.load(Ordering::Relaxed) {
+            0 => None,
+            cost => Some(((cost >> 32) as u32, cost as u32)),
+        }
+    }
+
+    /// Exchanges in flight at the peer, over all its links, as it says.
+    #[must_use]
+    pub fn peer_load(&self) -> u32 {
+        self.peer_load.load(Ordering::Relaxed)
     }
 
     /// An exchange began on a link. Wakes the detector if it beats slowly.

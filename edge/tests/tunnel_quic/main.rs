@@ -7,6 +7,7 @@
 mod figures;
 mod moved;
 mod pulse;
+mod relayed;
 mod revoked;
 mod town;
 

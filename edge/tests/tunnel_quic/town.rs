@@ -9,12 +9,15 @@ use bytes::Bytes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, SanType};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::mpsc;
-use vector_edge::tunnel::{
-    ArrivalHandler, Call, Credentials, Part, Path, Peer, Tunnel,
-    dial::Wanted,
-    network::{Network, Parts, Sockets},
-    pulse::Intervals,
-    transport::quic,
+use vector_edge::{
+    relay::Relay,
+    tunnel::{
+        ArrivalHandler, Call, Credentials, Part, Path, Peer, Tunnel,
+        dial::Wanted,
+        network::{Network, Parts, Sockets},
+        pulse::Intervals,
+        transport::quic,
+    },
 };
 use vector_proto::{
     id::ExchangeId,
@@ -175,20 +178,31 @@ pub(crate) fn node_at(
     id: &str,
     arrivals: Option<ArrivalHandler>,
 ) -> Node {
-    let sockets = Sockets::bind(&[address], &**credentials, &[7; 64]).unwrap();
-    let address = sockets.local_addrs()[0];
-    let tunnel = Tunnel::default();
     let me = v1::Hello {
         version: VERSION,
         node: id.into(),
         epoch,
         ..v1::Hello::default()
     };
+    start(address, me, credentials, arrivals)
+}
+
+/// A node that says this of itself; one that says it is a relay is one.
+pub(crate) fn start(
+    address: SocketAddr,
+    me: v1::Hello,
+    credentials: &Arc<TestCredentials>,
+    arrivals: Option<ArrivalHandler>,
+) -> Node {
+    let sockets = Sockets::bind(&[address], &**credentials, &[7; 64]).unwrap();
+    let address = sockets.local_addrs()[0];
+    let tunnel = Tunnel::default();
+    let is_relay = me.roles.iter().any(|role| role == "relay");
     let parts = Parts {
         me,
         credentials: Arc::clone(credentials) as _,
         arrivals,
-        transits: None,
+        transits: is_relay.then(|| Relay::new(tunnel.clone()).handler()),
         intervals: Intervals::default(),
     };
     let network = Network::start(tunnel.clone(), sockets, parts).unwrap();

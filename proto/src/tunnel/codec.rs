@@ -59,6 +59,8 @@ pub enum Kind {
     Gone = 0x25,
     /// Control stream: one byte, 1 for «no new exchanges to this node», 0 for «again as usual».
     Drain = 0x26,
+    /// Control stream: how a relay's links onward are ([`v1::Hops`](super::v1::Hops)), to those who said that they hear it.
+    Hops = 0x27,
 }
 
 impl Kind {
@@ -80,6 +82,7 @@ impl Kind {
             0x24 => Self::Resume,
             0x25 => Self::Gone,
             0x26 => Self::Drain,
+            0x27 => Self::Hops,
             _ => return None,
         })
     }
@@ -93,7 +96,9 @@ impl Kind {
             Self::Data => DATA_BYTES_MAX,
             Self::End | Self::Cut => 0,
             Self::Drain => 1,
-            Self::Ack | Self::Credit | Self::Cancel | Self::Resume | Self::Gone => BATCH_BYTES_MAX,
+            Self::Ack | Self::Credit | Self::Cancel | Self::Resume | Self::Gone | Self::Hops => {
+                BATCH_BYTES_MAX
+            }
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct Measures {
     pub loss_out: f32,
     /// Share of the peer's heartbeats that did not arrive, 0 to 1.
     pub loss_in: f32,
+    /// Both together, as far as enough heartbeats show it: that the third of five got lost says nothing yet.
+    pub loss: f32,
     /// Exchanges in flight at the peer, over all its links.
     pub peer_load: u16,
     /// Times that the path went down.
@@ -69,6 +71,9 @@ impl RoundTrip {
 /// Heartbeats over which a share is taken: about 20 s at 10 ms. Older ones fade.
 const WINDOW_BEATS: u32 = 2_048;
 
+/// Heartbeats that have to be known before a share of them shows anything.
+const ENOUGH_BEATS: f32 = 256.0;
+
 /// The share of heartbeats that got lost.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Loss {
@@ -91,6 +96,11 @@ impl Loss {
             return 0.0;
         }
         self.lost / self.of
+    }
+
+    /// The same, less while it is known of few.
+    pub(super) fn shown(&self) -> f32 {
+        self.lost / self.of.max(ENOUGH_BEATS)
     }
 }
 
@@ -141,6 +151,11 @@ mod tests {
         assert!(loss.share() < 0.0005, "{}", loss.share());
         loss.add(u32::MAX, u32::MAX);
         assert!(loss.share() <= 1.0);
+        let mut few = Loss::default();
+        few.add(1, 5);
+        assert!(few.shown() < 0.005, "one of five says nothing");
+        few.add(19, 395);
+        assert_eq!(few.shown(), few.share(), "20 of 400 do");
     }
 
     #[test]

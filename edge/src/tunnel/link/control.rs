@@ -15,6 +15,7 @@ use vector_proto::tunnel::{
 use super::{Error, Link};
 use crate::tunnel::{
     inbound,
+    onward::News,
     transport::{Receiver, Sender},
     vitals::{Condition, Vitals},
 };
@@ -106,6 +107,12 @@ impl Control {
                 (Kind::Drain, payload) => {
                     let on = payload.first() != Some(&0);
                     link.draining.store(on, Ordering::Relaxed);
+                    link.tunnel.outlook().moved();
+                }
+                (Kind::Hops, payload) => {
+                    if let Err(error) = link.hear_onward(&payload) {
+                        return error.into();
+                    }
                 }
                 (kind, payload) => match codec::entries(kind, &payload) {
                     Ok(entries) => entries.into_iter().for_each(|entry| link.hear(entry)),
@@ -122,6 +129,7 @@ async fn obey(link: &Arc<Link>) {
     let mut known = *verdicts.borrow_and_update();
     while verdicts.changed().await.is_ok() {
         let verdict = *verdicts.borrow_and_update();
+        link.tunnel.outlook().moved();
         match (known, verdict) {
             (_, Condition::Down) => link.tunnel.link_down(link),
             (Condition::Down, Condition::Up | Condition::Suspect) => link.tunnel.link_up(link),
@@ -136,11 +144,13 @@ async fn obey(link: &Arc<Link>) {
 
 async fn speak(link: &Link, send: &mut Sender) -> Error {
     let mut said_leaving = false;
+    let mut news = News::on(link);
     let patience = link.tunnel.patience().unread_words;
     loop {
         tokio::select! {
             biased;
             () = link.outbox.urgent.notified() => {}
+            () = news.came() => {}
             () = link.outbox.some.notified() => {
                 let _ = tokio::time::timeout(ACK_DELAY, link.outbox.urgent.notified()).await;
             }
@@ -154,6 +164,7 @@ async fn speak(link: &Link, send: &mut Sender) -> Error {
             out.extend_from_slice(&[u8::from(leaving)]);
         }
         codec::put_entries(&mut out, &entries);
+        news.put(&mut out);
         match tokio::time::timeout(patience, send.write(&mut [out.freeze()])).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return error.into(),

@@ -16,6 +16,8 @@ mod opening;
 
 mod silent;
 
+mod ways;
+
 /// One ingress and one egress; tests link them as they like.
 struct World {
     ingress: Tunnel,
