@@ -108,3 +108,80 @@ async fn a_twin_over_a_relay_may_speak_for_the_exchange() {
     // More than the first credit, so that the words that come back must be taken.
     large_to_its_end(&mut call, answer).await;
 }
+
+/// An exchange that is redundant, opened with a request that is whole.
+async fn redundant(world: &World, body: Bytes) -> Call {
+    let (exchange, mut open) = open();
+    open.redundant = true;
+    let path = direct_path();
+    let opened = world.ingress.open(&path, exchange, &open).await;
+    let mut call = opened.unwrap();
+    call.request.data(body).await.unwrap();
+    call.request.end().await.unwrap();
+    call
+}
+
+#[tokio::test]
+async fn the_open_of_a_redundant_exchange_goes_over_two_paths_and_runs_once() {
+    let mut world = World::new();
+    let links = [world.link().await, world.link().await];
+    let body = Bytes::from(vec![7; 40_000]);
+    let mut call = redundant(&world, body.clone()).await;
+    let tally = world.ingress.tally();
+    assert_eq!(tally.doubled.get(), 1, "it waited until it was late");
+    let end = world.ingress.calls().all().remove(0);
+    // Nobody reads it before both copies are there: the second one is the one that its end stands for now.
+    while end.sending.lock().at.is_none() {
+        tokio::task::yield_now().await;
+    }
+    let (mut read, mut answer) = world.arrivals.recv().await.unwrap().accept().await.unwrap();
+    let mut got = 0;
+    while let Some(bytes) = read.next().await.unwrap() {
+        got += bytes.len();
+    }
+    assert_eq!(got, body.len());
+    answer.head(&head());
+    say(&mut answer, "one ").await;
+    call.response.head().await.unwrap();
+    assert_eq!(part(&mut call).await, "one ");
+    while world.far.tally().doubled.get() == 0 {
+        say(&mut answer, "more ").await;
+        assert_eq!(part(&mut call).await, "more ");
+        tokio::task::yield_now().await;
+    }
+    // Whichever is lost, the other one has everything.
+    world.lose(&links[0]);
+    say(&mut answer, "two").await;
+    assert_eq!(part(&mut call).await, "two");
+    assert!(world.arrivals.try_recv().is_err(), "it arrived twice");
+}
+
+#[tokio::test]
+async fn a_refusal_of_a_copy_does_not_hide_what_the_egress_says() {
+    let mut world = World::new();
+    world.link().await;
+    world.over_relay().await;
+    // The relay has no way to the egress.
+    let (relay, _) = world.relay.clone().unwrap();
+    relay
+        .links_with("egress")
+        .iter()
+        .for_each(|link| relay.remove(link));
+    let mut call = redundant(&world, "body".into()).await;
+    assert_eq!(world.ingress.tally().doubled.get(), 1);
+    let arrival = world.arrivals.recv().await.unwrap();
+    let end = world.ingress.calls().all().remove(0);
+    // Until the copy was opened over the relay, and for a while.
+    while end.home().peer.as_ref() != "relay" {
+        tokio::task::yield_now().await;
+    }
+    assert!(call.response.accepted().now_or_never().is_none());
+    let said = v1::Refused {
+        code: "no_credential".into(),
+        retryable: true,
+        ..v1::Refused::default()
+    };
+    arrival.refuse(said.clone()).await;
+    let refused = Failure::Refused(Box::new(said));
+    assert_eq!(call.response.head().await, Err(refused));
+}
