@@ -79,7 +79,7 @@ pub use self::{
     call::{Call, Part, RequestWriter, ResponseReader},
     link::Link,
     path::{Path, PathState},
-    pool::{Relays, Tunnel},
+    pool::{Relays, Tunnel, asks_for_known},
     resume::Patience,
     vitals::Condition,
 };

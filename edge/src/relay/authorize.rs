@@ -5,7 +5,7 @@ use std::sync::Arc;
 use vector_proto::refusal::{Code, Refusal};
 
 use crate::tunnel::{
-    Link, Tunnel,
+    Link, Tunnel, asks_for_known,
     inbound::{Preamble, Transit},
 };
 
@@ -32,8 +32,19 @@ pub(super) fn authorize(tunnel: &Tunnel, transit: &Transit) -> Result<Arc<Link>,
         let message = "the exchange came from the egress that it names";
         return Err(Refusal::new(Code::Protocol, message));
     }
-    let link = tunnel.link(egress).filter(|link| link.carries());
+    let link = match begins(&transit.preamble) {
+        true => tunnel.link(egress).filter(|link| link.carries()),
+        false => tunnel.carrying_link(egress),
+    };
     link.ok_or_else(|| no_link(egress))
+}
+
+/// Whether it is new work, which an egress that drains does not take.
+const fn begins(preamble: &Preamble) -> bool {
+    match preamble {
+        Preamble::Open(open) => open.attach_seq == 0 && !asks_for_known(open),
+        Preamble::Attach(_) => false,
+    }
 }
 
 fn no_link(to: &str) -> Refusal {

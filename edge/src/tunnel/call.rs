@@ -21,6 +21,7 @@ use super::{
     end::{Attachment, End, Opening, Origin, Side},
     half::{ReadStream, ReceiveHalf, SendHalf},
     link::Link,
+    pool::asks_for_known,
     resume::open_frame,
 };
 
@@ -45,7 +46,7 @@ impl Call {
         open: &v1::Open,
     ) -> Result<Self, OpenError> {
         // A silent path is worth a try: it was chosen since no other is left.
-        if link.draining() || link.is_down() {
+        if (link.draining() && !asks_for_known(open)) || link.is_down() {
             return Err(OpenError::NoLink);
         }
         let (stream, receive) = link

@@ -89,7 +89,16 @@ impl Tunnel {
         })
     }
 
-    /// Opens an exchange on a path. Nothing leaves before the first flush.
+    /// Whether a path leads to what its egress has already: also to one that drains, and over a relay that does.
+    #[must_use]
+    pub fn reaches(&self, path: &Path) -> bool {
+        let links = self.core.links.load();
+        let of_peer = links.get(path.first_hop());
+        of_peer.is_some_and(|of_peer| least_loaded_of_all(of_peer).is_some())
+    }
+
+    /// Opens an exchange on a path; one that asks for what the egress has already goes to a draining one, too. Nothing leaves
+    /// before the first flush.
     ///
     /// Cancel safety: dropping the future opens nothing.
     ///
@@ -103,7 +112,11 @@ impl Tunnel {
     ) -> Result<Call, OpenError> {
         let links = self.core.links.load_full();
         let of_peer = links.get(path.first_hop()).ok_or(OpenError::NoLink)?;
-        let best = least_loaded(of_peer).ok_or(OpenError::NoLink)?;
+        let best = match asks_for_known(open) {
+            true => least_loaded_of_all(of_peer),
+            false => least_loaded(of_peer),
+        };
+        let best = best.ok_or(OpenError::NoLink)?;
         match Call::open(self, path, best, exchange, open).await {
             // It has as many streams as the peer allows, or died just now.
             Err(OpenError::NoLink) if of_peer.len() > 1 => {}
@@ -122,6 +135,13 @@ impl Tunnel {
     pub fn link(&self, peer: &str) -> Option<Arc<Link>> {
         let links = self.core.links.load();
         least_loaded(links.get(peer)?).cloned()
+    }
+
+    /// The best link to a peer for an exchange that runs there, or whose answer is kept there.
+    #[must_use]
+    pub fn carrying_link(&self, peer: &str) -> Option<Arc<Link>> {
+        let links = self.core.links.load();
+        best(links.get(peer)?, None).cloned()
     }
 
     /// State of every link, for reports.
@@ -452,6 +472,18 @@ fn best_of<'a>(links: impl Iterator<Item = &'a Arc<Link>> + Clone) -> Option<&'a
     let lightest = links.filter(as_good).min_by_key(|link| link.load());
     // What was measured may change while it is looked at.
     lightest.or(Some(cheapest))
+}
+
+/// The same for what its egress has already: a peer that drains takes nothing new, and keeps what it has.
+fn least_loaded_of_all(links: &[Arc<Link>]) -> Option<&Arc<Link>> {
+    let there = links.iter().filter(|link| !link.is_down());
+    there.min_by_key(|link| (link.draining(), link.condition(), link.load()))
+}
+
+/// Whether an OPEN begins nothing, but asks for an answer that is kept, or for an exchange to be.
+#[must_use]
+pub const fn asks_for_known(open: &v1::Open) -> bool {
+    open.replay.is_some() || open.adopt.is_some()
 }
 
 fn status(link: &Link) -> LinkStatus {

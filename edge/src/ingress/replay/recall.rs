@@ -89,7 +89,7 @@ impl Ingress {
         }
     }
 
-    /// A path to an egress that is up.
+    /// A path to an egress that is up. One that drains still gives what it keeps.
     fn way(&self, egress: &Arc<str>) -> Option<Path> {
         let routes = self.control.routes();
         routes.paths(egress).iter().find_map(|row| {
@@ -97,7 +97,7 @@ impl Ingress {
                 egress: Arc::clone(egress),
                 relay: row.relay.clone(),
             };
-            self.tunnel.path_state(&path).is_some().then_some(path)
+            self.tunnel.reaches(&path).then_some(path)
         })
     }
 }

@@ -12,6 +12,8 @@ use vector_proto::tunnel::codec::Entry;
 
 mod double;
 
+mod drained;
+
 mod opening;
 
 mod silent;
