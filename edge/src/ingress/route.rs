@@ -4,8 +4,9 @@
 //! (`load`), so that the work does not grow with the network and no two ingress nodes flock to one egress. What this node
 //! sees itself decides, whatever the snapshot says: of several paths to an egress, one is taken until another is clearly
 //! better as both are measured (`tunnel::cost`); a path that is suspect is taken when its priority has no other, one that
-//! is dead when nothing else is left at all. A pair that is ejected or draining is taken only if there is nothing else, and
-//! one whose credentials rest not at all.
+//! is dead when nothing else is left at all. A pair that is ejected is taken only if there is nothing else, and one whose
+//! credentials rest not at all. An egress that drains takes nothing new, and says so over its links, which then count as none.
+//! The snapshot's word for that may be old: whom only it calls draining is taken if there is nothing else.
 
 use std::{
     cell::Cell,
@@ -275,7 +276,7 @@ struct Among<'a> {
     upstreams: &'a [UpstreamRow],
     /// Index of the first of them.
     base: usize,
-    /// Passes over those that are ejected or draining.
+    /// Passes over those that are ejected, and those that the snapshot calls draining.
     careful: bool,
     /// Takes those that rest.
     resting: bool,
@@ -502,11 +503,12 @@ mod tests {
 
     use super::*;
 
-    /// Two egress nodes of one provider, and a second provider below it; a relay to the first.
-    fn routes() -> Routes {
+    /// Two egress nodes of one provider, and a second provider below it; a relay to the first. Some are said to drain.
+    fn routes(draining: &[&str]) -> Routes {
         let node = |id: &str, role: &str| v1::NodeRecord {
             id: id.into(),
             roles: vec![role.into()],
+            draining: draining.contains(&id),
             ..v1::NodeRecord::default()
         };
         let provider = |name: &str, egress: &[&str]| v1::Provider {
@@ -552,7 +554,12 @@ mod tests {
 
     /// Where requests go, over many draws, when first hops are in these conditions; the others have no link.
     fn drawn(conditions: &[(&str, Condition)]) -> Vec<String> {
-        let routes = routes();
+        drawn_while(&[], conditions)
+    }
+
+    /// The same with a snapshot that calls some nodes draining.
+    fn drawn_while(draining: &[&str], conditions: &[(&str, Condition)]) -> Vec<String> {
+        let routes = routes(draining);
         let target = Target {
             row: Arc::clone(routes.model("m").unwrap()),
             credential: Box::default(),
@@ -604,7 +611,7 @@ mod tests {
     /// Over what requests to `e1` go one after the other, as its direct path and the one over `r1` come to cost this, in
     /// milliseconds; 0 for the latter if its relay tells nothing.
     fn over(costs_ms: &[(u64, u64)]) -> Vec<&'static str> {
-        let (routes, loads) = (routes(), Loads::new(Instant::now()));
+        let (routes, loads) = (routes(&[]), Loads::new(Instant::now()));
         let target = Target {
             row: Arc::clone(routes.model("m").unwrap()),
             credential: Box::default(),
@@ -654,5 +661,23 @@ mod tests {
             over(&[(150, 120), (150, 0), (150, 140), (150, 120)]),
             ["relay", "direct", "direct", "relay"]
         );
+    }
+
+    #[test]
+    fn who_is_said_to_drain_is_taken_last_and_who_says_so_itself_never() {
+        use Condition::Up;
+        assert_eq!(
+            drawn_while(&["e1"], &[("e1", Up), ("e2", Up), ("e3", Up)]),
+            ["e2"]
+        );
+        // Rather the operator's second choice,
+        assert_eq!(
+            drawn_while(&["e1", "e2"], &[("e1", Up), ("e2", Up), ("e3", Up)]),
+            ["e3"]
+        );
+        // but before nothing at all: its links take exchanges, so the snapshot is old.
+        assert_eq!(drawn_while(&["e1", "e3"], &[("e3", Up)]), ["e3"]);
+        // Its links take none.
+        assert!(drawn_while(&["e1", "e2"], &[]).is_empty());
     }
 }
