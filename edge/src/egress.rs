@@ -111,6 +111,7 @@ pub struct Room {
     telemetry: Telemetry,
     /// Exchanges that run.
     taken: Arc<AtomicUsize>,
+    given: replay::Given,
     draining: AtomicBool,
     /// The list of providers is another.
     changed: Notify,
@@ -151,6 +152,7 @@ impl Egress {
             reports,
             telemetry: telemetry.clone(),
             taken: Arc::default(),
+            given: replay::Given::default(),
             draining: AtomicBool::new(false),
             changed: Notify::new(),
             tasks,
@@ -247,12 +249,13 @@ impl Egress {
         self.0.draining.store(draining, Ordering::Relaxed);
     }
 
-    /// Takes no more exchanges and waits until those that run have ended, at most for `grace`. Returns how many are left.
+    /// Takes no more exchanges and waits until those that run, and kept answers that are read, have ended, at most for `grace`.
+    /// Returns how many exchanges are left.
     pub async fn drain(&self, grace: Duration) -> usize {
         self.set_draining(true);
         self.0.stop.cancel();
         let ended = async {
-            while self.exchanges() > 0 {
+            while self.exchanges() > 0 || self.0.given.any() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };

@@ -107,7 +107,8 @@ async fn carry(room: &Arc<Room>, taken: Taken) {
     let reading = place.as_ref().and_then(|place| place.recording().read());
     let (outlet, followed) = match (&place, reading) {
         (Some(place), Some(reading)) => {
-            let first = replay::give(reading, answer, replay::Copy::First);
+            let given = room.given.clone();
+            let first = replay::give(reading, answer, replay::Copy::First, given);
             room.tasks.spawn(first);
             (Outlet::Kept(Arc::clone(place.recording())), None)
         }

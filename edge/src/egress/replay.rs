@@ -31,6 +31,17 @@ pub enum Copy {
     Again(u64),
 }
 
+/// Answers that are being given. An egress that ends waits for them, too.
+#[derive(Clone, Debug, Default)]
+pub struct Given(Arc<()>);
+
+impl Given {
+    /// Whether there is any.
+    pub fn any(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
 /// Serves an arrival that is no request.
 pub async fn serve(room: Arc<Room>, mut arrival: Arrival) {
     if let Some(adopt) = arrival.open.adopt.take() {
@@ -47,7 +58,8 @@ pub async fn serve(room: Arc<Room>, mut arrival: Arrival) {
     };
     tracing::info!(exchange = %reading.exchange, from = asked.from, "a kept answer is given again");
     if let Ok((_, answer)) = arrival.accept().await {
-        give(reading, answer, Copy::Again(asked.from)).await;
+        let given = room.given.clone();
+        give(reading, answer, Copy::Again(asked.from), given).await;
     }
 }
 
@@ -102,7 +114,7 @@ async fn tell_its_end(recording: &Recording, mut answer: Answer) {
 }
 
 /// Passes a kept answer on to its end, or until nobody waits for it.
-pub async fn give(reading: Reading, answer: Answer, copy: Copy) {
+pub async fn give(reading: Reading, answer: Answer, copy: Copy, _given: Given) {
     let gone = answer.canceller();
     tokio::select! {
         biased;

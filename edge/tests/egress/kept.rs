@@ -323,3 +323,38 @@ async fn nobody_adopts_what_does_not_run_or_is_anothers() {
     };
     assert_eq!(refused.code, "exchange_not_found");
 }
+
+#[tokio::test]
+async fn an_egress_that_ends_waits_for_whoever_reads_a_kept_answer() {
+    // More than the tunnel carries ahead of its reader.
+    let body = "x".repeat(1 << 20);
+    let length = body.len();
+    let address = provider(move |_, mut caller: Caller| {
+        let body = body.clone();
+        async move {
+            if caller.request().await.is_some() {
+                caller.answer(200, "", &body).await;
+            }
+        }
+    })
+    .await;
+    let town = Town::new(&url(address), &["one"]).await;
+    let exchange = ExchangeId::fresh();
+    read(&mut begin(&town, exchange, keep()).await)
+        .await
+        .unwrap();
+    while town.egress.exchanges() > 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut late = again(&town, replay(ACCOUNT, exchange, 0)).await;
+    late.response.accepted().await.unwrap();
+    let drained = town.egress.drain(Duration::from_secs(20));
+    tokio::pin!(drained);
+    tokio::select! {
+        biased;
+        _ = &mut drained => panic!("somebody still reads"),
+        () = tokio::task::yield_now() => {}
+    }
+    let (again, left) = tokio::join!(read(&mut late), drained);
+    assert_eq!((again.unwrap().body.len(), left), (length, 0));
+}
