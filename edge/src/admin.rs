@@ -34,6 +34,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 const ASK_WAIT: Duration = Duration::from_secs(2);
 const ANSWER_BYTES_MAX: u64 = 4 << 10;
 
+/// Why a node is not ready that would be, were it not drained: balancers leave it out, and nothing is wrong with it.
+/// `deploy/local/up` knows the word.
+pub const DRAINING: &str = "draining";
+
 /// Says why the node is not ready, if it is not.
 pub type Readiness = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
@@ -108,10 +112,7 @@ fn answer(
         "/livez" => plain(StatusCode::OK, "ok\n".into()),
         "/readyz" => match readiness() {
             Ok(()) => plain(StatusCode::OK, "ready\n".into()),
-            Err(reason) => plain(
-                StatusCode::SERVICE_UNAVAILABLE,
-                format!("not ready: {reason}\n"),
-            ),
+            Err(reason) => plain(StatusCode::SERVICE_UNAVAILABLE, not_ready(&reason)),
         },
         "/metrics" => {
             let mut response = plain(StatusCode::OK, telemetry.metrics());
@@ -128,6 +129,10 @@ fn answer(
     }
 }
 
+fn not_ready(reason: &str) -> String {
+    format!("not ready: {reason}\n")
+}
+
 fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
@@ -137,7 +142,7 @@ fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {
 }
 
 /// Asks a process that runs whether it is ready, as a container's health check does: plain HTTP, and no more than
-/// [`ASK_WAIT`] for each step.
+/// [`ASK_WAIT`] for each step. One that drains is well: nobody shall restart it for that.
 ///
 /// # Errors
 /// When nobody answers, or what it answers instead of "ready".
@@ -155,10 +160,10 @@ pub fn ask_ready(mut address: SocketAddr) -> io::Result<()> {
     socket.write_all(b"GET /readyz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")?;
     let mut answer = String::new();
     socket.take(ANSWER_BYTES_MAX).read_to_string(&mut answer)?;
-    if answer.starts_with("HTTP/1.1 200 ") {
+    let said = answer.lines().last().unwrap_or("nothing");
+    if answer.starts_with("HTTP/1.1 200 ") || said == not_ready(DRAINING).trim_end() {
         return Ok(());
     }
-    let said = answer.lines().last().unwrap_or("nothing");
     Err(io::Error::other(format!("{address} says: {said}")))
 }
 
@@ -187,6 +192,7 @@ mod tests {
         ask("HTTP/1.1 200 OK\r\n\r\nready\n").unwrap();
         let error = ask("HTTP/1.1 503 Service Unavailable\r\n\r\nnot ready: no routes\n");
         assert!(error.unwrap_err().to_string().contains("no routes"));
+        ask("HTTP/1.1 503 Service Unavailable\r\n\r\nnot ready: draining\n").unwrap();
         drop(listener);
         ask_ready(address).unwrap_err();
     }

@@ -95,6 +95,8 @@ pub struct Ingress {
     pub connections_max: usize,
     /// How long running exchanges may go on after a signal to stop. Default 30 s.
     pub drain: Duration,
+    /// How long clients are still taken after a signal to stop, while `/readyz` says no already. Default 1 s.
+    pub notice: Duration,
     /// Longest life of one exchange. Default 10 min.
     pub request: Duration,
 }

@@ -9,11 +9,14 @@
 use std::{
     io,
     net::IpAddr,
-    sync::{Arc, atomic::AtomicBool},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, header, request::Parts};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, request::Parts};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -151,6 +154,8 @@ pub struct Ingress {
     edges: Arc<Edges>,
     /// Uploads, WebSockets and connections.
     tasks: TaskTracker,
+    /// Clients are taken, and shall go elsewhere with their next request.
+    draining: Arc<AtomicBool>,
     /// No client is taken any more.
     drain: CancellationToken,
     /// Ends what still runs when the time to drain is over.
@@ -164,6 +169,7 @@ pub struct Handle {
     pub address: std::net::SocketAddr,
     task: JoinHandle<()>,
     loads: Arc<Loads>,
+    draining: Arc<AtomicBool>,
 }
 
 /// Reads how each upstream fares over each egress.
@@ -175,6 +181,12 @@ impl Handle {
     pub fn upstreams(&self) -> Upstreams {
         let loads = Arc::clone(&self.loads);
         Box::new(move || loads.status(Instant::now()))
+    }
+
+    /// Has clients come again over other connections, which a balancer takes elsewhere by then; or lets them stay. Nobody is
+    /// refused.
+    pub fn set_draining(&self, on: bool) {
+        self.draining.store(on, Ordering::Relaxed);
     }
 
     /// Waits until the drain is over: no connection is left, or its time ran out.
@@ -213,6 +225,7 @@ impl Ingress {
         let told = Arc::clone(&loads);
         control.set_scores_sink(Arc::new(move |scores| told.hear(&scores, Instant::now())));
         let edges = Arc::new(Edges::new(&config.url));
+        let draining = Arc::new(AtomicBool::new(false));
         let tasks = TaskTracker::new();
         let kept = drain.clone();
         let (asking, control_too) = (Arc::clone(&edges), control.clone());
@@ -228,6 +241,7 @@ impl Ingress {
             queue: Queue::default(),
             edges,
             tasks,
+            draining: Arc::clone(&draining),
             drain: drain.clone(),
             kill: CancellationToken::new(),
         });
@@ -238,6 +252,7 @@ impl Ingress {
             address,
             task,
             loads,
+            draining,
         })
     }
 
@@ -258,6 +273,7 @@ impl Ingress {
         }
         record.browser = headers.contains_key(header::ORIGIN);
         let upgrades = headers.contains_key(header::UPGRADE);
+        let http1 = request.version() <= Version::HTTP_11;
         let mut answer = match self.carry(request, peer, &mut record).await {
             Ok(Carried::Local(mut answer)) => {
                 respond::stamp(answer.headers_mut(), &record);
@@ -271,8 +287,9 @@ impl Ingress {
             Ok(Carried::Socket(answer, socket)) => self.splice(answer, *socket, record),
             Err(denied) => refuse::refuse(denied, record),
         };
-        if upgrades && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-            // `wire` stopped watching this connection when it saw the wish to upgrade.
+        let parting = http1 && self.draining.load(Ordering::Relaxed);
+        if (upgrades || parting) && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+            // `wire` stopped watching this connection when it saw the wish to upgrade; or this node drains.
             answer
                 .headers_mut()
                 .insert(header::CONNECTION, HeaderValue::from_static("close"));

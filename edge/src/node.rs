@@ -1,8 +1,8 @@
 //! Puts a node together: the road of its start, and of its stop.
 //!
 //! Start: sockets are bound before anything is served, so a busy port is found first; then identity,
-//! control, tunnel, roles. Stop: peers and control hear that the node drains, running exchanges end
-//! up to a deadline, reports are delivered, links are closed with a word.
+//! control, tunnel, roles. Stop: the node is no longer ready, an ingress takes clients for a moment more, peers and control
+//! hear that the node drains, running exchanges end up to a deadline, reports are delivered, links are closed with a word.
 
 mod links;
 
@@ -135,7 +135,8 @@ impl Node {
         if let Some(egress) = &egress {
             tasks.spawn(egress.clone().follow(control.clone(), stop.clone()));
         }
-        let ready = status::readiness(control.clone(), tunnel.clone(), config.has(Role::Ingress));
+        let ingress_too = config.has(Role::Ingress);
+        let ready = status::readiness(Arc::clone(&status), control.clone(), ingress_too);
         tasks.spawn(door.serve(telemetry.clone(), Arc::clone(&ready), stop.clone()));
         tasks.spawn(status::announce(ready, stop.clone()));
         let telling = status::tell_links(telemetry.clone(), tunnel.clone(), stop.clone());
@@ -191,6 +192,9 @@ impl Node {
                 Ok(()) = drained.changed() => {
                     let on = *drained.borrow_and_update();
                     self.status.set_draining(on);
+                    if let Some(ingress) = &self.ingress {
+                        ingress.set_draining(on);
+                    }
                     self.network.drain(on);
                     if let Some(egress) = &self.egress {
                         egress.set_draining(on);
@@ -233,7 +237,12 @@ impl Node {
             ..
         } = self;
         tracing::info!(drain_ms = config.drain.as_millis() as u64, "draining");
+        // Not ready from now on; but who has not seen that yet is still served.
         status.set_draining(true);
+        if let (Some(ingress), Some(config)) = (&ingress, &config.ingress) {
+            ingress.set_draining(true);
+            tokio::time::sleep(config.notice).await;
+        }
         network.drain(true);
         tokio::time::sleep(FAREWELL).await;
         ingress_drain.cancel();

@@ -58,7 +58,8 @@ fn a_removed_node_is_out_at_once_and_comes_back_only_by_an_invite() {
                 .all(|ingress| closed(&network, ingress, "egress-gone"))
         });
         wait::wait_for("it knows", || {
-            http::status(egress.admin, "/readyz") == Some(503)
+            let said = http::Request::new(egress.admin, "GET", "/readyz").send();
+            said.text().contains("removed")
         });
         more(20);
         stop.store(true, Ordering::Relaxed);

@@ -33,12 +33,19 @@ pub(super) fn check(raw: RawConfig, faults: &mut Vec<String>) -> Option<Config> 
         30_000,
         0..=MS_MAX,
     );
+    let notice = ms(
+        faults,
+        "ingress.notice_ms",
+        raw.ingress.notice_ms,
+        1_000,
+        0..=MS_MAX,
+    );
     let has = |role| node.as_ref().is_some_and(|node| node.roles.contains(&role));
     // Without a node to go by, its faults are worth telling all the same.
     let ingress = (has(Role::Ingress) || node.is_none())
         .then(|| {
             let state_dir = node.as_ref().map(|node| node.state_dir.as_path());
-            ingress(raw.ingress, state_dir, drain, faults)
+            ingress(raw.ingress, state_dir, (notice, drain), faults)
         })
         .flatten();
     let reached = has(Role::Relay) || has(Role::Egress);
@@ -165,15 +172,11 @@ fn control_url(text: &str, faults: &mut Vec<String>) -> Option<http::Uri> {
 fn ingress(
     raw: RawIngress,
     state_dir: Option<&Path>,
-    drain: Duration,
+    (notice, drain): (Duration, Duration),
     faults: &mut Vec<String>,
 ) -> Option<Ingress> {
-    let listen = address(
-        faults,
-        "ingress.listen",
-        raw.listen.clone(),
-        "127.0.0.1:8080",
-    );
+    let given = raw.listen.clone();
+    let listen = address(faults, "ingress.listen", given, "127.0.0.1:8080");
     let open = listen.is_some_and(|listen| !listen.ip().is_loopback());
     let needed = open && !raw.insecure.unwrap_or(false);
     let tls = tls(&raw, state_dir, needed, faults);
@@ -236,6 +239,7 @@ fn ingress(
         queue,
         connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
         drain,
+        notice,
         request,
     })
 }

@@ -50,6 +50,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("ingress", "queue_ms", Number),
     ("ingress", "connections_max", Number),
     ("ingress", "drain_ms", Number),
+    ("ingress", "notice_ms", Number),
     ("ingress", "request_ms", Number),
     ("tunnel", "listen", List),
     ("tunnel", "advertise", List),
@@ -128,6 +129,7 @@ pub(super) struct RawIngress {
     pub(super) queue_ms: Option<u64>,
     pub(super) connections_max: Option<u64>,
     pub(super) drain_ms: Option<u64>,
+    pub(super) notice_ms: Option<u64>,
     pub(super) request_ms: Option<u64>,
 }
 

@@ -1,7 +1,7 @@
 //! The door for clients: accepts connections, and serves HTTP/1.1 and HTTP/2 on them within limits.
 //!
 //! The loop only accepts; handshake and connection have a task of their own. Draining stops the loop, lets every connection
-//! finish what runs on it, and ends what is left when the time is over. HTTP/1.1 is watched by `wire`, HTTP/2 by `idle`.
+//! finish what runs on it, one that has just come its first request, and ends what is left when the time is over. HTTP/1.1 is watched by `wire`, HTTP/2 by `idle`.
 
 use std::{
     collections::HashMap,
@@ -67,6 +67,9 @@ const RESETS_MAX: usize = 20;
 
 /// How long an HTTP/2 connection without any sign of life is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+
+/// How long a client that has just come may take for its first byte when the door is closed behind it.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
 
 /// How long a client's machine may be silent below HTTP.
 const VANISHED: Duration = Duration::from_secs(60);
@@ -154,11 +157,9 @@ impl Door {
     }
 
     /// Accepts until `drain`, then waits for what runs.
-    pub(super) async fn run(self, listener: TcpListener, drain: CancellationToken) {
-        let tasks = &self.ingress.tasks;
-        let kill = &self.ingress.kill;
-        if let Some(certificate) = self.certificate {
-            tasks.spawn(certificate.keep(drain.clone()));
+    pub(super) async fn run(mut self, listener: TcpListener, drain: CancellationToken) {
+        if let Some(certificate) = self.certificate.take() {
+            self.ingress.tasks.spawn(certificate.keep(drain.clone()));
         }
         loop {
             let accepted = tokio::select! {
@@ -166,38 +167,53 @@ impl Door {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((socket, peer)) => {
-                    let Some(seat) = self.guests.sit(peer.ip().to_canonical()) else {
-                        tracing::debug!("a connection too many");
-                        continue;
-                    };
-                    let connection = Connection {
-                        ingress: Arc::clone(&self.ingress),
-                        peer,
-                        // Of its own, so that connections do not share a lock.
-                        drain: drain.child_token(),
-                        busy: Busy::default(),
-                    };
-                    // Boxed, as every stage within is: a future that is moved takes its room twice, and thousands of
-                    // connections wait for slow answers at once.
-                    let mut serve = Box::pin(connection.handshake(socket, self.tls.clone()));
-                    let kill = kill.child_token();
-                    tasks.spawn(async move {
-                        tokio::select! {
-                            () = &mut serve => {}
-                            () = kill.cancelled() => {}
-                        }
-                        drop(seat);
-                    });
-                }
+                Ok((socket, peer)) => self.welcome(socket, peer, &drain),
                 Err(error) => {
                     tracing::warn!(%error, "accept failed");
                     tokio::time::sleep(ACCEPT_REST).await;
                 }
             }
         }
-        drop(listener);
-        finish(tasks, kill, self.ingress.config.drain).await;
+        // Whoever the kernel has let in meanwhile would be cut off.
+        if let Ok(listener) = listener.into_std() {
+            while let Ok((socket, peer)) = listener.accept() {
+                let told = socket.set_nonblocking(true);
+                if let Ok(socket) = told.and_then(|()| TcpStream::from_std(socket)) {
+                    self.welcome(socket, peer, &drain);
+                }
+            }
+        }
+        let Ingress {
+            tasks,
+            kill,
+            config,
+            ..
+        } = &*self.ingress;
+        finish(tasks, kill, config.drain).await;
+    }
+
+    fn welcome(&self, socket: TcpStream, peer: SocketAddr, drain: &CancellationToken) {
+        let Some(seat) = self.guests.sit(peer.ip().to_canonical()) else {
+            return tracing::debug!("a connection too many");
+        };
+        let connection = Connection {
+            ingress: Arc::clone(&self.ingress),
+            peer,
+            // Of its own, so that connections do not share a lock.
+            drain: drain.child_token(),
+            busy: Busy::default(),
+        };
+        // Boxed, as every stage within is: a future that is moved takes its room twice, and thousands of
+        // connections wait for slow answers at once.
+        let mut serve = Box::pin(connection.handshake(socket, self.tls.clone()));
+        let kill = self.ingress.kill.child_token();
+        self.ingress.tasks.spawn(async move {
+            tokio::select! {
+                () = &mut serve => {}
+                () = kill.cancelled() => {}
+            }
+            drop(seat);
+        });
     }
 }
 
@@ -248,10 +264,14 @@ impl Connection {
         let patience = self.ingress.config.header_read;
         let mut wire = Wire::new(stream, patience, Busy::clone(&self.busy));
         let drain = self.drain.clone();
+        let silent = async {
+            drain.cancelled().await;
+            tokio::time::sleep(FIRST_WORDS).await;
+        };
         let version = tokio::select! {
             version = tokio::time::timeout(patience, wire.version()) => version,
             // Nobody is in the middle of anything yet.
-            () = drain.cancelled() => return,
+            () = silent => return,
         };
         match version {
             Ok(Ok(Version::Http1)) => Box::pin(self.http1(wire)).await,
@@ -349,6 +369,8 @@ async fn serve_until<C: Future<Output = hyper::Result<()>>>(
     close: impl FnOnce(Pin<&mut C>),
 ) -> hyper::Result<()> {
     tokio::select! {
+        // First, so that a request that is here already is seen, and answered.
+        biased;
         ended = connection.as_mut() => return ended,
         () = stop => {}
     }

@@ -16,7 +16,7 @@ use vector_proto::control::v1 as control;
 
 use super::egress_side::EgressSide;
 use crate::{
-    admin::Readiness,
+    admin::{DRAINING, Readiness},
     config::Role,
     control_plane::{ControlPlane, StatusSource},
     identity::Identity,
@@ -136,7 +136,8 @@ impl Status {
 }
 
 /// Ready: routes are in force, control has been told what a former start left, if it is there, and, on an ingress, some egress can be reached if there is any at all.
-pub(super) fn readiness(control: ControlPlane, tunnel: Tunnel, ingress: bool) -> Readiness {
+/// A node that drains still serves who comes, and is not ready, so that balancers send to others.
+pub(super) fn readiness(status: Arc<Status>, control: ControlPlane, ingress: bool) -> Readiness {
     let begun = Instant::now();
     Arc::new(move || {
         if *control.removed().borrow() {
@@ -150,10 +151,13 @@ pub(super) fn readiness(control: ControlPlane, tunnel: Tunnel, ingress: bool) ->
         if !control.has_told_objects() && begun.elapsed() < OBJECTS_WAIT {
             return Err("control has not been told yet of all objects of a former start".into());
         }
-        if ingress && routes.nodes.values().any(|node| node.egress) && !tunnel.any_up() {
+        if ingress && routes.nodes.values().any(|node| node.egress) && !status.tunnel.any_up() {
             return Err("no link to an egress is up".into());
         }
-        Ok(())
+        match status.draining.load(Ordering::Relaxed) {
+            true => Err(DRAINING.into()),
+            false => Ok(()),
+        }
     })
 }
 

@@ -349,3 +349,66 @@ async fn a_stream_that_its_client_leaves_counts_for_the_keys_tokens() {
     let answer = world.raw(request).await;
     refused(&answer, 429, "tokens_limit_exceeded");
 }
+
+/// The answer to a request on a connection that is to be kept, with its end if it was not.
+async fn kept_open(world: &World, socket: &mut TcpStream) -> (String, bool) {
+    let head = world
+        .head("GET", "/v1/models")
+        .replace("Connection: close\r\n", "");
+    socket
+        .write_all(format!("{head}\r\n").as_bytes())
+        .await
+        .unwrap();
+    let (mut seen, mut part) = (Vec::new(), [0; 4096]);
+    loop {
+        let count = socket.read(&mut part).await.unwrap();
+        seen.extend_from_slice(&part[..count]);
+        let text = String::from_utf8_lossy(&seen).into_owned();
+        if count == 0 {
+            return (text, true);
+        }
+        let closes = text.contains("connection: close\r\n");
+        if !closes && text.ends_with('}') {
+            return (text, false);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_drained_ingress_serves_everybody_and_has_them_come_anew() {
+    let world = World::start().await;
+    let mut socket = world.connect().await;
+    let (answer, ended) = kept_open(&world, &mut socket).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && !ended, "{answer}");
+    world.handle.set_draining(true);
+    let (answer, ended) = kept_open(&world, &mut socket).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && ended, "{answer}");
+    let mut socket = world.connect().await;
+    let (answer, ended) = kept_open(&world, &mut socket).await;
+    assert!(answer.starts_with("HTTP/1.1 200 ") && ended, "{answer}");
+    world.handle.set_draining(false);
+    let mut socket = world.connect().await;
+    for _ in 0..2 {
+        let (answer, ended) = kept_open(&world, &mut socket).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && !ended, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn who_came_before_the_door_was_closed_is_served() {
+    let world = World::start().await;
+    // All of them are in the kernel's queue, and have said nothing, when the door is told to close.
+    let mut sockets = Vec::new();
+    for _ in 0..20 {
+        sockets.push(std::net::TcpStream::connect(world.address).unwrap());
+    }
+    world.handle.set_draining(true);
+    world.drain.cancel();
+    for socket in sockets {
+        socket.set_nonblocking(true).unwrap();
+        let mut socket = TcpStream::from_std(socket).unwrap();
+        let (answer, ended) = kept_open(&world, &mut socket).await;
+        assert!(answer.starts_with("HTTP/1.1 200 ") && ended, "{answer}");
+    }
+    world.handle.drained().await;
+}

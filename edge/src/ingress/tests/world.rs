@@ -100,6 +100,7 @@ pub(super) fn config() -> config::Ingress {
         queue: Duration::from_secs(10),
         connections_max: 1000,
         drain: Duration::from_secs(10),
+        notice: Duration::ZERO,
         request: Duration::from_secs(30),
     }
 }
