@@ -48,7 +48,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant, SystemTime},
 };
@@ -62,7 +62,7 @@ use self::{
     dedupe::Dedupe,
     kept::Kept,
     provider::{Metrics, Providers, Row, TlsError},
-    receive::Exchange,
+    receive::{Exchange, Seats},
 };
 use crate::{
     config::Role,
@@ -109,8 +109,8 @@ pub struct Room {
     operations: HashMap<&'static str, &'static operation::Operation>,
     reports: Arc<dyn Reports>,
     telemetry: Telemetry,
-    /// Exchanges that run.
-    taken: Arc<AtomicUsize>,
+    /// The exchanges that run, by who sent them.
+    seats: Arc<Seats>,
     given: replay::Given,
     draining: AtomicBool,
     /// The list of providers is another.
@@ -140,6 +140,8 @@ impl Egress {
         let kept = Kept::new(identity.answers, identity.answers_bytes_max, &identity.keys);
         let gauges = credential::Gauges::default();
         gauges.register(telemetry);
+        let seats = Arc::new(Seats::default());
+        seats.register(telemetry);
         Ok(Self(Arc::new(Room {
             node: identity.node,
             epoch: identity.epoch,
@@ -151,7 +153,7 @@ impl Egress {
             operations: operation::all().iter().map(|row| (row.name, row)).collect(),
             reports,
             telemetry: telemetry.clone(),
-            taken: Arc::default(),
+            seats,
             given: replay::Given::default(),
             draining: AtomicBool::new(false),
             changed: Notify::new(),
@@ -241,7 +243,7 @@ impl Egress {
 
     /// How many exchanges run.
     pub fn exchanges(&self) -> usize {
-        self.0.taken.load(Ordering::Relaxed)
+        self.0.seats.taken()
     }
 
     /// Takes new exchanges, or refuses them because the node is drained.

@@ -11,6 +11,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use vector_proto::{
     dialect::operation::Operation,
     id::ExchangeId,
@@ -24,10 +26,19 @@ use super::{
     meter::Meter,
     provider::{Provider, Upload},
 };
-use crate::{config::Role, telemetry::InFlight, tunnel::Arrival};
+use crate::{
+    config::Role,
+    lookup::HashMap,
+    telemetry::{InFlight, Telemetry},
+    tunnel::Arrival,
+};
 
 /// Exchanges at once on one node. 20,000 x 40 KiB = 800 MB at the worst.
 pub const EXCHANGES_MAX: usize = 20_000;
+
+/// Of those, what one peer may have: an ingress, or a relay with all that comes over it. However many one opens, 5,000 are left
+/// for the others.
+pub const EXCHANGES_PER_PEER_MAX: usize = EXCHANGES_MAX / 4 * 3;
 
 /// An exchange on its road through this room.
 #[derive(Debug)]
@@ -58,26 +69,87 @@ pub struct Exchange {
     pub recorded: bool,
     /// Its entry among those that run.
     pub running: Running,
-    _slot: Slot,
+    _place: Seat,
     _counted: InFlight,
 }
 
-/// A place among [`EXCHANGES_MAX`]. Dropped, it is free again.
+/// The places for exchanges, and who has how many of them.
 #[derive(Debug)]
-struct Slot(Arc<AtomicUsize>);
+pub struct Seats {
+    max: usize,
+    per_peer_max: usize,
+    taken: AtomicUsize,
+    by_peer: Mutex<HashMap<Arc<str>, usize>>,
+    over_share: Counter,
+}
 
-impl Slot {
-    fn take(taken: &Arc<AtomicUsize>) -> Option<Self> {
-        let before = taken.fetch_add(1, Ordering::Relaxed);
-        // Made before the check, so that a refused one gives its place back.
-        let slot = Self(Arc::clone(taken));
-        (before < EXCHANGES_MAX).then_some(slot)
+impl Default for Seats {
+    fn default() -> Self {
+        Self::new(EXCHANGES_MAX, EXCHANGES_PER_PEER_MAX)
     }
 }
 
-impl Drop for Slot {
+impl Seats {
+    fn new(max: usize, per_peer_max: usize) -> Self {
+        Self {
+            max,
+            per_peer_max,
+            taken: AtomicUsize::new(0),
+            by_peer: Mutex::default(),
+            over_share: Counter::default(),
+        }
+    }
+
+    /// Shows how often a peer wanted more than its share.
+    pub fn register(&self, telemetry: &Telemetry) {
+        let help = "Exchanges refused at the egress, as their ingress or relay had its share of it";
+        telemetry.register("exchange_over_share", help, self.over_share.clone());
+    }
+
+    /// How many are taken.
+    pub fn taken(&self) -> usize {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn take(self: &Arc<Self>, peer: &Arc<str>) -> Result<Seat, String> {
+        let mut by_peer = self.by_peer.lock();
+        if self.taken() >= self.max {
+            return Err("This egress is full.".into());
+        }
+        let has = by_peer.entry(Arc::clone(peer)).or_default();
+        if *has >= self.per_peer_max {
+            self.over_share.inc();
+            let most = self.per_peer_max;
+            return Err(format!(
+                "`{peer}` has as many exchanges on this egress as one node may: {most}."
+            ));
+        }
+        *has += 1;
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Ok(Seat {
+            of: Arc::clone(self),
+            peer: Arc::clone(peer),
+        })
+    }
+}
+
+/// One of the [`Seats`]. Dropped, it is free again.
+#[derive(Debug)]
+struct Seat {
+    of: Arc<Seats>,
+    peer: Arc<str>,
+}
+
+impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let mut by_peer = self.of.by_peer.lock();
+        self.of.taken.fetch_sub(1, Ordering::Relaxed);
+        match by_peer.get_mut(&self.peer) {
+            Some(has) if *has > 1 => *has -= 1,
+            _ => {
+                by_peer.remove(&self.peer);
+            }
+        }
     }
 }
 
@@ -102,8 +174,8 @@ pub fn receive(
     if room.draining.load(Ordering::Relaxed) {
         return Err(no(Code::Draining, "This egress is going down.", true));
     }
-    let slot = Slot::take(&room.taken);
-    let slot = slot.ok_or_else(|| no(Code::Overloaded, "This egress is full.", true))?;
+    let place = room.seats.take(&arrival.from);
+    let place = place.map_err(|full| no(Code::Overloaded, &full, true))?;
     let open = &mut arrival.open;
     if open.egress_epoch != 0 && open.egress_epoch != room.epoch {
         let message = "The egress was restarted after the exchange began.";
@@ -143,7 +215,32 @@ pub fn receive(
         status: 0,
         recorded: false,
         running,
-        _slot: slot,
+        _place: place,
         _counted: room.telemetry.exchange_started(Role::Egress),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_opens_without_end_leaves_places_for_the_others() {
+        let seats = Arc::new(Seats::new(20, 15));
+        let (greedy, modest): (Arc<str>, Arc<str>) = ("greedy".into(), "modest".into());
+        let mut held: Vec<Seat> = (0..100).filter_map(|_| seats.take(&greedy).ok()).collect();
+        assert_eq!(held.len(), 15);
+        let why = seats.take(&greedy).err().unwrap_or_default();
+        assert!(why.contains("greedy") && why.contains("15"), "{why}");
+        assert_eq!(seats.over_share.get(), 86);
+        let others: Vec<Seat> = (0..5).filter_map(|_| seats.take(&modest).ok()).collect();
+        assert_eq!((others.len(), seats.taken()), (5, 20));
+        // Now it is full for everybody.
+        assert!(seats.take(&modest).is_err_and(|why| why.contains("full")));
+        held.pop();
+        assert!(seats.take(&greedy).is_ok(), "a place that was given back");
+        drop((held, others));
+        assert_eq!(seats.taken(), 0);
+        assert!(seats.by_peer.lock().is_empty());
+    }
 }

@@ -108,6 +108,11 @@ pub(super) fn show(telemetry: &Telemetry, tally: &Tally) {
             "Pieces whose copy came first",
             &tally.doubles_first,
         ),
+        (
+            "links_refused",
+            "Links of other nodes that were refused, as there were too many",
+            &tally.links_refused,
+        ),
     ];
     for (name, help, counter) in shown {
         telemetry.register(name, help, counter.clone());

@@ -3,6 +3,8 @@
 //! The accept loop only accepts: handshakes, HELLO and preambles are read in tasks, each with a
 //! deadline. A certificate decides who a peer is; a peer that may not send exchanges is cut off.
 
+mod room;
+
 use std::{
     fmt,
     sync::{
@@ -44,9 +46,6 @@ const HANDSHAKES_UNPROVEN_MAX: usize = 64;
 
 /// Relays that are remembered of one exchange.
 const VIA_MAX: usize = 8;
-
-/// Peers that may be linked to this node at once.
-const LINKS_MAX: usize = 16_384;
 
 /// Takes what other nodes send.
 pub struct Acceptor {
@@ -215,9 +214,8 @@ impl Acceptor {
             return self.probe_of(&peer.node, connection).await;
         }
         let connection = Connection::Quic(connection);
-        if self.links.lock().len() >= LINKS_MAX {
-            tracing::warn!(%address, peer = %peer.node, "connection refused: too many links");
-            connection.close("too many links");
+        if let Err(reason) = self.has_room(&peer.node, &address) {
+            connection.close(reason);
             return None;
         }
         match Link::accepted(&self.tunnel, connection, &self.me, peer, address).await {
@@ -247,7 +245,9 @@ impl Acceptor {
 
     async fn serve(self: Arc<Self>, ready: link::Ready) {
         let link = Arc::clone(&ready.link);
-        self.links.lock().push(Arc::clone(&link));
+        if let Err(reason) = self.seat(&link) {
+            return link.close(reason);
+        }
         self.tunnel.add_accepted(&link);
         // It may have been revoked since it was greeted, and nobody else has seen it until now.
         let _closed = link.close_if_revoked(&*self.credentials);

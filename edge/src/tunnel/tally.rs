@@ -19,4 +19,6 @@ pub struct Tally {
     pub doubled: Counter,
     /// Pieces of which the second path's copy came first.
     pub doubles_first: Counter,
+    /// Links that were refused, as their node or all nodes had as many as they may.
+    pub links_refused: Counter,
 }

@@ -173,6 +173,39 @@ async fn garbage_from_a_certified_peer_is_refused_and_nothing_else_suffers() {
 }
 
 #[tokio::test]
+#[tokio::test]
+async fn a_peer_that_links_without_end_is_refused_and_nobody_else() {
+    let authority = Authority::new();
+    let (server, _arrivals) = egress(&authority);
+    let bad = authority.node("bad", "ingress");
+    let hello = v1::Hello {
+        version: VERSION,
+        node: "bad".into(),
+        ..v1::Hello::default()
+    };
+    let mut held = Vec::new();
+    let refused = || server.tunnel.tally().links_refused.get();
+    while refused() == 0 {
+        assert!(held.len() < 100, "it takes them all");
+        // One that is refused at once is not heard of as linked.
+        let Ok(connection) = dial(&bad, server.address).await else {
+            continue;
+        };
+        let Ok((mut control, mut replies)) = connection.open().await else {
+            continue;
+        };
+        let greeting = codec::message(Kind::Hello, &hello);
+        if control.write(&mut [greeting]).await.is_ok() && replies.read().await.is_ok() {
+            held.push((connection, control, replies));
+        }
+    }
+    assert!(server.network.accepted_links() <= 64);
+    let mut good = node(&authority.node("ingress", "ingress"), "ingress", None);
+    good.network.keep(&[wanted("egress", server.address)]);
+    up(&good.tunnel).await;
+    assert_eq!(ask(&good.tunnel).await, b"hello");
+}
+
 async fn garbage_on_the_udp_port_harms_nobody() {
     let authority = Authority::new();
     let (server, _arrivals) = egress(&authority);
