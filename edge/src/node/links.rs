@@ -109,6 +109,11 @@ pub(super) fn show(telemetry: &Telemetry, tally: &Tally) {
             &tally.doubles_first,
         ),
         (
+            "exchange_stale_acks",
+            "Acknowledgements of less than was acknowledged before: overtaken on their way, or a peer's fault",
+            &tally.stale_acks,
+        ),
+        (
             "links_refused",
             "Links of other nodes that were refused, as there were too many",
             &tally.links_refused,

@@ -365,6 +365,9 @@ impl End {
     pub(super) fn acked(self: &Arc<Self>, offset: u64) {
         let (acked, over) = {
             let mut sending = self.sending.lock();
+            if offset < sending.outgoing.known() {
+                self.tunnel.tally().stale_acks.inc();
+            }
             let acked = sending.outgoing.ack(offset);
             let held = sending.outgoing.held_bytes();
             let budget = self.tunnel.budget();

@@ -19,6 +19,8 @@ pub struct Tally {
     pub doubled: Counter,
     /// Pieces of which the second path's copy came first.
     pub doubles_first: Counter,
+    /// Acknowledgements of less than was acknowledged before, which change nothing.
+    pub stale_acks: Counter,
     /// Links that were refused, as their node or all nodes had as many as they may.
     pub links_refused: Counter,
 }

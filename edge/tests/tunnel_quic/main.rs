@@ -9,6 +9,7 @@ mod moved;
 mod pulse;
 mod relayed;
 mod revoked;
+mod rough;
 mod town;
 
 use std::net::{SocketAddr, UdpSocket};
@@ -173,7 +174,6 @@ async fn garbage_from_a_certified_peer_is_refused_and_nothing_else_suffers() {
 }
 
 #[tokio::test]
-#[tokio::test]
 async fn a_peer_that_links_without_end_is_refused_and_nobody_else() {
     let authority = Authority::new();
     let (server, _arrivals) = egress(&authority);
@@ -206,6 +206,7 @@ async fn a_peer_that_links_without_end_is_refused_and_nobody_else() {
     assert_eq!(ask(&good.tunnel).await, b"hello");
 }
 
+#[tokio::test]
 async fn garbage_on_the_udp_port_harms_nobody() {
     let authority = Authority::new();
     let (server, _arrivals) = egress(&authority);

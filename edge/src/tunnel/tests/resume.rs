@@ -18,6 +18,8 @@ mod opening;
 
 mod silent;
 
+mod stale;
+
 mod ways;
 
 /// One ingress and one egress; tests link them as they like.
