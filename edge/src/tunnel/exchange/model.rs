@@ -405,7 +405,7 @@ fn every_byte_once_and_in_order_whatever_the_network_does() {
         seeds += 1;
     }
     report(&format!(
-        "{steps} steps, {seeds} exchanges from seed {first}, {moves} attachments, {ended} ended by a restart"
+        "model: {steps} steps, {seeds} exchanges from seed {first}, {moves} attachments, {ended} ended by a restart"
     ));
 }
 
@@ -414,5 +414,6 @@ fn every_byte_once_and_in_order_whatever_the_network_does() {
     reason = "what was tried is a part of the result"
 )]
 fn report(line: &str) {
-    println!("{line}");
+    // The test's own name may stand before it.
+    println!("\n{line}");
 }
