@@ -2,8 +2,8 @@
 //!
 //! An id is entered before the exchange is accepted and stays known for [`REMEMBERED`] after its end, so that a
 //! late copy of its OPEN cannot execute it again. An attempt that ended in a refusal gave no answer: a later
-//! attempt of the same exchange may then run. Copies are refused; merging them into the running exchange comes
-//! with resume. Time is an argument.
+//! attempt of the same exchange may then run. A copy that came over another path while the exchange runs does not get so
+//! far: the tunnel makes it another attachment (`tunnel::accept`); any other is refused here. Time is an argument.
 
 use std::{
     collections::VecDeque,

@@ -1,8 +1,8 @@
 //! How a link's path is, for whoever chooses among links or moves exchanges away.
 //!
-//! The detector writes it, everyone else reads. Links over the same pair of addresses share one
-//! [`Vitals`]: what kills the path of one kills the other's. Reading the condition or the cost is one atomic
-//! load, since they are asked with every request.
+//! The detector writes it, everyone else reads. Each link has its own, which ends with it; what was learned of the path goes
+//! on to the next link over it with the detector (`dial`). Reading the condition or the cost is one atomic load, since they
+//! are asked with every request.
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
@@ -39,7 +39,7 @@ impl Condition {
     }
 }
 
-/// How the path of one or more links is.
+/// How the path of a link is.
 #[derive(Debug, Default)]
 pub struct Vitals {
     condition: AtomicU8,
@@ -49,7 +49,7 @@ pub struct Vitals {
     cost: AtomicU64,
     /// And what the peer has in flight.
     peer_load: AtomicU32,
-    /// Exchanges on the links.
+    /// Exchanges on the link.
     exchanges: AtomicU32,
     /// The detector beats fast already; nobody need wake it.
     awake: AtomicBool,
@@ -82,7 +82,7 @@ impl Vitals {
         *self.measures.lock()
     }
 
-    /// Exchanges on the links.
+    /// Exchanges on the link.
     #[must_use]
     pub fn exchanges(&self) -> u32 {
         self.exchanges.load(Ordering::Relaxed)
@@ -133,7 +133,7 @@ impl Vitals {
         self.peer_load.load(Ordering::Relaxed)
     }
 
-    /// An exchange began on a link. Wakes the detector if it beats slowly.
+    /// An exchange began on the link. Wakes the detector if it beats slowly.
     pub fn began(&self) {
         self.exchanges.fetch_add(1, Ordering::Relaxed);
         if !self.awake.load(Ordering::Relaxed) {
@@ -142,7 +142,7 @@ impl Vitals {
         }
     }
 
-    /// `count` exchanges on a link ended.
+    /// `count` exchanges on the link ended.
     pub fn ended(&self, count: u32) {
         self.exchanges.fetch_sub(count, Ordering::Relaxed);
     }

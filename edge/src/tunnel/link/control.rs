@@ -17,7 +17,7 @@ use crate::tunnel::{
     inbound,
     onward::News,
     transport::{Receiver, Sender},
-    vitals::{Condition, Vitals},
+    vitals::Condition,
 };
 
 /// How long acknowledgements wait for company. Credit, which a sender may be waiting for, and
@@ -34,16 +34,6 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// Puts the link under a detector that watches its path.
-    #[must_use]
-    pub fn watched(mut self, vitals: Arc<Vitals>) -> Self {
-        // Nobody else has the link yet.
-        if let Some(link) = Arc::get_mut(&mut self.link) {
-            link.vitals = vitals;
-        }
-        self
-    }
-
     /// Serves the control stream until the connection is gone.
     pub async fn serve(self) {
         let Self {
