@@ -1,6 +1,6 @@
 //! Figures of the detector on this machine, for whoever changes it. Not a test: it judges nothing.
 //!
-//! `cargo test --release -p vector-edge --test tunnel_quic -- --ignored --nocapture figures`
+//! `tests/bench detector` shows them.
 //!
 //! Seen on two cores that built other things meanwhile (load 9): 15.6 to 20.4 us of CPU a heartbeat for both its ends,
 //! 0.15 to 0.20 % of a core for each end of a link at 10 ms, no false «down» on 50 links; over 120 cuts, from the cut to

@@ -1,7 +1,6 @@
 //! Two detectors and the lines between them in virtual time: false alarms and detection times.
 //!
-//! The whole table: `DETECTOR_HOURS=24 cargo test --release -p vector-edge --lib -- --ignored
-//! --nocapture detector_table`.
+//! The whole table: `DETECTOR_HOURS=24 tests/bench detector`.
 
 use std::{
     cmp::Reverse,
