@@ -412,3 +412,17 @@ async fn who_came_before_the_door_was_closed_is_served() {
     }
     world.handle.drained().await;
 }
+
+#[tokio::test]
+async fn who_comes_before_the_first_link_waits_for_it() {
+    let gate = Arc::new(tokio::sync::Notify::new());
+    let world = World::unlinked(config(), Arc::clone(&gate)).await;
+    let open = async {
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        gate.notify_one();
+    };
+    let (answer, ()) = tokio::join!(world.chat("echo"), open);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}

@@ -86,6 +86,15 @@ async fn link(egress: &str, strings: egress::Strings, tunnel: &Tunnel, tasks: &T
     tasks.spawn(ready.serve());
 }
 
+/// Links both egress nodes once the gate is open, one as soon as the other.
+async fn links(gate: Arc<Notify>, strings: egress::Strings, tunnel: Tunnel, tasks: TaskTracker) {
+    gate.notified().await;
+    tokio::join!(
+        link("egress-a", strings.clone(), &tunnel, &tasks),
+        link("egress-b", strings, &tunnel, &tasks),
+    );
+}
+
 pub(super) fn config() -> config::Ingress {
     config::Ingress {
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -119,6 +128,17 @@ impl World {
     }
 
     pub(super) async fn with(config: config::Ingress) -> Self {
+        let gate = Arc::new(Notify::new());
+        gate.notify_one();
+        let world = Self::unlinked(config, gate).await;
+        while world.tunnel.status().len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        world
+    }
+
+    /// Its links come up when the gate is opened.
+    pub(super) async fn unlinked(config: config::Ingress, gate: Arc<Notify>) -> Self {
         let (told, events) = mpsc::channel(1024);
         let tunnel = Tunnel::default();
         let tasks = TaskTracker::new();
@@ -127,8 +147,7 @@ impl World {
             events: told,
             release: Arc::clone(&release),
         };
-        link("egress-a", strings.clone(), &tunnel, &tasks).await;
-        link("egress-b", strings, &tunnel, &tasks).await;
+        tasks.spawn(links(gate, strings, tunnel.clone(), tasks.clone()));
         let key = ApiKey::assemble("0123456789", &"s".repeat(ApiKey::SECRET_CHARS));
         let limited_key = ApiKey::assemble("limited789", &"s".repeat(ApiKey::SECRET_CHARS));
         let metered_key = ApiKey::assemble("metered789", &"s".repeat(ApiKey::SECRET_CHARS));
