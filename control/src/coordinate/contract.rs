@@ -8,6 +8,7 @@ pub(super) async fn keeps_the_contract(store: Arc<dyn Store>) {
     compares_before_it_writes(store.as_ref()).await;
     writes_all_or_nothing(store.as_ref()).await;
     lists_one_moment(store.as_ref()).await;
+    takes_many_large_values(store.as_ref()).await;
     watches_in_order(store.as_ref()).await;
     ends_sessions(store.as_ref()).await;
     elects_one(store).await;
@@ -82,6 +83,30 @@ async fn lists_one_moment(store: &dyn Store) {
         listing.revision >= last,
         "a cluster's revision also grows by what others write"
     );
+}
+
+/// More than one message of gRPC holds: whatever may be written can be read again.
+async fn takes_many_large_values(store: &dyn Store) {
+    let before = store.list("/l/").await.unwrap().revision;
+    let value = |at: u8| bytes::Bytes::from(vec![at; VALUE_BYTES_MAX]);
+    let keys: Vec<String> = (0..6).map(|at| format!("/l/{at}")).collect();
+    for (at, key) in (0..).zip(&keys) {
+        let one = Transaction::new().put(key, value(at));
+        store.commit(one).await.unwrap();
+    }
+    let small = (0..100).map(|at| format!("/l/small-{at:02}"));
+    let all = small.fold(Transaction::new(), |all, key| all.put(key, &b"x"[..]));
+    store.commit(all).await.unwrap();
+    let listing = store.list("/l/").await.unwrap();
+    assert_eq!(listing.entries.len(), 106);
+    for (at, (entry, key)) in (0..).zip(listing.entries.iter().zip(&keys)) {
+        assert!(entry.key == *key && entry.value == value(at), "{key}");
+    }
+    let mut watch = store.watch("/l/", before).await.unwrap();
+    for (at, key) in (0..).zip(&keys) {
+        let event = watch.next().await.unwrap().events.remove(0);
+        assert!(event.key == *key && event.value == Some(value(at)), "{key}");
+    }
 }
 
 async fn watches_in_order(store: &dyn Store) {

@@ -16,13 +16,16 @@
 //! | `ROOT/…`: what the registry keeps, see there | 0.2 to 4 KiB each | when an operator or an enrolment changes something |
 //!
 //! Sessions are leases, kept alive every third of their time; they cost no writes. Nothing is written per request or heartbeat.
+//! A transaction is at most 1.25 MiB and a value 1 MiB, below the 1.5 MiB that a member takes; listings and watches have
+//! bounds of their own, so that whatever was written can be read.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use etcd_client::{
     Client, Compare as EtcdCompare, CompareOp, ConnectOptions, Error as EtcdError, GetOptions,
-    KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse, TxnResponse,
+    GetResponse, KeyValue, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    TxnResponse,
 };
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
@@ -32,7 +35,7 @@ use uuid::Uuid;
 use self::{follow::Follower, member::Members};
 use super::{
     Answer, Entry, Error, Listing, Revision, Session, SessionId, Store, Transaction,
-    WATCH_COMMITS_MAX, Watch, Write,
+    VALUE_BYTES_MAX, WATCH_COMMITS_MAX, Watch, Write,
 };
 
 mod follow;
@@ -51,8 +54,16 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// HTTP/2 pings on a connection in use. etcd hangs up on clients that ping more often than every five seconds.
 const PING: (Duration, Duration) = (Duration::from_secs(6), Duration::from_secs(2));
 
-/// Keys in one page of a listing. With values of 4 KiB a page is as large as a gRPC message may be.
+/// Keys in one page of a listing, unless they are too large for one.
 const PAGE_KEYS: i64 = 1_000;
+
+/// Largest page, which has to come within the time of one try: over 34 Mbit/s. A page of one key always fits.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+
+const _: () = assert!(2 * VALUE_BYTES_MAX <= PAGE_BYTES_MAX);
+
+/// Largest message of a watch, which tells up to a thousand commits in one. Who is further behind lists anew.
+const WATCH_BYTES_MAX: usize = 16 << 20;
 
 /// Marks of processes that are gone for this long are taken away.
 const MARK_DAYS: u64 = 30;
@@ -258,30 +269,27 @@ impl Inner {
         }
     }
 
-    /// Pages of one moment: the revision of the first is asked for by all.
+    /// Pages of one moment: the revision of the first is asked for by all. A page that is too large is asked for again
+    /// with half its keys, and those behind it have no more: large values stand side by side.
     async fn list(&self, prefix: &str) -> Result<Listing, Error> {
         let end = past(prefix);
         let (mut from, mut listing) = (prefix.as_bytes().to_vec(), None::<Listing>);
+        let mut keys = PAGE_KEYS;
         loop {
             let at = listing.as_ref().map_or(0, |listing| listing.revision);
-            let ask = |mut client: Client| {
-                let (from, end) = (from.clone(), end.clone());
-                async move {
-                    let options = GetOptions::new()
-                        .with_range(end)
-                        .with_limit(PAGE_KEYS)
-                        .with_revision(at)
-                        .with_sort(SortTarget::Key, SortOrder::Ascend);
-                    client.get(from, Some(options)).await
-                }
-            };
-            let mut page = match self.members.call(ask).await {
+            let mut page = match self.page((&from, &end), at, keys).await {
                 // Compacted between two pages: begin anew.
                 Err(Error::Compacted) if listing.is_some() => {
                     (from, listing) = (prefix.as_bytes().to_vec(), None);
                     continue;
                 }
-                page => page?,
+                Ok(None) if keys > 1 => {
+                    keys /= 2;
+                    continue;
+                }
+                page => page?.ok_or_else(|| {
+                    Error::Unavailable("etcd: a value is larger than any of ours".to_owned())
+                })?,
             };
             let revision = page.header().map_or(0, |header| header.revision());
             let mut whole = listing.take().unwrap_or(Listing {
@@ -300,6 +308,32 @@ impl Inner {
             }
             listing = Some(whole);
         }
+    }
+
+    /// One page of a listing; `None` when it is too large.
+    async fn page(
+        &self,
+        (from, end): (&[u8], &[u8]),
+        at: Revision,
+        keys: i64,
+    ) -> Result<Option<GetResponse>, Error> {
+        let ask = |client: Client| {
+            let (from, end) = (from.to_vec(), end.to_vec());
+            async move {
+                let options = GetOptions::new()
+                    .with_range(end)
+                    .with_limit(keys)
+                    .with_revision(at)
+                    .with_sort(SortTarget::Key, SortOrder::Ascend);
+                let kv = client.kv_client();
+                let mut kv = kv.max_decoding_message_size(PAGE_BYTES_MAX);
+                match kv.get(from, Some(options)).await {
+                    Err(error) if member::is_too_large(&error) => Ok(None),
+                    page => page.map(Some),
+                }
+            }
+        };
+        self.members.call(ask).await
     }
 
     async fn commit(&self, transaction: &Transaction) -> Result<Revision, Error> {

@@ -1,7 +1,7 @@
 //! Watches that outlive the member they began at.
 //!
 //! A watch goes on at the next member from the last revision it has told. It ends, and its reader lists anew, only
-//! when etcd has compacted what came in between or the reader is too slow.
+//! when etcd has compacted what came in between, when that is more than one message holds, or when the reader is too slow.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use etcd_client::{
 };
 use tokio::sync::mpsc;
 
-use super::Inner;
+use super::{Inner, WATCH_BYTES_MAX, member::is_too_large};
 use crate::coordinate::{Batch, Error, Event, Revision};
 
 /// How often a silent watch asks its member for a sign of life, and how long that may take.
@@ -103,6 +103,8 @@ impl Follower {
                         }
                     }
                 }
+                // From the same revision on it would be as large again.
+                Ok(Err(error)) if is_too_large(&error) => return Ended::ForGood,
                 Ok(Ok(None) | Err(_)) => return Ended::Broken,
                 Err(_) if asked || stream.request_progress().await.is_err() => {
                     return Ended::Broken;
@@ -113,12 +115,10 @@ impl Follower {
     }
 }
 
-async fn open(
-    mut client: Client,
-    prefix: String,
-    from: Revision,
-) -> Result<WatchStream, EtcdError> {
+async fn open(client: Client, prefix: String, from: Revision) -> Result<WatchStream, EtcdError> {
     let options = WatchOptions::new().with_prefix().with_start_revision(from);
+    let client = client.watch_client();
+    let mut client = client.max_decoding_message_size(WATCH_BYTES_MAX);
     let mut stream = client.watch(prefix, Some(options)).await?;
     // The first answer says that the watch stands.
     match stream.message().await? {

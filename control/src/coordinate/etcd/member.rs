@@ -116,6 +116,12 @@ impl std::fmt::Debug for Members {
     }
 }
 
+/// Whether the answer is larger than we take: asked again, it is as large. etcd itself says this code only of revisions.
+pub(super) fn is_too_large(error: &EtcdError) -> bool {
+    matches!(error, EtcdError::GRpcStatus(status)
+        if status.code() == Code::OutOfRange && status.message().contains("message length too large"))
+}
+
 /// What the caller is told; `None` where another member, or this one with a new login, may know better.
 fn verdict(error: &EtcdError) -> Option<Error> {
     let EtcdError::GRpcStatus(status) = error else {

@@ -311,6 +311,20 @@ async fn a_listing_of_many_pages_is_of_one_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_that_is_far_behind_ends_instead_of_asking_for_ever() {
+    let cluster = Cluster::start(1);
+    let store = cluster.open("/vector").await;
+    let before = store.list("/large/").await.unwrap().revision;
+    for _ in 0..=WATCH_BYTES_MAX / VALUE_BYTES_MAX {
+        let large = Transaction::new().put("/large/1", vec![0; VALUE_BYTES_MAX]);
+        store.commit(large).await.unwrap();
+    }
+    let mut watch = store.watch("/large/", before).await.unwrap();
+    let told = watch.next().await.map(|batch| batch.revision);
+    assert!(matches!(told, Err(Error::Compacted)), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_asked_twice_is_done_once() {
     let cluster = Cluster::start(1);
     let store = cluster.open("/vector").await;
