@@ -280,7 +280,10 @@ impl Network {
 
     /// Applies a plan, and waits until every node that is connected has it.
     pub fn apply(&self, plan: &str) -> String {
-        let said = self.ctl_text(&["apply", "-f", "-"], plan).unwrap();
+        // Others apply plans of their own at the same time.
+        let said = self
+            .ctl_text(&["apply", "--base", "0", "-f", "-"], plan)
+            .unwrap();
         self.settle();
         said
     }

@@ -382,9 +382,10 @@ pub(crate) struct Apply {
     /// Remove providers, credentials, models and default routes that the file does not name.
     #[arg(long)]
     pub(crate) prune: bool,
-    /// Only if the configuration still has this generation, as `diff` tells it: else somebody else has changed it since.
-    #[arg(long, default_value_t = 0, value_name = "GENERATION")]
-    pub(crate) base: u64,
+    /// Only if the configuration still has this generation: else somebody else has changed it since. Without this, the one
+    /// that `diff` of this file saw last counts, or the one that is there when this begins; 0 is whatever is there.
+    #[arg(long, value_name = "GENERATION")]
+    pub(crate) base: Option<u64>,
     /// Change nothing, only show.
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -427,7 +428,7 @@ pub(crate) enum Rollout {
     Undo {
         /// To what it was at this generation; before the last change without it.
         generation: Option<u64>,
-        /// As in `apply`.
+        /// Only if the configuration still has this generation, as `history` tells it.
         #[arg(long, default_value_t = 0, value_name = "GENERATION")]
         base: u64,
         /// Change nothing, only show.

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod account;
+mod apply;
 mod audit;
 mod backup;
 mod ca;
@@ -89,7 +90,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<String, Failure> {
             // What can be wrong with a file is told before anything is dialled.
             let command = Ready::from(command, force)?;
             let client = connect_to(&control, &proof, force).await?;
-            command.run(client).await?
+            command.run(client, &control).await?
         }
     };
     if json {
@@ -123,13 +124,7 @@ enum Ready {
         force: bool,
     },
     Credential(Box<pb::CredentialSpec>),
-    Apply {
-        plan: pb::Plan,
-        prune: bool,
-        dry_run: bool,
-        base: u64,
-        exit_code: bool,
-    },
+    Apply(Box<apply::Asked>),
 }
 
 impl Ready {
@@ -140,24 +135,26 @@ impl Ready {
                 prune,
                 base,
                 dry_run,
-            }) => Self::Apply {
+            }) => Self::Apply(Box::new(apply::Asked {
                 plan: read_plan(&file)?,
+                file,
                 prune,
                 dry_run,
                 base,
                 exit_code: false,
-            },
+            })),
             Command::Diff(args::Diff {
                 file,
                 prune,
                 exit_code,
-            }) => Self::Apply {
+            }) => Self::Apply(Box::new(apply::Asked {
                 plan: read_plan(&file)?,
+                file,
                 prune,
                 dry_run: true,
-                base: 0,
+                base: None,
                 exit_code,
-            },
+            })),
             Command::Credential(put @ args::Credential::Put { .. }) => {
                 Self::Credential(Box::new(provider::credential_spec(put)?))
             }
@@ -169,23 +166,9 @@ impl Ready {
         })
     }
 
-    async fn run(self, mut client: Client) -> Done {
+    async fn run(self, mut client: Client, control: &str) -> Done {
         match self {
-            Self::Apply {
-                plan,
-                prune,
-                dry_run,
-                base,
-                exit_code,
-            } => {
-                let asked = pb::ApplyRequest {
-                    plan: Some(plan),
-                    dry_run,
-                    prune,
-                    base_revision: base,
-                };
-                apply(client, asked, exit_code).await
-            }
+            Self::Apply(asked) => apply::apply(client, control, *asked).await,
             Self::Credential(spec) => {
                 let view = client.put_credential(*spec).await?.into_inner();
                 let name = view.spec.as_ref().map_or("", |spec| &spec.name);
@@ -237,18 +220,6 @@ async fn plain(client: Client, command: Command) -> Done {
             Err(Failure::Usage("this command is done elsewhere".to_owned()))
         }
     }
-}
-
-/// Brings control to the plan, or only shows what that would change.
-async fn apply(mut client: Client, asked: pb::ApplyRequest, exit_code: bool) -> Done {
-    let dry_run = asked.dry_run;
-    let response = client.apply(asked).await?.into_inner();
-    if exit_code && !response.changes.is_empty() {
-        let _ = writeln!(io::stdout().lock(), "{}", table::changes(&response.changes));
-        return Err(Failure::Refused(String::new()));
-    }
-    let text = done(&response, dry_run);
-    Ok(Shown::new(json::changes(&response), text))
 }
 
 /// What a change did, or would do.

@@ -219,6 +219,72 @@ fn line(entry: &AuditEntry) -> String {
     format!("{}: {}", entry.actor, changes.join(", "))
 }
 
+/// What `vectorctl` answers one operator, who has a home and a plan file of their own.
+async fn ctl(control: &Control, home: &TempDir, words: &[&str]) -> Result<String, String> {
+    let said = tokio::process::Command::new(env!("CARGO_BIN_EXE_vectorctl"))
+        .args(words)
+        .args(["-f", "network.toml"])
+        .current_dir(home.path())
+        .env("XDG_STATE_HOME", home.path())
+        .env("VECTOR_CONTROL", &control.url)
+        .env("VECTOR_ADMIN_TOKEN", &control.token)
+        .kill_on_drop(true)
+        .output()
+        .await
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    if said.status.success() {
+        Ok(text(said.stdout))
+    } else {
+        Err(text(said.stderr))
+    }
+}
+
+#[tokio::test]
+async fn who_applies_what_was_compared_before_another_applied_is_told_to_look_again() {
+    let control = Control::start().await;
+    let titled = |home: &TempDir, title: &str| {
+        let plan = format!("[[account]]\nname = \"acme\"\ntitle = \"{title}\"\n");
+        std::fs::write(home.path().join("network.toml"), plan).unwrap();
+    };
+    let title = async || {
+        let asked = pb::ListRequest::default();
+        let admin = control.admin().await;
+        let listed = admin.call(asked, |mut c, r| async move { c.list_accounts(r).await });
+        listed.await.unwrap().accounts.remove(0).title
+    };
+    let (ann, ben) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    titled(&ann, "first");
+    ctl(&control, &ann, &["apply"]).await.unwrap();
+
+    titled(&ann, "by ann");
+    titled(&ben, "by ben");
+    ctl(&control, &ann, &["diff"]).await.unwrap();
+    ctl(&control, &ben, &["diff"]).await.unwrap();
+    ctl(&control, &ann, &["apply"]).await.unwrap();
+    let refused = ctl(&control, &ben, &["apply"]).await.unwrap_err();
+    for part in ["generation 2, expected 1", "vectorctl diff -f network.toml"] {
+        assert!(refused.contains(part), "{refused}");
+    }
+    assert_eq!(title().await, "by ann", "nothing is lost");
+    let again = ctl(&control, &ben, &["apply"]).await.unwrap_err();
+    assert_eq!(again, refused, "once more is not a look");
+
+    let shown = ctl(&control, &ben, &["diff"]).await.unwrap();
+    assert!(shown.contains("by ann"), "{shown}");
+    ctl(&control, &ben, &["apply"]).await.unwrap();
+    assert_eq!(title().await, "by ben");
+    // What was not compared before is compared when it is applied, and who says so does not care.
+    ctl(&control, &ann, &["apply"]).await.unwrap();
+    ctl(&control, &ben, &["diff"]).await.unwrap();
+    titled(&ann, "by ann again");
+    ctl(&control, &ann, &["apply"]).await.unwrap();
+    let any = ctl(&control, &ben, &["apply", "--base", "0"]).await;
+    any.unwrap();
+    assert_eq!(title().await, "by ben");
+    control.stop().await;
+}
+
 async fn apply_account(admin: Admin, account: String, base: u64) -> Result<(), Status> {
     let account = pb::AccountSpec {
         name: account,
