@@ -250,6 +250,17 @@ impl Fleet {
             .unwrap_or_default()
     }
 
+    /// What the wanted nodes whose streams are open here said last, by id.
+    #[must_use]
+    pub fn said(&self, wanted: impl Fn(&str) -> bool) -> Vec<(String, Said)> {
+        let members = self.members.lock();
+        let there = members.iter().filter(|(_, member)| member.stream.is_some());
+        there
+            .filter(|(id, _)| wanted(id))
+            .filter_map(|(id, member)| Some((id.clone(), member.presence.said.clone()?)))
+            .collect()
+    }
+
     /// Ends a node's stream, if it has one.
     pub fn dismiss(&self, id: &str) {
         if let Some(stream) = self

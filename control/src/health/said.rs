@@ -6,7 +6,14 @@
 use std::sync::Arc;
 
 use prost::Message as _;
-use vector_proto::control::v1::Status;
+use vector_proto::control::v1::{CredentialStatus, Status};
+
+/// The part of a [`Status`] that an egress tells of its credentials.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Credentials {
+    #[prost(message, repeated, tag = "4")]
+    credentials: Vec<CredentialStatus>,
+}
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -36,6 +43,13 @@ impl Said {
     pub fn status(&self) -> Status {
         Status::decode(&self.0[..]).unwrap_or_default()
     }
+
+    /// What it said of its credentials; the rest is not read.
+    #[must_use]
+    pub fn credentials(&self) -> Vec<CredentialStatus> {
+        let read = Credentials::decode(&self.0[..]).unwrap_or_default();
+        read.credentials
+    }
 }
 
 #[cfg(test)]
@@ -56,9 +70,14 @@ mod tests {
             rtt_us: number,
             ..LinkStatus::default()
         };
+        let credential = CredentialStatus {
+            credential: "c".to_owned(),
+            ..CredentialStatus::default()
+        };
         let status = Status {
             draining: true,
             links: (0..3 * LINKS_MAX as u64).map(link).collect(),
+            credentials: vec![credential],
             ..Status::default()
         };
         let mut ahead = Vec::new();
@@ -68,6 +87,7 @@ mod tests {
             } else {
                 let said = Said::new(mem::take(&mut ahead), &piece);
                 assert_eq!(said.status(), status);
+                assert_eq!(said.credentials(), status.credentials);
             }
         }
         let nothing = Said::new(Vec::new(), &Status::default());

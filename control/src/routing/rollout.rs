@@ -2,8 +2,8 @@
 //!
 //! Any replica may: each step compares where the record stood, so only the first one counts. A canary speaks for itself to the
 //! replica that hears it, so a replica that hears none of them waits a little longer than one that does. What speaks against a
-//! change: a canary refuses what it was told, has not put it in force in time, has gone away since, or an upstream that a
-//! canary has part in fails, and the same provider does not fail as much elsewhere.
+//! change: a canary refuses what it was told, has not put it in force in time, has gone away since, an upstream that a canary
+//! has part in fails, and the same provider does not fail as much elsewhere, or a canary loses a credential that others keep.
 
 use std::{
     collections::BTreeMap,
@@ -16,10 +16,14 @@ use vector_proto::control::v1::UpstreamStatus;
 
 use super::{Published, Publisher};
 use crate::{
-    health::{self, Fleet, Presence, Signals, Usable},
+    health::{self, Fleet, Presence, Said, Signals, Usable},
     registry::{Actor, Error, NodeSpec, Registry, Rollout, Seen},
     telemetry::Metrics,
 };
+
+mod credentials;
+
+use self::credentials::Standing;
 
 /// A look at the canaries while a change is under way.
 const LOOK: Duration = Duration::from_millis(100);
@@ -90,6 +94,15 @@ enum Verdict {
 /// Success of each (node, provider, egress), in thousandths.
 type Successes = BTreeMap<(String, String, String), u32>;
 
+/// How it was when a change began, as far as this replica hears: of a canary's credentials, when they were first heard of.
+#[derive(Debug)]
+struct Began {
+    /// Which change.
+    unix_ms: u64,
+    successes: Successes,
+    credentials: BTreeMap<String, Standing>,
+}
+
 impl Mover {
     /// Nothing moves before [`Mover::run`].
     #[must_use]
@@ -110,8 +123,7 @@ impl Mover {
     /// Looks after changes until cancelled.
     pub async fn run(self, cancel: CancellationToken) {
         let mut newest = self.publisher.subscribe();
-        // How upstreams fared when the change began, as far as this replica hears.
-        let mut began: Option<(u64, Successes)> = None;
+        let mut began: Option<Began> = None;
         loop {
             let published = newest.borrow_and_update().clone();
             if published.rest.is_none() {
@@ -122,13 +134,8 @@ impl Mover {
                 }
                 continue;
             }
-            let now = successes(&self.fleet.reports(Instant::now()));
-            let mark = published.rollout.began_unix_ms;
-            let (_, before) = match began.take_if(|(of, _)| *of == mark) {
-                Some(kept) => began.insert(kept),
-                None => began.insert((mark, now.clone())),
-            };
-            if let Err(error) = self.look(&published, before, &now).await {
+            let fell = self.fallen(&published.rollout, &mut began);
+            if let Err(error) = self.look(&published, fell).await {
                 tracing::debug!(%error, "the rollout was not moved");
             }
             tokio::select! {
@@ -138,12 +145,32 @@ impl Mover {
         }
     }
 
-    async fn look(
-        &self,
-        published: &Published,
-        before: &Successes,
-        now: &Successes,
-    ) -> Result<(), Error> {
+    /// What has become worse for canaries, and for nobody else, since the change began.
+    fn fallen(&self, rollout: &Rollout, began: &mut Option<Began>) -> Option<String> {
+        let now = successes(&self.fleet.reports(Instant::now()));
+        let is_canary = |id: &str| rollout.canaries.iter().any(|canary| canary == id);
+        let credentials = standings(self.fleet.said(is_canary));
+        let mark = rollout.began_unix_ms;
+        let began = match began.take_if(|began| began.unix_ms == mark) {
+            Some(kept) => began.insert(kept),
+            None => began.insert(Began {
+                unix_ms: mark,
+                successes: now.clone(),
+                credentials: credentials.clone(),
+            }),
+        };
+        for (id, standing) in &credentials {
+            if !began.credentials.contains_key(id) {
+                began.credentials.insert(id.clone(), standing.clone());
+            }
+        }
+        fallen(rollout, &began.successes, &now).or_else(|| {
+            let others = || standings(self.fleet.said(|id| !is_canary(id)));
+            credentials::lost(&began.credentials, &credentials, others)
+        })
+    }
+
+    async fn look(&self, published: &Published, fell: Option<String>) -> Result<(), Error> {
         let rollout = &published.rollout;
         let heard: Vec<(&str, Presence)> = rollout
             .canaries
@@ -152,7 +179,6 @@ impl Mover {
             .filter(|(_, presence)| presence.connected)
             .collect();
         let unix_ms = unix_ms();
-        let fell = fallen(rollout, before, now);
         let mut verdict = verdict(rollout, published.told_rest(), &heard, fell, unix_ms);
         if verdict == Verdict::Finish {
             let mut usable = health::agreed(self.registry.store().as_ref()).await?;
@@ -229,6 +255,12 @@ fn verdict(
         Some(_) if now_unix_ms < over + LATE_MS => Verdict::Wait,
         Some((id, _)) => Verdict::RollBack(format!("node {id} has not put it in force")),
     }
+}
+
+fn standings(said: Vec<(String, Said)>) -> BTreeMap<String, Standing> {
+    let said = said.into_iter();
+    said.map(|(id, said)| (id, Standing::of(said.credentials())))
+        .collect()
 }
 
 fn successes(reports: &[(String, Arc<Signals>, Instant)]) -> Successes {

@@ -221,3 +221,99 @@ async fn a_refusal_rolls_back_at_every_replica() {
     one.stop().await;
     other.stop().await;
 }
+
+/// A node says how it fares, and control has heard it.
+async fn say(control: &Control, (stream, node): (&Stream, &str), status: pb::Status) {
+    Stream::send(&stream.up, node_event::Event::Status(status.clone())).await;
+    let admin = control.admin().await;
+    let heard = async {
+        loop {
+            let asked = pb::ListRequest::default();
+            let listed = admin.call(asked, |mut c, r| async move { c.list_nodes(r).await });
+            let nodes = listed.await.unwrap().nodes;
+            let of = |view: &&pb::NodeView| view.record.as_ref().is_some_and(|row| row.id == node);
+            if nodes.iter().find(of).unwrap().status.as_ref() == Some(&status) {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, heard)
+        .await
+        .expect("the node is heard");
+}
+
+/// Waits until the canary is told to go back, and gives the reason.
+async fn taken_back(admin: &Admin, fleet: &mut Fleet, model: &str) -> String {
+    fleet
+        .canary
+        .snapshot(|snapshot| !has(snapshot, model))
+        .await;
+    let rollout = shown(admin).await;
+    assert_eq!(rollout.stage, "rolled back");
+    let heard = heard_until_drained(admin, &mut fleet.other, "i-2").await;
+    assert!(heard.iter().all(|snapshot| !has(snapshot, model)));
+    rollout.reason
+}
+
+fn answers(success_permille: u32) -> pb::Status {
+    let row = pb::UpstreamStatus {
+        provider: "openai".to_owned(),
+        egress: "e-2".to_owned(),
+        success_permille,
+        ..pb::UpstreamStatus::default()
+    };
+    pb::Status {
+        upstreams: vec![row],
+        ..pb::Status::default()
+    }
+}
+
+#[tokio::test]
+async fn an_upstream_that_fails_for_a_canary_and_not_for_others_rolls_back() {
+    let control = start(HELD).await;
+    let admin = control.admin().await;
+    let mut fleet = Fleet::connect(&control, &control).await;
+    say(&control, (&fleet.canary, "i-1"), answers(1_000)).await;
+    say(&control, (&fleet.other, "i-2"), answers(1_000)).await;
+    admin.apply(another("m"), false).await.unwrap();
+    fleet.canary.snapshot(|snapshot| has(snapshot, "m")).await;
+    say(&control, (&fleet.other, "i-2"), answers(950)).await;
+    say(&control, (&fleet.canary, "i-1"), answers(400)).await;
+    let reason = taken_back(&admin, &mut fleet, "m").await;
+    let fails = "openai by way of e-2 fails since, as i-1 sees it: 60 of 100 more than before";
+    assert_eq!(reason, fails);
+    control.stop().await;
+}
+
+fn credential(state: pb::CredentialState) -> pb::Status {
+    let row = pb::CredentialStatus {
+        credential: "openai-1".to_owned(),
+        provider: "openai".to_owned(),
+        state: state.into(),
+        ..pb::CredentialStatus::default()
+    };
+    pb::Status {
+        credentials: vec![row],
+        ..pb::Status::default()
+    }
+}
+
+#[tokio::test]
+async fn a_secret_that_the_provider_refuses_reaches_nobody_but_canaries() {
+    use pb::CredentialState::{Out, Ready};
+    let control = start(HELD).await;
+    let admin = control.admin().await;
+    let mut fleet = Fleet::connect(&control, &control).await;
+    for (stream, node) in fleet._egress.iter().zip(["e-1", "e-2"]) {
+        say(&control, (stream, node), credential(Ready)).await;
+    }
+    let mut plan = another("m");
+    plan.credentials[0].secret = "sk-proj-with-a-slip".to_owned();
+    admin.apply(plan, false).await.unwrap();
+    fleet.canary.snapshot(|snapshot| has(snapshot, "m")).await;
+    say(&control, (&fleet._egress[0], "e-1"), credential(Out)).await;
+    let reason = taken_back(&admin, &mut fleet, "m").await;
+    let out = "credential openai-1 of openai is out of use at e-1 since, and not elsewhere";
+    assert_eq!(reason, out);
+    control.stop().await;
+}
