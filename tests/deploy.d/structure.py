@@ -102,6 +102,12 @@ def compose() -> None:
     expect(not missing, f"deploy/grafana/prometheus.yaml: {missing} stand in one of it and compose.yaml only")
 
 
+def changes_are_staged() -> None:
+    for path in sorted(DEPLOY.rglob("control.toml")):
+        settings = tomllib.loads(path.read_text())
+        expect(settings["control"].get("rollout_pause_ms") == 5000, f"{name(path)}: changes reach everybody at once")
+
+
 def manifests() -> None:
     folder = DEPLOY / "kubernetes"
     whole = yaml.safe_load((folder / "kustomization.yaml").read_text())
@@ -209,6 +215,7 @@ if __name__ == "__main__":
     everything_parses()
     images()
     compose()
+    changes_are_staged()
     manifests()
     panels_are_sound()
     for fault in faults:
