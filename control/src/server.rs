@@ -441,7 +441,8 @@ fn ledger_name(config: &Config) -> Result<String, Error> {
         source,
     };
     if !path.exists() {
-        fs::write(&path, uuid::Uuid::now_v7().to_string()).map_err(file)?;
+        let id = uuid::Uuid::now_v7().to_string();
+        vault::write_new(&path, id.as_bytes(), 0o644).map_err(file)?;
     }
     let id = fs::read_to_string(&path).map_err(file)?;
     Ok(format!("ledger.sqlite of {}", id.trim()))

@@ -9,7 +9,7 @@
 //! 1 · nonce (12) · text · tag (16)          older: under the master key itself; opened, not made any more
 //! ```
 
-use std::{fs, io, io::Write as _, os::unix::fs::OpenOptionsExt as _, path::Path};
+use std::{fs, io, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path};
 
 use ring::{
     aead::NONCE_LEN,
@@ -237,13 +237,25 @@ pub fn random_letters(count: usize) -> Result<String, Error> {
 /// # Errors
 /// When it is there or cannot be made.
 pub fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)?;
+    write_new(path, bytes, 0o600)
+}
+
+/// Makes a file, durable, and only when it is not there yet: whole under its name or not at all, wherever it is cut short. A
+/// process that is killed leaves at most a file beside it, `.new-` and some letters, which nobody reads.
+///
+/// # Errors
+/// When it is there or cannot be made.
+pub fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let folder = folder.unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(fs::Permissions::from_mode(mode))
+        .tempfile_in(folder)?;
     file.write_all(bytes)?;
-    file.sync_all()
+    file.as_file().sync_all()?;
+    file.persist_noclobber(path).map_err(|error| error.error)?;
+    fs::File::open(folder)?.sync_all()
 }
 
 /// Lower-case hex, as pins and hashes are written.
@@ -331,6 +343,40 @@ mod tests {
         }
         assert_eq!(both.wrapping(NAME, &direct(3)).key, None);
         assert!(both.open_sealed("openai/other", &direct(1)).is_err());
+    }
+
+    /// Says to this very program that it is the one to be killed, and where.
+    const CUT_SHORT: &str = "VECTOR_TEST_CUT_SHORT";
+
+    #[test]
+    fn a_file_that_was_cut_short_is_not_there() {
+        if let Some(dir) = std::env::var_os(CUT_SHORT) {
+            let _ = Vault::open(&Path::new(&dir).join("master.key"));
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        // Whoever writes the first byte of any file is killed by the kernel.
+        let name = "vault::tests::a_file_that_was_cut_short_is_not_there";
+        let killed = std::process::Command::new("bash")
+            .args(["-c", "ulimit -c 0 -f 0; exec \"$0\" --exact \"$1\""])
+            .arg(std::env::current_exe().unwrap())
+            .arg(name)
+            .env(CUT_SHORT, dir.path())
+            .output()
+            .unwrap();
+        assert!(!killed.status.success(), "{killed:?}");
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().collect();
+        assert_eq!(left.len(), 1, "it had begun: {left:?}");
+        let path = dir.path().join("master.key");
+        let sealed = Vault::open(&path).unwrap().seal(NAME, CLEAR).unwrap();
+        let again = Vault::open(&path).unwrap();
+        assert_eq!(&again.open_sealed(NAME, &sealed).unwrap()[..], CLEAR);
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let there = write_private(&path, b"another").unwrap_err();
+        assert_eq!(there.kind(), io::ErrorKind::AlreadyExists);
     }
 
     #[test]

@@ -107,7 +107,7 @@ impl Authority {
                 fs::remove_file(&key_path)?;
             }
             vault::write_private(&key_path, key.serialize_pem().as_bytes())?;
-            fs::write(&root_path, root.pem())?;
+            vault::write_new(&root_path, root.pem().as_bytes(), 0o644)?;
         }
         let key = KeyPair::from_pem(&fs::read_to_string(&key_path)?)
             .map_err(|error| Error::Stored(format!("root.key: {error}")))?;
