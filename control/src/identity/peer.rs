@@ -91,6 +91,15 @@ impl Peer {
     }
 }
 
+/// Whether a leaf names a node, of whatever network.
+#[must_use]
+pub fn names_a_node(der: &[u8]) -> bool {
+    let uri = only_uri(der);
+    let rest = uri.as_deref().and_then(|uri| uri.strip_prefix("spiffe://"));
+    rest.and_then(|rest| rest.split_once('/'))
+        .is_some_and(|(_, path)| path.starts_with("node/"))
+}
+
 /// When a leaf that rustls has verified was issued, in seconds since 1970: its validity begins [`BACKDATE`] before that.
 #[must_use]
 pub fn issued_of_leaf(der: &[u8]) -> Option<Duration> {

@@ -387,3 +387,43 @@ fn sha256(secret: &str) -> [u8; 32] {
     bytes.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{super::fixture, *};
+
+    #[tokio::test]
+    async fn an_operator_whose_time_is_over_is_nobody() {
+        let dir = tempfile::tempdir().unwrap();
+        let registry = fixture::registry(dir.path()).await;
+        let made = 1_800_000_000_000;
+        let new = |name, certificate, ttl_s| NewOperator {
+            name,
+            role: "viewer",
+            certificate,
+            ttl_s,
+            now_unix_ms: made,
+        };
+        let add = async |new| registry.add_operator(&fixture::by(), new).await.unwrap().1;
+        let leaf = Bytes::from_static(&[7; 32]);
+        let token = async |name, ttl_s| {
+            let secret = add(new(name, None, ttl_s)).await.unwrap();
+            format!("{PREFIX}{}", *secret)
+        };
+        let (ends, stays) = (token("otto", 60).await, token("vera", 0).await);
+        add(new("cleo", Some(leaf.clone()), 60)).await;
+        let known = async |at| {
+            let by_token = async |token| {
+                let found = registry.operator_by_token(token, at).await.unwrap();
+                found.is_some()
+            };
+            let cleo = registry.operator_by_certificate("cleo", &leaf, at).await;
+            let certified = cleo.unwrap().is_some();
+            [by_token(&ends).await, by_token(&stays).await, certified]
+        };
+        assert_eq!(known(made).await, [true, true, true]);
+        assert_eq!(known(made + 59_999).await, [true, true, true]);
+        assert_eq!(known(made + 60_000).await, [false, true, false]);
+        assert_eq!(known(u64::MAX).await, [false, true, false]);
+    }
+}

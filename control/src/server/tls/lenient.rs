@@ -2,7 +2,7 @@
 //!
 //! A node renews at a third of its certificate's life; when control was gone for longer than the rest, every node comes
 //! back with one that has ended, and must be able to renew it. So it counts for [`GRACE`] after its end: whether the node
-//! still belongs to the network is looked up at each of its calls anyway.
+//! still belongs to the network is looked up at each of its calls anyway. An operator's ends when it ends.
 
 use std::{sync::Arc, time::Duration};
 
@@ -12,6 +12,8 @@ use rustls::{
     pki_types::{CertificateDer, UnixTime},
     server::danger::{ClientCertVerified, ClientCertVerifier},
 };
+
+use crate::identity::names_a_node;
 
 /// As long as nodes believe each other without control.
 const GRACE: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -46,7 +48,7 @@ impl ClientCertVerifier for Lenient {
         else {
             return judged;
         };
-        match last_moment(leaf) {
+        match last_moment(leaf).filter(|_| names_a_node(leaf)) {
             Some(last) if Duration::from_secs(now.as_secs()) <= last + GRACE => self
                 .0
                 .verify_client_cert(leaf, above, UnixTime::since_unix_epoch(last)),
@@ -121,5 +123,15 @@ mod tests {
         assert!(judged(&ours, ends + GRACE - hour) && !judged(&ours, ends + GRACE + hour));
         assert!(!judged(&ours, now - hour), "not begun");
         assert!(!judged(&others, now) && !judged(&others, ends + hour));
+
+        let name = "otto".parse().unwrap();
+        let leaf = authority.operator_leaf(request.der(), &name, hour, now);
+        let chain = leaf.unwrap();
+        let ends = last_moment(&chain[0]).unwrap();
+        let judged = |at: Duration| {
+            let at = UnixTime::since_unix_epoch(at);
+            ours.verify_client_cert(&chain[0], &chain[1..], at).is_ok()
+        };
+        assert!(judged(ends) && !judged(ends + Duration::from_secs(2)));
     }
 }
