@@ -16,6 +16,8 @@ mod keys;
 
 mod ledger;
 
+mod malformed;
+
 mod operators;
 
 mod replicas;
