@@ -1,17 +1,25 @@
 //! What the operators want and who belongs to the network, on the store.
 //!
 //! Specs are kept as protobuf under plain keys:
-//! ```text
-//! /cfg/providers/NAME  /cfg/credentials/NAME  /cfg/models/NAME  /cfg/default_routes/OPERATION  /cfg/accounts/NAME
-//! /cfg-generation      counts changes of /cfg; every change compares it, so that two operators never mix
-//! /keys/ID             an API key: its MAC, never its text
-//! /nodes/ID            who may have a certificate          /seen/nodes/ID   what the node said of itself last
-//! /revoked/ID          which certificates of a node that was removed or enrolled anew count no more
-//! /invites/HASH        invites not used yet                /secrets/NAME    sealed: pepper, CA, intermediate; hashed: root's token
-//! /cfg-rollout         the change that canaries have and the other nodes have not yet, with what those have instead
-//! /history/GENERATION  what that change of /cfg replaced, without secrets; the last 100
-//! /operators/NAME      operators, by the hash of a token or certificate     /audit/...       every change
-//! ```
+//!
+//! | key | size | written |
+//! |---|---|---|
+//! | `/cfg/providers/NAME` | 0.2 KiB; with 256 egress nodes some 16 KiB | by an operator's change |
+//! | `/cfg/credentials/NAME`: its secret and its headers' values are sealed | 0.3 KiB; with many headers some 100 KiB; all together 32 MiB | the same, and all by a rotation of the master key |
+//! | `/cfg/models/NAME`, `/cfg/default_routes/OPERATION` | 0.2 KiB; with 64 upstreams some 20 KiB | by an operator's change |
+//! | `/cfg/accounts/NAME` | 0.1 KiB | the same |
+//! | `/cfg-generation`: counts changes of `/cfg`; every change compares it, so that two operators never mix | 8 bytes | with each of them |
+//! | `/cfg-rollout`: the change that canaries have and the other nodes have not yet, with what those have instead | to 1 MiB while it is under way, else 0.3 KiB | with each of them, and when it ends, by whichever replica is first |
+//! | `/history/GENERATION`: what that change of `/cfg` replaced, without secrets; the last 100 | as the change, to 1 MiB | with each of them |
+//! | `/keys/ID`: an API key: its MAC, never its text | 0.2 KiB; with lists as long as may be some 80 KiB | when one is made or switched |
+//! | `/nodes/ID`: who may have a certificate | 0.1 KiB | by an enrolment, a drain |
+//! | `/seen/nodes/ID`: what the node said of itself last | 0.2 KiB | by a node's start, unless it says the same; its epoch is another each time |
+//! | `/revoked/ID`: which certificates of a node that was removed or enrolled anew count no more | 40 bytes; 20,000 rows | with that |
+//! | `/invites/HASH`: invites not used yet | 0.1 KiB; 1,000 rows | by an invite and its use |
+//! | `/secrets/NAME`: sealed: pepper, CA, intermediate; hashed: root's token | to 4 KiB | when a network is founded, by rotations; root's token at each start |
+//! | `/operators/NAME`: operators, by the hash of a token or certificate | 0.2 KiB; 1,000 rows | when one is added or removed |
+//! | `/audit/head`, `/audit/entries/N`: every change, the newest 10,000 | 0.4 KiB, to 4 KiB of details | with every change but a node's start |
+//!
 //! A change is checked against all that would then be there; all faults are told, each with its field.
 
 use std::sync::Arc;

@@ -1,7 +1,11 @@
 //! One leader at a time for a purpose, and the proof of it that others can compare.
 //!
 //! Leading is holding a key under a session. That alone proves nothing: a leader may be paused and
-//! overtaken. So whatever a leader writes compares its [`Leadership`] in the same transaction.
+//! overtaken. So whatever only a leader may write compares its [`Leadership`] in the same transaction.
+//!
+//! Control has one such purpose: replicas start one after the other. What they do side by side needs no leader: rollouts,
+//! the ends of old entries, a new intermediate are each done by whichever replica is first, and that it was is what the
+//! transaction compares: the revision of the record that is moved.
 
 use super::{Answer, Compare, Error, Revision, Session, Store, Transaction, Write};
 

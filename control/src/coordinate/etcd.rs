@@ -10,10 +10,10 @@
 //! | keys | size | written |
 //! |---|---|---|
 //! | `ROOT/commit/ID`: the mark of one process | 24 bytes | with each of its commits; old ones go at a start |
-//! | `ROOT/elect/PURPOSE`: who leads, under a session | up to 100 bytes | when a leader changes |
-//! | `ROOT/roll/ID`: the nodes that one replica hears, under a session | 40 bytes for each node | when a node comes, goes or drains, at most 20 times a second |
-//! | `ROOT/routing/published`: revision and digest in force | 40 bytes | when a snapshot is different |
-//! | `ROOT/…`: what the registry keeps, see there | 0.2 to 4 KiB each | when an operator or an enrolment changes something |
+//! | `ROOT/elect/start`: which replica is starting, under a session | up to 100 bytes | when a replica starts |
+//! | `ROOT/roll/ID`: the nodes that one replica hears, under a session | 40 bytes for each node | when a node comes, goes or drains, at most 20 times a second by each replica |
+//! | `ROOT/routing/published`: revision and digest in force | 40 bytes | by the first replica that has made a snapshot that is different |
+//! | `ROOT/…`: what the registry keeps, each with its size and writer there | to 1 MiB | when an operator, an enrolment or a node's start changes something |
 //!
 //! Sessions are leases, kept alive every third of their time; they cost no writes. Nothing is written per request or heartbeat.
 //! A transaction is at most 1.25 MiB and a value 1 MiB, below the 1.5 MiB that a member takes; listings and watches have
