@@ -16,6 +16,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::control::v1::{admin_server::AdminServer, node_server::NodeServer};
+use zeroize::Zeroizing;
 
 use crate::{
     api::{self, Rooms},
@@ -148,7 +149,10 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
         })
     };
     let user = match &etcd.user {
-        Some((name, file)) => Some((name.clone(), read(file)?.trim().to_owned())),
+        Some((name, file)) => {
+            let text = Zeroizing::new(read(file)?);
+            Some((name.clone(), Zeroizing::new(text.trim().to_owned())))
+        }
         None => None,
     };
     let mut tls = tonic::transport::ClientTlsConfig::new().with_native_roots();
@@ -157,7 +161,8 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
             .ca_certificate(tonic::transport::Certificate::from_pem(read(ca)?));
     }
     if let Some((certificate, key)) = &etcd.certificate {
-        let identity = tonic::transport::Identity::from_pem(read(certificate)?, read(key)?);
+        let key = Zeroizing::new(read(key)?);
+        let identity = tonic::transport::Identity::from_pem(read(certificate)?, &*key);
         tls = tls.identity(identity);
     }
     let https = etcd

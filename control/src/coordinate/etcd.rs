@@ -31,6 +31,7 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
+use zeroize::Zeroizing;
 
 use self::{follow::Follower, member::Members};
 use super::{
@@ -76,7 +77,7 @@ pub struct Settings {
     /// Stands before every key, such as `/vector`.
     pub root: String,
     /// Name and password, where the cluster wants them.
-    pub user: Option<(String, String)>,
+    pub user: Option<(String, Zeroizing<String>)>,
     /// For `https://`: what to trust and what to show.
     pub tls: Option<etcd_client::TlsOptions>,
 }
@@ -108,7 +109,8 @@ impl Etcd {
             .with_keep_alive_while_idle(false)
             .with_require_leader(true);
         if let Some((user, password)) = settings.user {
-            options = options.with_user(user, password);
+            // The client keeps a copy of its own, to log in anew.
+            options = options.with_user(user, password.as_str());
         }
         if let Some(tls) = settings.tls {
             options = options.with_tls(tls);

@@ -185,9 +185,8 @@ impl Registry {
     ) -> Result<(Zeroizing<String>, BTreeMap<String, String>), Error> {
         let name = StoredCredential::sealed_for(&credential.spec);
         let clear = self.vault.open_sealed(&name, &credential.sealed)?;
-        let secret = String::from_utf8(clear.to_vec())
-            .map(Zeroizing::new)
-            .map_err(|_| Error::Damaged(name))?;
+        let secret = std::str::from_utf8(&clear).map_err(|_| Error::Damaged(name))?;
+        let secret = Zeroizing::new(secret.to_owned());
         let headers = self.reveal_headers(credential)?;
         Ok((secret, headers.into_map()))
     }

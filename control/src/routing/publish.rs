@@ -405,7 +405,7 @@ impl Published {
         share: Share,
     ) -> Result<Credential, registry::Error> {
         let spec = &stored.spec;
-        let (secret, headers) = if spec.disabled {
+        let (mut secret, headers) = if spec.disabled {
             Default::default()
         } else {
             registry.reveal(stored)?
@@ -413,7 +413,8 @@ impl Published {
         Ok(Credential {
             name: spec.name.clone(),
             provider: spec.provider.clone(),
-            secret: secret.to_string(),
+            // Moved: this message is the only one that is not wiped, since gRPC takes it away.
+            secret: std::mem::take(&mut *secret),
             disabled: spec.disabled,
             requests_per_minute: spec.requests_per_minute,
             tokens_per_minute: spec.tokens_per_minute,

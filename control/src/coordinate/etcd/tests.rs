@@ -263,7 +263,7 @@ async fn an_etcd_with_tls_and_users_keeps_the_contract() {
         matches!(stranger, Err(Error::Unavailable(_))),
         "{stranger:?}"
     );
-    let user = Some(("root".to_owned(), "secret".to_owned()));
+    let user = Some(("root".to_owned(), "secret".to_owned().into()));
     let store = Etcd::open(Settings { user, ..settings }).await.unwrap();
     keeps_the_contract(Arc::new(store)).await;
 }
