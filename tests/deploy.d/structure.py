@@ -83,7 +83,8 @@ def compose() -> None:
     invited = set(re.findall(r'^  "(\S+) (?:ingress|relay|egress) \S+"$', script, re.M))
     nodes = {key for key, service in services.items() if service.get("image") == "vector-edge"}
     expect(invited == nodes, f"{name(path)}: nodes {nodes ^ invited} stand in one of it and deploy/docker/up only")
-    expect(set(file["secrets"]) == nodes | {"postgres", "master.key"}, f"{name(path)}: secrets are not those of the nodes")
+    made = {"postgres", "master.key", "etcd-ca.pem", "etcd.pem", "etcd.key", "etcd-client.pem", "etcd-client.key"}
+    expect(set(file["secrets"]) == nodes | made, f"{name(path)}: secrets are not those of the nodes")
     for key in nodes:
         service = services[key]
         expect(service["secrets"] == [{"source": key, "target": "invite"}], f"{name(path)}: {key} has another's invite")
@@ -106,6 +107,29 @@ def changes_are_staged() -> None:
     for path in sorted(DEPLOY.rglob("control.toml")):
         settings = tomllib.loads(path.read_text())
         expect(settings["control"].get("rollout_pause_ms") == 5000, f"{name(path)}: changes reach everybody at once")
+
+
+# The first of each line that reads what its leader has acknowledged, whatever was paused.
+ETCD_LEAST = {(3, 5): 28, (3, 6): 9}
+
+
+def stores() -> None:
+    """etcd is new enough and speaks TLS only, to whoever shows a certificate."""
+    for path in (DEPLOY / "docker/compose.yaml", DEPLOY / "kubernetes/etcd.yaml"):
+        text = path.read_text()
+        for major, minor, patch in re.findall(r"coreos/etcd:v(\d+)\.(\d+)\.(\d+)", text):
+            least = ETCD_LEAST.get((int(major), int(minor)))
+            expect(least is not None and int(patch) >= least, f"{name(path)}: etcd {major}.{minor}.{patch} is too old")
+        plain = re.findall(r"http://\S*:23(?:79|80)\b", text)
+        expect(not plain, f"{name(path)}: {plain} is not TLS")
+        for word in ("CLIENT_CERT_AUTH", "PEER_CLIENT_CERT_AUTH"):
+            flag = "--" + word.lower().replace("_", "-")
+            stands = re.search(rf"\bETCD_{word}: \"true\"|^ *- {flag}$", text, re.M)
+            expect(stands, f"{name(path)}: nobody has to show a certificate ({flag})")
+    for path in sorted(DEPLOY.rglob("control.toml")):
+        settings = tomllib.loads(path.read_text())
+        for endpoint in settings["etcd"]["endpoints"]:
+            expect(endpoint.startswith("https://"), f"{name(path)}: {endpoint} is not TLS")
 
 
 def manifests() -> None:
@@ -216,6 +240,7 @@ if __name__ == "__main__":
     images()
     compose()
     changes_are_staged()
+    stores()
     manifests()
     panels_are_sound()
     for fault in faults:
