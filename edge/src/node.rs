@@ -282,6 +282,7 @@ fn replicas(config: &Config, identity: Identity) -> Replicas {
 
 /// What the node tells of itself beside its work.
 fn place(config: &Config, identity: &Identity, telemetry: &Telemetry) -> status::Place {
+    telemetry.watch_disk(config.node.state_dir.clone());
     status::Place {
         identity: identity.clone(),
         state_dir: config.node.state_dir.clone(),

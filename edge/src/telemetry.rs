@@ -5,7 +5,12 @@
 //! fit. No prompt, no answer and no key's secret ever passes through here: [`Exchange`] has no
 //! field for one.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use prometheus_client::registry::Metric;
 use tracing_subscriber::{
@@ -208,6 +213,17 @@ impl Telemetry {
             lines: false,
             traces: None,
         }))
+    }
+
+    /// Shows how full the disk of this folder is.
+    pub fn watch_disk(&self, folder: PathBuf) {
+        self.0.metrics.watch_disk(folder);
+    }
+
+    /// Left and whole size of the file system that a folder lies on; 0 where nobody knows.
+    #[must_use]
+    pub fn disk(folder: &Path) -> (u64, u64) {
+        process::disk(folder)
     }
 
     /// Counts an exchange as running until the value is dropped.

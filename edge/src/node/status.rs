@@ -42,16 +42,6 @@ pub(super) struct Place {
     pub(super) telemetry: Telemetry,
 }
 
-impl Place {
-    /// Left and whole size of the file system that the state lies on; 0 where nobody knows.
-    fn disk(&self) -> (u64, u64) {
-        rustix::fs::statvfs(&self.state_dir).map_or((0, 0), |disk| {
-            let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
-            (bytes(disk.f_bavail), bytes(disk.f_blocks))
-        })
-    }
-}
-
 fn ms(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -102,7 +92,7 @@ impl Status {
 
     fn read(&self) -> control::Status {
         let place = &self.place;
-        let (disk_free_bytes, disk_bytes) = place.disk();
+        let (disk_free_bytes, disk_bytes) = Telemetry::disk(&place.state_dir);
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();

@@ -353,6 +353,10 @@ impl Metrics {
         }
     }
 
+    pub(super) fn watch_disk(&self, folder: std::path::PathBuf) {
+        self.process.watch_disk(folder);
+    }
+
     pub(super) fn text(&self) -> String {
         self.process.look();
         let mut text = String::new();

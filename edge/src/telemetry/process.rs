@@ -1,7 +1,11 @@
 //! What the operating system says of this process, read when metrics are asked for.
 
 use prometheus_client::{metrics::gauge::Gauge, registry::Registry};
-use std::{fs, sync::atomic::AtomicU64};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::{OnceLock, atomic::AtomicU64},
+};
 
 /// Clock ticks a second in `/proc`, fixed by Linux's ABI.
 const TICKS: f64 = 100.0;
@@ -11,9 +15,18 @@ pub(super) struct Process {
     memory: Gauge<u64, AtomicU64>,
     cpu: Gauge<f64, AtomicU64>,
     files: Gauge<u64, AtomicU64>,
+    disk_free: Gauge<u64, AtomicU64>,
+    disk: Gauge<u64, AtomicU64>,
+    /// Lies on the disk that is looked at.
+    folder: OnceLock<PathBuf>,
 }
 
 impl Process {
+    /// Looks at the disk of this folder from now on. The first word counts.
+    pub(super) fn watch_disk(&self, folder: PathBuf) {
+        let _ = self.folder.set(folder);
+    }
+
     pub(super) fn register(&self, registry: &mut Registry) {
         registry.register(
             "process_resident_memory_bytes",
@@ -30,6 +43,16 @@ impl Process {
             "Open files and sockets",
             self.files.clone(),
         );
+        registry.register(
+            "vector_disk_free_bytes",
+            "What is left of the disk below node.state_dir",
+            self.disk_free.clone(),
+        );
+        registry.register(
+            "vector_disk_bytes",
+            "Size of the disk below node.state_dir",
+            self.disk.clone(),
+        );
     }
 
     /// Reads the current figures; where there is no `/proc`, they stay 0.
@@ -43,7 +66,20 @@ impl Process {
         if let Ok(files) = fs::read_dir("/proc/self/fd") {
             self.files.set(files.count() as u64);
         }
+        if let Some(folder) = self.folder.get() {
+            let (free, whole) = disk(folder);
+            self.disk_free.set(free);
+            self.disk.set(whole);
+        }
     }
+}
+
+/// Left and whole size of the file system that a folder lies on; 0 where nobody knows.
+pub(super) fn disk(folder: &Path) -> (u64, u64) {
+    rustix::fs::statvfs(folder).map_or((0, 0), |disk| {
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        (bytes(disk.f_bavail), bytes(disk.f_blocks))
+    })
 }
 
 fn memory() -> Option<u64> {
@@ -73,5 +109,15 @@ mod tests {
     fn this_process_uses_memory() {
         assert!(memory().unwrap() > 1 << 20);
         assert!(cpu().is_some());
+    }
+
+    #[test]
+    fn the_disk_of_a_folder_is_shown_once_it_is_watched() {
+        let process = Process::default();
+        process.look();
+        assert_eq!((process.disk_free.get(), process.disk.get()), (0, 0));
+        process.watch_disk(std::env::temp_dir());
+        process.look();
+        assert!(process.disk_free.get() <= process.disk.get() && process.disk.get() > 0);
     }
 }
