@@ -18,14 +18,31 @@ const RECORD_BYTES_MAX: usize = 64 << 10;
 
 /// Writes a file of this process's user alone, durably: beside its place, and then renamed.
 pub(super) fn put(dir: &Path, name: &str, bytes: &[u8]) -> io::Result<()> {
+    put_after(dir, name, bytes, || Ok(()))
+}
+
+/// As [`put`], with something to be done once the new file is whole and before it takes the old one's place.
+pub(super) fn put_after(
+    dir: &Path,
+    name: &str,
+    bytes: &[u8],
+    whole: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
     make(dir)?;
     let beside = dir.join(format!("{name}.new"));
     // Left by a crash, and perhaps with another mode.
     let _absent = fs::remove_file(&beside);
-    let mut file = create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&beside, dir.join(name))?;
+    let write = || {
+        let mut file = create(&beside)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        whole()?;
+        fs::rename(&beside, dir.join(name))
+    };
+    write().inspect_err(|_| {
+        // What a full disk took of it is room for others.
+        let _absent = fs::remove_file(&beside);
+    })?;
     sync_dir(dir)
 }
 

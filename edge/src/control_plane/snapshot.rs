@@ -226,18 +226,22 @@ fn read(path: &Path, region: &str) -> Option<Routes> {
         .ok()
 }
 
-/// Keeps a snapshot on disk, whole or not at all, and the one before it.
+/// Keeps a snapshot on disk, whole or not at all, and the one before it. A disk that refuses it changes neither.
 ///
 /// # Errors
 /// What the file system says.
 pub fn save(state_dir: &Path, encoded: &[u8]) -> io::Result<()> {
     let (file, older) = (state_dir.join(FILE), state_dir.join(OLDER));
-    // A second name for the last one: it is there the whole time, whenever this ends.
-    if file.exists() {
-        let _absent = fs::remove_file(&older);
-        fs::hard_link(&file, &older)?;
-    }
-    disk::put(state_dir, FILE, encoded)
+    disk::put_after(state_dir, FILE, encoded, || {
+        if !file.exists() {
+            return Ok(());
+        }
+        // A second name for the last one: it is there the whole time, whenever this ends.
+        let link = state_dir.join(format!("{OLDER}.new"));
+        let _absent = fs::remove_file(&link);
+        fs::hard_link(&file, &link)?;
+        fs::rename(&link, &older)
+    })
 }
 
 #[cfg(test)]
@@ -284,6 +288,22 @@ mod tests {
         assert_eq!(revision(), 0);
         save(dir.path(), &sealed(10).encode_to_vec()).unwrap();
         assert_eq!(revision(), 10);
+    }
+
+    #[test]
+    fn a_disk_that_refuses_the_next_snapshot_leaves_the_last_two_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        for number in 7..=8 {
+            save(dir.path(), &sealed(number).encode_to_vec()).unwrap();
+        }
+        // A folder stands where the file would be written.
+        let new = dir.path().join("snapshot.bin.new");
+        fs::create_dir(&new).unwrap();
+        save(dir.path(), &sealed(9).encode_to_vec()).unwrap_err();
+        fs::remove_dir(&new).unwrap();
+        assert_eq!(load(dir.path(), "eu").revision, 8);
+        fs::write(dir.path().join(FILE), b"damaged").unwrap();
+        assert_eq!(load(dir.path(), "eu").revision, 7);
     }
 
     #[test]
