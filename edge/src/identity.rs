@@ -189,7 +189,7 @@ impl Identity {
         let grace = Arc::new(Grace::default());
         let revoked = Arc::new(Revoked::default());
         let tls = tls::Settings::new(&kept.roots, &held, (&grace, &revoked))?;
-        let epoch = state.next_epoch(unix_ms(SystemTime::now()))?;
+        let epoch = state.next_epoch(unix_ms(SystemTime::now()));
         let reset_key = state.reset_key()?;
         let state_keys = StateKeys::of(&kept.key);
         Ok(Some(Self(Arc::new(Inner {

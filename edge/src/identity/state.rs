@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,9 @@ const REMOVED: &str = "removed";
 
 #[derive(Debug)]
 pub(super) struct State(PathBuf);
+
+/// How far apart epochs are that could not be kept while the clock is behind.
+const UNKEPT_EPOCHS: u64 = 60_000;
 
 /// What a former start left.
 pub(super) struct Kept {
@@ -108,13 +111,26 @@ impl State {
         self.put("identity.pem", pem(chain).as_bytes())
     }
 
-    /// A number above all that this returned before, also when the clock went back.
-    pub(super) fn next_epoch(&self, unix_ms: u64) -> Result<u64, Error> {
-        let last = self.text("epoch")?;
+    /// A number above all that this returned before, also when the clock went back. A disk that is full is no reason not to
+    /// start: by the clock the number is larger all the same, and where the clock went back it is another one.
+    pub(super) fn next_epoch(&self, unix_ms: u64) -> u64 {
+        let last = self.text("epoch").ok().flatten();
         let last: u64 = last.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
         let epoch = unix_ms.max(last.saturating_add(1));
-        self.put("epoch", epoch.to_string().as_bytes())?;
-        Ok(epoch)
+        let text = epoch.to_string();
+        let Err(error) = self.put("epoch", text.as_bytes()) else {
+            return epoch;
+        };
+        // A full disk still takes bytes in the place of as many others.
+        if self.overwrite("epoch", text.as_bytes()).is_ok() {
+            tracing::error!(%error, "the disk refuses new files: the epoch was written over the last one");
+            return epoch;
+        }
+        tracing::error!(%error, "the disk refuses this start's epoch: it goes by the clock alone");
+        if epoch > unix_ms {
+            return epoch.saturating_add(fastrand::u64(..UNKEPT_EPOCHS));
+        }
+        epoch
     }
 
     /// The same at every start; made at the first.
@@ -128,7 +144,9 @@ impl State {
         let mut key = [0; 64];
         let filled = SystemRandom::new().fill(&mut key);
         filled.map_err(|_| Error::Random)?;
-        self.put("reset.key", &key)?;
+        if let Err(error) = self.put("reset.key", &key) {
+            tracing::error!(%error, "the disk refuses the key of resets: peers notice the next restart later");
+        }
         Ok(key)
     }
 
@@ -139,6 +157,16 @@ impl State {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(Error::File { path, source }),
         }
+    }
+
+    /// Writes over a file of the same length, in its place.
+    fn overwrite(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        let file = fs::OpenOptions::new().write(true).open(self.0.join(name))?;
+        if file.metadata()?.len() != bytes.len() as u64 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        file.write_all_at(bytes, 0)?;
+        file.sync_all()
     }
 
     fn put(&self, name: &str, bytes: &[u8]) -> Result<(), Error> {
@@ -157,7 +185,11 @@ impl State {
             fs::rename(&beside, &path)?;
             fs::File::open(&self.0)?.sync_all()
         };
-        write().map_err(|source| Error::File { path, source })
+        write().map_err(|source| {
+            // What a full disk took of it is room for others.
+            let _absent = fs::remove_file(&beside);
+            Error::File { path, source }
+        })
     }
 }
 

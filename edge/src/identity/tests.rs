@@ -102,9 +102,39 @@ fn a_node_is_the_same_after_a_restart_but_for_its_epoch() {
 fn an_epoch_grows_when_the_clock_does_not() {
     let folder = tempfile::tempdir().unwrap();
     let state = State::open(folder.path()).unwrap();
-    assert_eq!(state.next_epoch(1_000).unwrap(), 1_000);
-    assert_eq!(state.next_epoch(1_000).unwrap(), 1_001);
-    assert_eq!(state.next_epoch(500).unwrap(), 1_002);
+    assert_eq!(state.next_epoch(1_000), 1_000);
+    assert_eq!(state.next_epoch(1_000), 1_001);
+    assert_eq!(state.next_epoch(500), 1_002);
+}
+
+/// A folder where a file would be written first: the disk refuses it until this is taken away.
+fn refuse(folder: &Path, file: &str) -> impl FnOnce() {
+    let beside = folder.join(format!("{file}.new"));
+    std::fs::create_dir(&beside).unwrap();
+    move || std::fs::remove_dir(beside).unwrap()
+}
+
+#[test]
+fn a_node_starts_on_a_full_disk_with_a_larger_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Authority::new().node(folder.path(), "n-1");
+    let allow = refuse(folder.path(), "epoch");
+    let mut last = first.epoch();
+    for _ in 0..3 {
+        let again = Identity::load(folder.path()).unwrap().unwrap();
+        assert!(again.epoch() > last);
+        last = again.epoch();
+    }
+    // With the clock behind as well.
+    let state = State::open(folder.path()).unwrap();
+    assert_eq!(state.next_epoch(1_000), last + 1);
+    assert_eq!(state.next_epoch(1_000), last + 2, "it was written in place");
+    let epoch = folder.path().join("epoch");
+    std::fs::remove_file(&epoch).unwrap();
+    std::fs::create_dir(epoch).unwrap();
+    assert_eq!(state.next_epoch(last + 60_000), last + 60_000);
+    assert!(Identity::load(folder.path()).unwrap().is_some());
+    allow();
 }
 
 #[test]
