@@ -18,7 +18,10 @@ mod tls;
 use std::{
     fmt,
     path::Path,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -86,6 +89,8 @@ struct Inner {
     reset_key: [u8; 64],
     state_keys: StateKeys,
     held: Arc<ArcSwap<Held>>,
+    /// The certificate in use is not on disk yet.
+    unkept: AtomicBool,
     grace: Arc<Grace>,
     revoked: Arc<Revoked>,
     tls: tls::Settings,
@@ -200,6 +205,7 @@ impl Identity {
             reset_key,
             state_keys,
             held,
+            unkept: AtomicBool::new(false),
             grace,
             revoked,
             tls,
@@ -234,7 +240,8 @@ impl Identity {
         Request::of(self.0.state.key()?)
     }
 
-    /// Keeps a renewed certificate, and uses it from the next handshake on.
+    /// Uses a renewed certificate from the next handshake on, and keeps it as soon as the disk takes it
+    /// ([`Identity::keep`]).
     ///
     /// # Errors
     /// [`Error::Issued`] when it is not for this node and key; the old one stays in use.
@@ -248,10 +255,24 @@ impl Identity {
                 peer.id, self.0.peer.id
             )));
         }
-        let held = Held::new(&key, chain.clone())?;
-        self.0.state.write_chain(&chain)?;
+        let held = Held::new(&key, chain)?;
         self.0.held.store(Arc::new(held));
+        self.0.unkept.store(true, Ordering::Relaxed);
+        self.keep();
         Ok(())
+    }
+
+    /// Writes the certificate in use to the disk, unless it is there. False when the disk refuses: to be tried again.
+    pub fn keep(&self) -> bool {
+        if !self.0.unkept.load(Ordering::Relaxed) {
+            return true;
+        }
+        let written = self.0.state.write_chain(self.0.held.load().chain());
+        if let Err(error) = &written {
+            tracing::error!(%error, "the renewed certificate is in use, but not on disk: a restart would use the one before");
+        }
+        self.0.unkept.store(written.is_err(), Ordering::Relaxed);
+        written.is_ok()
     }
 
     /// Its name.

@@ -41,6 +41,9 @@ const RENEW_RETRY_MAX: Duration = Duration::from_secs(300);
 /// The longest sleep without a look at the clock, which may have been set or have stood still.
 const LOOK: Duration = Duration::from_secs(600);
 
+/// While the disk refuses a renewed certificate, it is tried again this often.
+const DISK_AGAIN: Duration = Duration::from_secs(60);
+
 /// Why this node has no identity.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -222,6 +225,7 @@ pub async fn keep_fresh(
         } else {
             pause
         };
+        let look = if identity.keep() { LOOK } else { DISK_AGAIN };
         let heard = async {
             loop {
                 let heard = *connected.borrow_and_update();
@@ -236,10 +240,10 @@ pub async fn keep_fresh(
         };
         let looked = tokio::select! {
             () = stop.cancelled() => return,
-            () = tokio::time::sleep(jittered(wait.min(LOOK))) => true,
+            () = tokio::time::sleep(jittered(wait.min(look))) => true,
             () = heard => false,
         };
-        if looked && wait > LOOK {
+        if looked && wait > look {
             continue;
         }
         match renew(&identity, &mut client).await {

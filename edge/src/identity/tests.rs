@@ -180,6 +180,29 @@ fn a_renewed_certificate_is_used_at_once() {
 }
 
 #[test]
+fn a_renewed_certificate_that_the_disk_refuses_is_used_and_kept_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let network = Authority::new();
+    let here = network.node(folder.path(), "here");
+    let before = here.0.held.load().leaf();
+    let request = here.renewal().unwrap();
+    let allow = refuse(folder.path(), "identity.pem");
+    here.renewed(&request, &network.issue(request.csr(), "here"))
+        .unwrap();
+    let renewed = here.0.held.load().leaf();
+    assert_ne!(renewed, before);
+    let on_disk = || {
+        let kept = Identity::load(folder.path()).unwrap().unwrap();
+        kept.0.held.load().leaf()
+    };
+    assert!(!here.keep());
+    assert_eq!(on_disk(), before);
+    allow();
+    assert!(here.keep());
+    assert_eq!(on_disk(), renewed);
+}
+
+#[test]
 fn what_does_not_belong_to_this_node_is_not_kept() {
     let folder = tempfile::tempdir().unwrap();
     let network = Authority::new();

@@ -57,6 +57,11 @@ impl Held {
         self.key.cert[0].clone()
     }
 
+    /// Leaf first.
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
     /// From a PKCS#8 key and a chain, leaf first.
     pub(super) fn new(key: &[u8], chain: Vec<CertificateDer<'static>>) -> Result<Self, Error> {
         let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.to_vec()));
