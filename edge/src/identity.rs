@@ -149,6 +149,21 @@ impl Request {
         Self::of(rcgen::KeyPair::generate()?)
     }
 
+    /// The key that a former start had certified and did not get to keep the answer for; else a fresh one, which is on disk
+    /// when this returns. An invite is good for one request, so it must not be lost once control has seen it.
+    ///
+    /// # Errors
+    /// [`Error::File`] when the disk refuses it: control is not to be asked then.
+    pub fn kept(state_dir: &Path) -> Result<Self, Error> {
+        let state = State::open(state_dir)?;
+        if let Some((key, csr)) = state.asked()? {
+            return Ok(Self { key, csr });
+        }
+        let fresh = Self::fresh()?;
+        state.write_asked(&fresh.key, &fresh.csr)?;
+        Ok(fresh)
+    }
+
     fn of(key: rcgen::KeyPair) -> Result<Self, Error> {
         // Names in a request are ignored: control knows who this is.
         let request = rcgen::CertificateParams::default().serialize_request(&key)?;

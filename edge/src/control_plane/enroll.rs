@@ -165,7 +165,7 @@ async fn enroll(node: &config::Node, urls: &[http::Uri], invite: &str) -> Result
         .ok_or(Error::BadInvite)?;
     let strange = Arc::new(AtomicBool::new(false));
     let config = pinned_client(pin, Arc::clone(&strange))?;
-    let request = Request::fresh()?;
+    let request = Request::kept(&node.state_dir)?;
     let asked = EnrollRequest {
         invite: secret.to_owned(),
         csr: request.csr().to_vec().into(),

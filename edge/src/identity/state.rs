@@ -1,7 +1,8 @@
 //! The files that make a node the same node after a restart.
 //!
-//! `identity.pem` is written last and says that the others are there. Every file is written
-//! beside its place and renamed, so that a crash leaves the old or the new one, never half.
+//! `identity.pem` says that the others are there. Every file is written beside its place and renamed, so that a crash leaves
+//! the old or the new one, never half. A key that control is asked to certify is on disk before it is asked, in
+//! `enroll.pem`, and stays there until everything else is: a start after a crash in between finishes what was begun.
 
 use std::{
     fs,
@@ -11,12 +12,18 @@ use std::{
 };
 
 use ring::rand::{SecureRandom as _, SystemRandom};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::pki_types::{
+    CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, pem::PemObject as _,
+};
+use zeroize::Zeroizing;
 
-use super::Error;
+use super::{Error, tls};
 
 /// Is there when control has said that the identity beside it counts no more.
 const REMOVED: &str = "removed";
+
+/// A key that control is asked to certify, and the request to: control knows the very same one again.
+const ASKED: &str = "enroll.pem";
 
 #[derive(Debug)]
 pub(super) struct State(PathBuf);
@@ -55,6 +62,8 @@ impl State {
         if !path.exists() {
             return Ok(None);
         }
+        let chain = certificates(path)?;
+        self.finish(&chain)?;
         let key_path = self.0.join("identity.key");
         let key = PrivateKeyDer::from_pem_file(&key_path).map_err(|error| Error::Stored {
             path: key_path,
@@ -62,7 +71,7 @@ impl State {
         })?;
         Ok(Some(Kept {
             key: key.secret_der().to_vec(),
-            chain: certificates(path)?,
+            chain,
             roots: certificates(self.0.join("roots.pem"))?,
             region: self.text("region")?.unwrap_or_default(),
         }))
@@ -78,6 +87,28 @@ impl State {
         })
     }
 
+    /// The key that a former start asked control to certify, and its request, if nothing came of it yet.
+    pub(super) fn asked(&self) -> Result<Option<(rcgen::KeyPair, Vec<u8>)>, Error> {
+        let Some(text) = self.text(ASKED)?.map(Zeroizing::new) else {
+            return Ok(None);
+        };
+        let key = rcgen::KeyPair::from_pem(&text);
+        let csr = CertificateSigningRequestDer::from_pem_slice(text.as_bytes());
+        let (Ok(key), Ok(csr)) = (key, csr) else {
+            tracing::warn!(file = ASKED, "left out: it holds no key and request");
+            return Ok(None);
+        };
+        Ok(Some((key, csr.to_vec())))
+    }
+
+    /// Keeps a key and its request, before control is asked.
+    pub(super) fn write_asked(&self, key: &rcgen::KeyPair, csr: &[u8]) -> Result<(), Error> {
+        let key = Zeroizing::new(key.serialize_pem());
+        let text = format!("{}{}", &*key, pem("CERTIFICATE REQUEST", csr));
+        self.put(ASKED, Zeroizing::new(text).as_bytes())
+    }
+
+    /// Keeps what came of [`State::write_asked`]. The certificate goes before its key, which is on disk already.
     pub(super) fn write(
         &self,
         key_pem: &str,
@@ -85,11 +116,32 @@ impl State {
         roots: &[CertificateDer<'_>],
         region: &str,
     ) -> Result<(), Error> {
-        self.put("identity.key", key_pem.as_bytes())?;
-        self.put("roots.pem", pem(roots).as_bytes())?;
+        self.put("roots.pem", pems(roots).as_bytes())?;
         self.put("region", region.as_bytes())?;
         self.write_chain(chain)?;
-        let path = self.0.join(REMOVED);
+        self.put("identity.key", key_pem.as_bytes())?;
+        self.remove(REMOVED)?;
+        self.remove(ASKED)
+    }
+
+    /// Finishes an enrolment that ended between its certificate and its key.
+    fn finish(&self, chain: &[CertificateDer<'static>]) -> Result<(), Error> {
+        let Some((key, _)) = self.asked()? else {
+            return Ok(());
+        };
+        if tls::Held::new(key.serialized_der(), chain.to_vec()).is_err() {
+            return Ok(());
+        }
+        let key = Zeroizing::new(key.serialize_pem());
+        if self.text("identity.key")?.as_ref() != Some(&*key) {
+            self.put("identity.key", key.as_bytes())?;
+        }
+        self.remove(REMOVED)?;
+        self.remove(ASKED)
+    }
+
+    fn remove(&self, name: &str) -> Result<(), Error> {
+        let path = self.0.join(name);
         match fs::remove_file(&path) {
             Err(source) if source.kind() != io::ErrorKind::NotFound => {
                 Err(Error::File { path, source })
@@ -108,7 +160,7 @@ impl State {
     }
 
     pub(super) fn write_chain(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {
-        self.put("identity.pem", pem(chain).as_bytes())
+        self.put("identity.pem", pems(chain).as_bytes())
     }
 
     /// A number above all that this returned before, also when the clock went back. A disk that is full is no reason not to
@@ -133,7 +185,7 @@ impl State {
         epoch
     }
 
-    /// The same at every start; made at the first.
+    /// The same at every start; made at the first that finds the disk willing.
     pub(super) fn reset_key(&self) -> Result<[u8; 64], Error> {
         let path = self.0.join("reset.key");
         if let Ok(bytes) = fs::read(&path)
@@ -201,20 +253,23 @@ fn certificates(path: PathBuf) -> Result<Vec<CertificateDer<'static>>, Error> {
     })
 }
 
-fn pem(chain: &[CertificateDer<'_>]) -> String {
+fn pems(chain: &[CertificateDer<'_>]) -> String {
+    chain.iter().map(|der| pem("CERTIFICATE", der)).collect()
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
     use base64::Engine as _;
-    let mut text = String::new();
-    for der in chain {
-        text.push_str("-----BEGIN CERTIFICATE-----\n");
-        let letters = base64::engine::general_purpose::STANDARD.encode(der);
-        let mut rest = letters.as_str();
-        while !rest.is_empty() {
-            let (line, after) = rest.split_at(rest.len().min(64));
-            text.push_str(line);
-            text.push('\n');
-            rest = after;
-        }
-        text.push_str("-----END CERTIFICATE-----\n");
+    let mut text = format!("-----BEGIN {label}-----\n");
+    let letters = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut rest = letters.as_str();
+    while !rest.is_empty() {
+        let (line, after) = rest.split_at(rest.len().min(64));
+        text.push_str(line);
+        text.push('\n');
+        rest = after;
     }
+    text.push_str("-----END ");
+    text.push_str(label);
+    text.push_str("-----\n");
     text
 }

@@ -138,6 +138,66 @@ fn a_node_starts_on_a_full_disk_with_a_larger_epoch() {
 }
 
 #[test]
+fn a_key_is_on_disk_before_control_is_asked_to_certify_it() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let allow = refuse(folder.path(), "enroll.pem");
+    assert!(matches!(
+        Request::kept(folder.path()),
+        Err(Error::File { .. })
+    ));
+    allow();
+    let asked = Request::kept(folder.path()).unwrap();
+    let key = std::fs::metadata(folder.path().join("enroll.pem")).unwrap();
+    assert_eq!(key.permissions().mode() & 0o777, 0o600);
+    // The answer was lost: control hears the very same request again.
+    let again = Request::kept(folder.path()).unwrap();
+    assert_eq!(again.csr(), asked.csr());
+    let issued = Authority::new().issue(again.csr(), "n-1");
+    Identity::enrolled(folder.path(), &again, &issued).unwrap();
+    assert!(!folder.path().join("enroll.pem").exists());
+    let next = Request::kept(folder.path()).unwrap();
+    assert_ne!(next.csr(), asked.csr());
+}
+
+#[test]
+fn an_enrolment_that_was_cut_anywhere_leaves_the_old_identity_or_the_new_one() {
+    let network = Authority::new();
+    for (cut_at, finished) in [
+        ("roots.pem", false),
+        ("region", false),
+        ("identity.pem", false),
+        ("identity.key", true),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let old = network.node(folder.path(), "n-1");
+        old.removed().unwrap();
+        let request = Request::kept(folder.path()).unwrap();
+        let issued = network.issue(request.csr(), "n-1");
+        let allow = refuse(folder.path(), cut_at);
+        Identity::enrolled(folder.path(), &request, &issued).unwrap_err();
+        allow();
+        let kept = Identity::load(folder.path()).unwrap().unwrap();
+        let leaf = kept.0.held.load().leaf();
+        assert_eq!(leaf[..] == issued.certificate_chain[0][..], finished);
+        assert_eq!(kept.was_removed(), !finished, "cut at {cut_at}");
+        let again = Request::kept(folder.path()).unwrap();
+        assert_eq!(again.csr() == request.csr(), !finished, "cut at {cut_at}");
+    }
+    // Of a first enrolment as well.
+    let folder = tempfile::tempdir().unwrap();
+    let request = Request::kept(folder.path()).unwrap();
+    let issued = network.issue(request.csr(), "n-1");
+    let allow = refuse(folder.path(), "identity.key");
+    Identity::enrolled(folder.path(), &request, &issued).unwrap_err();
+    allow();
+    assert_eq!(
+        Identity::load(folder.path()).unwrap().unwrap().node(),
+        "n-1"
+    );
+}
+
+#[test]
 fn nodes_of_one_network_know_each_other_and_no_stranger() {
     let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
     let network = Authority::new();
