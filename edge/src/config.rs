@@ -87,6 +87,8 @@ pub struct Ingress {
     pub header_read: Duration,
     /// Longest silence within a request's body. Default 30 s.
     pub body_idle: Duration,
+    /// How long a client may take nothing of its answer. Default 60 s.
+    pub stall: Duration,
     /// Silence in an event stream after which a comment is sent. Default 15 s.
     pub ping: Duration,
     /// How long a request may wait for a credential that rests, from its begin.

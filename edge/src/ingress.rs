@@ -45,6 +45,8 @@ mod wire;
 
 mod idle;
 
+mod stall;
+
 mod watch;
 
 // The road, in order.

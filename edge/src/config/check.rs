@@ -194,8 +194,7 @@ fn ingress(
         30_000,
         100..=MS_MAX,
     );
-    let ping = ms(faults, "ingress.ping_ms", raw.ping_ms, 15_000, 100..=MS_MAX);
-    let queue = ms(faults, "ingress.queue_ms", raw.queue_ms, 10_000, 0..=MS_MAX);
+    let [stall, ping, queue] = waits(&raw, faults);
     let request = ms(
         faults,
         "ingress.request_ms",
@@ -235,6 +234,7 @@ fn ingress(
         body_spool_bytes,
         header_read,
         body_idle,
+        stall,
         ping,
         queue,
         connections_max: usize::try_from(connections_max).unwrap_or(usize::MAX),
@@ -242,6 +242,21 @@ fn ingress(
         notice,
         request,
     })
+}
+
+/// For a client that takes nothing, between signs of life, and for a credential.
+fn waits(raw: &RawIngress, faults: &mut Vec<String>) -> [Duration; 3] {
+    [
+        ms(
+            faults,
+            "ingress.stall_ms",
+            raw.stall_ms,
+            60_000,
+            1_000..=MS_MAX,
+        ),
+        ms(faults, "ingress.ping_ms", raw.ping_ms, 15_000, 100..=MS_MAX),
+        ms(faults, "ingress.queue_ms", raw.queue_ms, 10_000, 0..=MS_MAX),
+    ]
 }
 
 /// What clients write: as given, or made from where the node listens.

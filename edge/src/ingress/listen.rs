@@ -1,12 +1,13 @@
 //! The door for clients: accepts connections, and serves HTTP/1.1 and HTTP/2 on them within limits.
 //!
-//! It opens once there is a link to an egress. The loop only accepts; handshake and connection have a task of their own. Draining stops the loop, lets every connection
-//! finish what runs on it, one that has just come its first request, and ends what is left when the time is over. HTTP/1.1 is watched by `wire`, HTTP/2 by `idle`.
+//! It opens once there is a link to an egress. The loop only accepts; handshake and connection have a task of their own.
+//! Draining stops the loop, lets every connection finish what runs on it, one that has just come its first request, and
+//! ends what is left when the time is over. HTTP/1.1 is watched by `wire`, HTTP/2 by `idle` and `stall`.
 
 use std::{
     collections::HashMap,
     convert::Infallible,
-    future::Future,
+    future::{Future, pending},
     io,
     net::{IpAddr, SocketAddr},
     pin::{Pin, pin},
@@ -34,8 +35,8 @@ use super::{
     Error, Ingress, acme,
     certificate::Source,
     idle::Streams,
-    stream::Answer,
-    wire::{Busy, IDLE, Version, Wire},
+    stall::{Paced, Pulse, Watched},
+    wire::{Busy, IDLE, Patience, Version, Wire},
 };
 
 /// Part of all connections that one address may have: 1/4.
@@ -284,7 +285,10 @@ impl Connection {
 
     /// Finds out the version and serves it.
     async fn greet<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(self, stream: S) {
-        let patience = self.ingress.config.header_read;
+        let patience = Patience {
+            head: self.ingress.config.header_read,
+            stall: self.ingress.config.stall,
+        };
         let mut wire = Wire::new(stream, patience, Busy::clone(&self.busy));
         let drain = self.drain.clone();
         let silent = async {
@@ -292,7 +296,7 @@ impl Connection {
             tokio::time::sleep(FIRST_WORDS).await;
         };
         let version = tokio::select! {
-            version = tokio::time::timeout(patience, wire.version()) => version,
+            version = tokio::time::timeout(patience.head, wire.version()) => version,
             // Nobody is in the middle of anything yet.
             () = silent => return,
         };
@@ -332,7 +336,9 @@ impl Connection {
             .serve_connection(TokioIo::new(wire), service)
             .with_upgrades();
         let connection = pin!(connection);
-        let ended = serve_until(connection, drain.cancelled(), |connection| {
+        // `wire` watches it to its end.
+        let (stop, over) = (drain.cancelled(), pending());
+        let ended = serve_until(connection, stop, over, |connection| {
             connection.graceful_shutdown();
         });
         told(ended.await);
@@ -345,8 +351,12 @@ impl Connection {
             drain,
             busy: _,
         } = self;
-        let mut server =
-            http2::Builder::new(OnTracker(ingress.tasks.clone(), ingress.kill.clone()));
+        let stall = ingress.config.stall;
+        let mut server = http2::Builder::new(OnTracker {
+            tasks: ingress.tasks.clone(),
+            kill: ingress.kill.clone(),
+            stall,
+        });
         server
             .timer(TokioTimer::new())
             .max_concurrent_streams(STREAMS_MAX)
@@ -364,8 +374,9 @@ impl Connection {
             // Boxed, as for HTTP/1.
             Box::pin(async move {
                 let answer = ingress.serve(request, peer.ip()).await;
+                let pulse = Pulse::of_this_stream();
                 Ok::<_, Infallible>(answer.map(|answer| Marked {
-                    answer,
+                    answer: Paced::new(answer, pulse),
                     _mark: mark,
                 }))
             })
@@ -378,17 +389,23 @@ impl Connection {
                 () = streams.idle(IDLE) => {}
             }
         };
-        let ended = serve_until(connection, stop, |connection| {
+        // Answers that are whole on our side, and that the client does not take, are all that is left then.
+        let over = async {
+            tokio::time::sleep(stall).await;
+            streams.idle(stall).await;
+        };
+        let ended = serve_until(connection, stop, over, |connection| {
             connection.graceful_shutdown();
         });
         told(ended.await);
     }
 }
 
-/// Serves a connection to its end; from `stop` on, only what runs on it.
+/// Serves a connection to its end; from `stop` on, only what runs on it, and until `over`.
 async fn serve_until<C: Future<Output = hyper::Result<()>>>(
     mut connection: Pin<&mut C>,
     stop: impl Future<Output = ()>,
+    over: impl Future<Output = ()>,
     close: impl FnOnce(Pin<&mut C>),
 ) -> hyper::Result<()> {
     tokio::select! {
@@ -398,7 +415,10 @@ async fn serve_until<C: Future<Output = hyper::Result<()>>>(
         () = stop => {}
     }
     close(connection.as_mut());
-    connection.await
+    tokio::select! {
+        ended = connection => ended,
+        () = over => Ok(()),
+    }
 }
 
 /// Marks its connection as busy until it is dropped with its answer.
@@ -420,14 +440,14 @@ impl Drop for Mark {
 
 /// An answer that marks its connection.
 #[derive(Debug)]
-struct Marked<M> {
-    answer: Answer,
+struct Marked<B, M> {
+    answer: B,
     _mark: M,
 }
 
-impl<M: Unpin> Body for Marked<M> {
-    type Data = <Answer as Body>::Data;
-    type Error = <Answer as Body>::Error;
+impl<B: Body + Unpin, M: Unpin> Body for Marked<B, M> {
+    type Data = B::Data;
+    type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
@@ -464,17 +484,22 @@ fn told(ended: hyper::Result<()>) {
     }
 }
 
-/// Where hyper's HTTP/2 streams run: on the tracker, so that draining waits for them.
+/// Where hyper's HTTP/2 streams run: on the tracker, so that draining waits for them, and for as long as their clients take
+/// something.
 #[derive(Clone)]
-struct OnTracker(TaskTracker, CancellationToken);
+struct OnTracker {
+    tasks: TaskTracker,
+    kill: CancellationToken,
+    stall: Duration,
+}
 
 impl<F: Future + Send + 'static> hyper::rt::Executor<F> for OnTracker {
     fn execute(&self, future: F) {
-        let kill = self.1.clone();
-        let mut future = Box::pin(future);
-        self.0.spawn(async move {
+        let kill = self.kill.clone();
+        let mut future = Watched::new(future, self.stall);
+        self.tasks.spawn(async move {
             tokio::select! {
-                _ = &mut future => {}
+                () = &mut future => {}
                 () = kill.cancelled() => {}
             }
         });
@@ -486,12 +511,17 @@ mod tests {
     use hyper::client::conn;
 
     use super::*;
+    use crate::ingress::stream::Answer;
 
     #[tokio::test]
     async fn an_http2_connection_that_nobody_uses_is_ended() {
         let (here, there) = tokio::io::duplex(1 << 16);
         let (tasks, streams) = (TaskTracker::new(), Streams::new());
-        let executor = OnTracker(tasks.clone(), CancellationToken::new());
+        let executor = OnTracker {
+            tasks: tasks.clone(),
+            kill: CancellationToken::new(),
+            stall: Duration::from_secs(60),
+        };
         let (served, used) = (Arc::clone(&streams), streams.open());
         tasks.spawn(async move {
             let service = service_fn(move |_| {
@@ -507,12 +537,12 @@ mod tests {
             let server = http2::Builder::new(executor);
             let connection = pin!(server.serve_connection(TokioIo::new(there), service));
             let idle = streams.idle(Duration::from_millis(1));
-            serve_until(connection, idle, |connection| {
+            serve_until(connection, idle, pending(), |connection| {
                 connection.graceful_shutdown();
             })
             .await
         });
-        let executor = OnTracker(tasks.clone(), CancellationToken::new());
+        let executor = hyper_util::rt::TokioExecutor::new();
         let client = conn::http2::handshake(executor, TokioIo::new(here)).await;
         let (mut sender, connection) = client.unwrap();
         let connection = tasks.spawn(connection);

@@ -34,9 +34,6 @@ use super::{
 /// How long a connection may be kept without a request. Longer than clients keep theirs, so that they close first.
 pub(super) const IDLE: Duration = Duration::from_secs(75);
 
-/// How long a client may take none of what is sent to it.
-const STALL: Duration = Duration::from_secs(60);
-
 /// How long, and how much of, the rest of a refused request is read and thrown away, so that its client gets to read why.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES_MAX: usize = 8 << 20;
@@ -57,14 +54,22 @@ pub(super) struct Wire<S> {
     refusal_sent: usize,
     /// A request of this connection is being answered.
     busy: Busy,
-    /// For the whole of a head.
-    head_time: Duration,
+    patience: Patience,
     /// What is waited for, and since when.
     waits: Option<(Waits, Instant)>,
     timer: Option<Pin<Box<Sleep>>>,
     stall: Option<Pin<Box<Sleep>>>,
     linger: Option<Pin<Box<Sleep>>>,
     lingered: usize,
+}
+
+/// How long a client may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    /// For the whole of a head.
+    pub(super) head: Duration,
+    /// To take anything of what is sent to it.
+    pub(super) stall: Duration,
 }
 
 /// Whether a request of a connection is being answered.
@@ -87,7 +92,7 @@ pub(super) enum Version {
 }
 
 impl<S: AsyncRead + Unpin> Wire<S> {
-    pub(super) fn new(stream: S, head_time: Duration, busy: Busy) -> Self {
+    pub(super) fn new(stream: S, patience: Patience, busy: Busy) -> Self {
         Self {
             stream,
             first: [0; PREFACE.len()],
@@ -96,7 +101,7 @@ impl<S: AsyncRead + Unpin> Wire<S> {
             refusal: Vec::new(),
             refusal_sent: 0,
             busy,
-            head_time,
+            patience,
             waits: None,
             timer: None,
             stall: None,
@@ -166,7 +171,7 @@ impl<S> Wire<S> {
     /// Nothing comes: has that gone on for too long?
     fn is_out_of_patience(&mut self, cx: &mut Context<'_>) -> bool {
         let (waits, limit) = match self.watch.state {
-            State::Head => (Waits::Head(self.watch.heads), self.head_time),
+            State::Head => (Waits::Head(self.watch.heads), self.patience.head),
             State::Between if !self.busy.load(Ordering::Relaxed) => {
                 (Waits::Idle(self.watch.heads), IDLE)
             }
@@ -210,7 +215,7 @@ impl<S> Wire<S> {
         }
         let stall = self
             .stall
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(self.patience.stall)));
         if stall.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -361,7 +366,28 @@ fn refusal(bytes: &[u8], spoilt: Option<&'static str>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
+
+    const PATIENCE: Patience = Patience {
+        head: Duration::from_secs(10),
+        stall: Duration::from_secs(60),
+    };
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_more_is_not_waited_for() {
+        let (here, mut there) = tokio::io::duplex(1);
+        let patience = Patience {
+            stall: Duration::from_millis(20),
+            ..PATIENCE
+        };
+        let mut wire = Wire::new(here, patience, Busy::default());
+        let mut first = [0];
+        let (written, read) = tokio::join!(wire.write_all(&[7; 9]), there.read_exact(&mut first));
+        assert_eq!(read.unwrap(), 1);
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
 
     #[tokio::test]
     async fn the_version_is_found_and_nothing_is_lost() {
@@ -370,7 +396,7 @@ mod tests {
             (b"PRI / HTTP/1.1\r\n\r\n", Version::Http1),
             (b"G", Version::Http1),
         ] {
-            let mut wire = Wire::new(sent, IDLE, Busy::default());
+            let mut wire = Wire::new(sent, PATIENCE, Busy::default());
             assert_eq!(wire.version().await.unwrap(), version);
             let mut got = Vec::new();
             wire.read_to_end(&mut got).await.unwrap();

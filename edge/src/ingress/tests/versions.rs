@@ -51,6 +51,39 @@ async fn http2_needs_no_tls_where_the_client_knows() {
 }
 
 #[tokio::test]
+async fn an_answer_over_http2_that_its_client_does_not_take_is_cancelled() {
+    let mut world = World::with(config::Ingress {
+        stall: Duration::from_millis(50),
+        ..config()
+    })
+    .await;
+    // No room for a byte: pings are answered, and everything else of the connection goes on.
+    let tasks = TaskTracker::new();
+    let io = TokioIo::new(world.connect().await);
+    let handshake = http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(0)
+        .handshake(io);
+    let (mut sender, connection) = handshake.await.unwrap();
+    tasks.spawn(connection);
+    let ask = |model: &str| {
+        Request::post("https://localhost/v1/chat/completions")
+            .version(Version::HTTP_2)
+            .header("authorization", format!("Bearer {}", world.key))
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(format!(r#"{{"model":"{model}"}}"#))))
+            .unwrap()
+    };
+    let untaken = sender.send_request(ask("talk-stream")).await.unwrap();
+    // One that has nothing to say yet is not at fault.
+    let silent = sender.send_request(ask("hang-stream")).await.unwrap();
+    while world.events.recv().await.unwrap() != "cancelled" {}
+    untaken.into_body().collect().await.unwrap_err();
+    assert!(world.events.try_recv().is_err(), "the silent one goes on");
+    drop(silent);
+    assert_eq!(world.events.recv().await.unwrap(), "cancelled");
+}
+
+#[tokio::test]
 async fn tls_offers_http2_and_http1() {
     let folder = tempfile::tempdir().unwrap();
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();

@@ -105,6 +105,7 @@ pub(super) fn config() -> config::Ingress {
         body_spool_bytes: 64 << 20,
         header_read: Duration::from_secs(10),
         body_idle: Duration::from_secs(10),
+        stall: Duration::from_secs(60),
         ping: Duration::from_secs(15),
         queue: Duration::from_secs(10),
         connections_max: 1000,
