@@ -116,7 +116,9 @@ impl Node {
         let status = Arc::new(Status::new(place, tunnel.clone(), egress.clone()));
         control.set_status_source(status.source());
         let me = hello(&config, &identity);
-        let relay = config.has(Role::Relay).then(|| Relay::new(tunnel.clone()));
+        let relay = config
+            .has(Role::Relay)
+            .then(|| Relay::new(tunnel.clone(), telemetry.clone()));
         let parts = Parts {
             me: me.clone(),
             credentials,

@@ -8,21 +8,36 @@ pub mod authorize;
 
 pub mod forward;
 
+mod passage;
+
 use std::sync::Arc;
 
-use crate::tunnel::{TransitHandler, Tunnel, inbound::Transit};
+use crate::{
+    telemetry::Telemetry,
+    tunnel::{TransitHandler, Tunnel, inbound::Transit},
+};
+
+use self::passage::Passage;
 
 /// What a relay does with exchanges for other nodes.
 #[derive(Clone, Debug)]
 pub struct Relay {
     tunnel: Tunnel,
+    telemetry: Telemetry,
+    bytes: passage::Bytes,
 }
 
 impl Relay {
     /// A relay over the node's links.
     #[must_use]
-    pub const fn new(tunnel: Tunnel) -> Self {
-        Self { tunnel }
+    pub fn new(tunnel: Tunnel, telemetry: Telemetry) -> Self {
+        let bytes = passage::Bytes::default();
+        bytes.show(&telemetry);
+        Self {
+            tunnel,
+            telemetry,
+            bytes,
+        }
     }
 
     /// The handler that the tunnel calls with every exchange that is for another node.
@@ -37,9 +52,10 @@ impl Relay {
 
     /// Carries one exchange through this node.
     async fn serve(&self, transit: Transit) {
+        let passage = Passage::new(self, &transit);
         match authorize::authorize(&self.tunnel, &transit) {
-            Ok(next) => forward::forward(authorize::vouched(transit), &next).await,
-            Err(refusal) => forward::refuse(transit, &refusal).await,
+            Ok(next) => forward::forward(authorize::vouched(transit), &next, passage).await,
+            Err(refusal) => forward::refuse(transit, &refusal, passage).await,
         }
     }
 }

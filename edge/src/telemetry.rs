@@ -23,6 +23,9 @@ use vector_proto::{id::ExchangeId, tunnel::v1::Usage};
 
 use crate::config::{self, Format, Role};
 
+#[cfg(test)]
+mod caught;
+
 mod line;
 
 mod metrics;
@@ -148,6 +151,27 @@ pub struct Exchange<'a> {
     pub usage: Option<&'a Usage>,
 }
 
+/// One passage of an exchange over a relay that has ended, as log and metrics tell it.
+#[derive(Clone, Copy, Debug)]
+pub struct Passage<'a> {
+    /// Of which exchange.
+    pub exchange: ExchangeId,
+    /// Node that it came from.
+    pub from: &'a str,
+    /// Node that it was passed on to; empty when it was not.
+    pub to: &'a str,
+    /// Bytes of the tunnel passed on.
+    pub bytes_on: u64,
+    /// Bytes of the tunnel passed back.
+    pub bytes_back: u64,
+    /// Until its end.
+    pub duration: Duration,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, where there is more to say.
+    pub reason: &'a str,
+}
+
 /// Writes what is left when the process ends. Keep it until then.
 #[derive(Debug)]
 pub struct Flush(Telemetry);
@@ -248,6 +272,19 @@ impl Telemetry {
             line::write(ended, std::time::SystemTime::now(), &self.0.writer);
         } else {
             line::event(ended);
+        }
+    }
+
+    /// The one line of a passage's end, and everything that is counted of it.
+    pub fn passage_ended(&self, ended: &Passage<'_>) {
+        self.0.metrics.passage(ended);
+        if !self.0.lines {
+            return;
+        }
+        if self.0.by_hand {
+            line::write_passage(ended, std::time::SystemTime::now(), &self.0.writer);
+        } else {
+            line::passage_event(ended);
         }
     }
 

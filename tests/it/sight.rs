@@ -6,6 +6,7 @@ use harness::{
     CANARY, Connection, INGRESS, Network,
     http::{self, Request},
     network::NODES,
+    wait,
 };
 use serde_json::json;
 
@@ -82,6 +83,49 @@ fn an_exchange_has_one_line_at_each_node_that_it_crossed() {
             |line: &&serde_json::Value| line["message"] == "exchange" && line["exchange"] == id;
         assert_eq!(lines.iter().filter(told).count(), 1);
     }
+}
+
+#[test]
+fn an_exchange_has_a_line_at_the_relay_that_it_crossed() {
+    let network = Network::own();
+    let tenant = network.tenant_of("relayed", 1, &["--first-ms", "0", "--token-ms", "20"]);
+    // One address makes one direct link, so the second of two paths goes over the relay.
+    let egress = network.extra_egress("egress-far", |address| vec![address]);
+    network.apply(&format!(
+        "[[provider]]\nname = \"relayed\"\nkind = \"openai\"\nbase_url = \"http://{}/v1\"\nallow_private = true\negress = [\"egress-far\"]\n\
+         [[model]]\nname = \"relayed\"\nredundant = true\nupstreams = [{{ provider = \"relayed\" }}]\n",
+        tenant.sample.address
+    ));
+    wait::wait_for("ingress and relay have links to the egress", || {
+        let all = network.ctl(&["paths"]).unwrap();
+        let rows: Vec<_> = all["paths"].as_array().unwrap().iter().collect();
+        [INGRESS[0], "relay-us-1"].iter().all(|node| {
+            let of =
+                |row: &&&serde_json::Value| row["node"] == *node && row["peer"] == "egress-far";
+            rows.iter().filter(of).any(|row| row["state"] == "up")
+        })
+    });
+    let answer = tenant
+        .client(INGRESS[0])
+        .post(
+            "/v1/chat/completions",
+            &tenant.chat(&json!({"stream": true, "metadata": {"sample_chunks": "50"}})),
+        )
+        .expect(200);
+    let id = answer.header("x-request-id").unwrap();
+    let line = network.exchange_line("relay-us-1", id);
+    assert_eq!(line["role"], "relay");
+    let ends = BTreeSet::from([&line["from"], &line["to"]].map(|end| end.as_str().unwrap()));
+    assert_eq!(ends, BTreeSet::from([INGRESS[0], "egress-far"]));
+    let bytes = ["bytes_on", "bytes_back"].map(|way| line[way].as_u64().unwrap());
+    assert!(bytes.iter().sum::<u64>() > 0, "{line}");
+    assert!(
+        line["duration_ms"].is_number() && line["outcome"].is_string(),
+        "{line}"
+    );
+    let relay = network.admin("relay-us-1");
+    assert!(network.counted(relay, "vector_relay_bytes_total") > 0.0);
+    drop(egress);
 }
 
 /// Everything that carries something secret past every node: good, refused, broken and malformed requests.

@@ -10,10 +10,20 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use super::{EXCHANGE, Exchange, writer::Writer};
+use vector_proto::id::ExchangeId;
+
+use super::{EXCHANGE, Exchange, Passage, writer::Writer};
+use crate::config::Role;
 
 thread_local! {
     static SCRATCH: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// What stands before each value, in one piece.
+macro_rules! before {
+    ($name:literal) => {
+        concat!(",\"", $name, "\":")
+    };
 }
 
 /// Writes the line by hand.
@@ -23,6 +33,41 @@ pub(super) fn write(ended: &Exchange<'_>, now: SystemTime, writer: &Writer) {
         format(ended, now, line);
         writer.append(line.as_bytes());
     });
+}
+
+/// Writes a relay's line by hand.
+pub(super) fn write_passage(ended: &Passage<'_>, now: SystemTime, writer: &Writer) {
+    SCRATCH.with_borrow_mut(|line| {
+        line.clear();
+        begin(line, now, Role::Relay, ended.exchange);
+        text(line, before!("from"), ended.from);
+        text(line, before!("to"), ended.to);
+        number(line, before!("bytes_on"), ended.bytes_on);
+        number(line, before!("bytes_back"), ended.bytes_back);
+        ms(line, before!("duration_ms"), ended.duration);
+        text(line, before!("outcome"), ended.outcome.as_str());
+        text(line, before!("reason"), ended.reason);
+        text(line, before!("target"), EXCHANGE);
+        line.push_str("}\n");
+        writer.append(line.as_bytes());
+    });
+}
+
+/// The same line through the general way, for people.
+pub(super) fn passage_event(ended: &Passage<'_>) {
+    tracing::info!(
+        target: EXCHANGE,
+        role = Role::Relay.as_str(),
+        exchange = %ended.exchange,
+        from = ended.from,
+        to = ended.to,
+        bytes_on = ended.bytes_on,
+        bytes_back = ended.bytes_back,
+        duration_ms = millis(ended.duration),
+        outcome = ended.outcome.as_str(),
+        reason = ended.reason,
+        "exchange"
+    );
 }
 
 /// The same line through the general way, for people.
@@ -54,23 +99,8 @@ fn millis(duration: Duration) -> f64 {
     duration.as_secs_f64() * 1e3
 }
 
-/// What stands before each value, in one piece.
-macro_rules! before {
-    ($name:literal) => {
-        concat!(",\"", $name, "\":")
-    };
-}
-
 fn format(ended: &Exchange<'_>, now: SystemTime, line: &mut String) {
-    line.push_str("{\"timestamp\":\"");
-    timestamp(now, line);
-    line.push_str("\",\"level\":\"INFO\",\"message\":\"exchange\"");
-    text(line, before!("role"), ended.role.as_str());
-    let mut id = uuid::Uuid::encode_buffer();
-    let id: &str = uuid::Uuid::from_bytes(ended.exchange.to_bytes())
-        .as_hyphenated()
-        .encode_lower(&mut id);
-    text(line, before!("exchange"), id);
+    begin(line, now, ended.role, ended.exchange);
     text(line, before!("key"), ended.key);
     text(line, before!("account"), ended.account);
     text(line, before!("model"), ended.model);
@@ -90,6 +120,18 @@ fn format(ended: &Exchange<'_>, now: SystemTime, line: &mut String) {
     text(line, before!("reason"), ended.reason);
     text(line, before!("target"), EXCHANGE);
     line.push_str("}\n");
+}
+
+fn begin(line: &mut String, now: SystemTime, role: Role, exchange: ExchangeId) {
+    line.push_str("{\"timestamp\":\"");
+    timestamp(now, line);
+    line.push_str("\",\"level\":\"INFO\",\"message\":\"exchange\"");
+    text(line, before!("role"), role.as_str());
+    let mut id = uuid::Uuid::encode_buffer();
+    let id: &str = uuid::Uuid::from_bytes(exchange.to_bytes())
+        .as_hyphenated()
+        .encode_lower(&mut id);
+    text(line, before!("exchange"), id);
 }
 
 fn text(line: &mut String, before: &str, value: &str) {
@@ -193,7 +235,7 @@ mod tests {
     use super::*;
     use crate::{config::Role, telemetry::Outcome};
 
-    fn ended<'a>(model: &'a str, exchange: vector_proto::id::ExchangeId) -> Exchange<'a> {
+    fn ended<'a>(model: &'a str, exchange: ExchangeId) -> Exchange<'a> {
         Exchange {
             role: Role::Ingress,
             exchange,
@@ -218,7 +260,7 @@ mod tests {
 
     #[test]
     fn the_line_is_json_whatever_a_client_writes() {
-        let exchange = vector_proto::id::ExchangeId::fresh();
+        let exchange = ExchangeId::fresh();
         let mut line = String::new();
         let now = UNIX_EPOCH + Duration::from_micros(1_709_210_096_000_007);
         let nasty = "gpt\"\\\n\u{1}模";

@@ -17,7 +17,7 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 
-use super::{Exchange, Outcome, process::Process};
+use super::{Exchange, Outcome, Passage, process::Process};
 use crate::config::Role;
 use crate::lookup::HashMap;
 
@@ -27,6 +27,9 @@ const PAIRS_MAX: usize = 2_000;
 
 /// Stands for every operation or model that has no series of its own.
 const OTHER: &str = "other";
+
+/// Stands for every operation at a relay.
+const PASSAGE: &str = "passage";
 
 /// Seconds, as OpenTelemetry's GenAI conventions want them.
 const DURATION_S: [f64; 16] = [
@@ -107,6 +110,7 @@ pub(super) struct Metrics {
     process: Process,
     pub(super) lines_dropped: Counter,
     exchanges: Family<OutcomeLabels, Counter>,
+    passages: [Counter; 4],
     running: Family<RoleLabels, Gauge>,
     running_as: [Gauge; 3],
     duration: Histograms<CallLabels>,
@@ -180,11 +184,20 @@ impl Metrics {
                 role: role.as_str(),
             })
         });
+        let exchanges = Family::<OutcomeLabels, Counter>::default();
+        let passages = Outcome::ALL.map(|outcome| {
+            exchanges.get_or_create_owned(&OutcomeLabels {
+                role: Role::Relay.as_str(),
+                operation: PASSAGE.to_owned(),
+                outcome: outcome.as_str(),
+            })
+        });
         let metrics = Self {
             registry: Mutex::new(Registry::default()),
             process: Process::default(),
             lines_dropped: Counter::default(),
-            exchanges: Family::default(),
+            exchanges,
+            passages,
             running,
             running_as,
             duration: Family::new_with_constructor(|| Histogram::new(DURATION_S)),
@@ -319,6 +332,11 @@ impl Metrics {
             series.input_tokens.observe(counts.0);
             series.output_tokens.observe(counts.1);
         }
+    }
+
+    /// A passage counts among the exchanges of its role; its operation is nothing that a relay looks at.
+    pub(super) fn passage(&self, ended: &Passage<'_>) {
+        self.passages[outcome_place(ended.outcome)].inc();
     }
 
     pub(super) fn name_models<'a>(&self, models: impl Iterator<Item = &'a str>) {

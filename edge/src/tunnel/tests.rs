@@ -17,7 +17,7 @@ use super::{
     transport::{Connection, memory},
     *,
 };
-use crate::relay::Relay;
+use crate::{relay::Relay, telemetry::Telemetry};
 
 mod resume;
 
@@ -164,7 +164,7 @@ async fn over_relay() -> (Tunnel, Arc<Link>, mpsc::Receiver<Arrival>) {
     let (acceptor, arrivals) = egress(&tasks);
     let onward = Tunnel::default();
     link(&onward, "relay", "egress", &acceptor, &tasks).await;
-    let handler = Relay::new(onward.clone()).handler();
+    let handler = Relay::new(onward.clone(), Telemetry::silent()).handler();
     let relay = Acceptor::new(
         onward,
         Arc::new(NoCredentials),

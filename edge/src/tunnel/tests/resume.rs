@@ -16,6 +16,8 @@ mod drained;
 
 mod opening;
 
+mod passage;
+
 mod silent;
 
 mod stale;
@@ -29,6 +31,8 @@ struct World {
     acceptor: Arc<Acceptor>,
     arrivals: mpsc::Receiver<Arrival>,
     relay: Option<(Tunnel, Arc<Acceptor>)>,
+    /// The relay's.
+    telemetry: Telemetry,
     tasks: TaskTracker,
 }
 
@@ -42,6 +46,7 @@ impl World {
             acceptor,
             arrivals,
             relay: None,
+            telemetry: Telemetry::silent(),
             tasks,
         }
     }
@@ -66,7 +71,7 @@ impl World {
             Arc::new(NoCredentials),
             hello("relay"),
             None,
-            Some(Relay::new(tunnel.clone()).handler()),
+            Some(Relay::new(tunnel.clone(), self.telemetry.clone()).handler()),
             self.tasks.clone(),
         );
         let next = link(&tunnel, "relay", "egress", &self.acceptor, &self.tasks).await;
