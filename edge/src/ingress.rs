@@ -322,7 +322,7 @@ impl Ingress {
             .websocket
             .then(|| websocket::check(&parts))
             .transpose()?;
-        let mut upload = Upload::new(body, self.limits())?;
+        let mut upload = Upload::new(record.id, body, self.limits())?;
         let peeked = peek::peek(&parts, &found, &mut upload).await;
         record.request_bytes = upload.bytes();
         let ask = peeked?;

@@ -362,7 +362,7 @@ async fn call(
     permit: &Permit,
     watch: &mut Watch,
 ) -> Result<(Parts, Live), Fault> {
-    let provider = &exchange.provider;
+    let (provider, id) = (&exchange.provider, exchange.id);
     let mut fresh = false;
     loop {
         let upload = &exchange.upload;
@@ -374,7 +374,7 @@ async fn call(
             .await
             .map_err(|expired| Fault::of_time(expired, false))?
             .map_err(|error| {
-                tracing::info!(provider = %provider.row.name, %error, "no connection to the provider");
+                tracing::info!(exchange = %id, provider = %provider.row.name, %error, "no connection to the provider");
                 Fault::of_dial(&error)
             })?;
         let request = draft

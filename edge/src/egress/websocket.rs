@@ -108,7 +108,7 @@ async fn join(
         .await
         .map_err(|expired| Fault::of_time(expired, false))?
         .map_err(|error| {
-            tracing::info!(provider = %provider.row.name, %error, "no connection to the provider");
+            tracing::info!(exchange = %exchange.id, provider = %provider.row.name, %error, "no connection to the provider");
             Fault::of_dial(&error)
         })?;
     let draft = Draft::new(&exchange.head, exchange.id, &provider.origin)

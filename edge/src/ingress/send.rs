@@ -271,7 +271,7 @@ impl Sending<'_> {
         if next != Next::Stop && !free && !self.ingress.budget.spend(now_us) {
             next = Next::Stop;
         }
-        tracing::debug!(request.id = %self.exchange, tries.attempt, ?failed, ?next, "attempt failed");
+        tracing::debug!(exchange = %self.exchange, tries.attempt, ?failed, ?next, "attempt failed");
         if let Some(rest) = failed.rest() {
             tries.rests(rest);
         }
@@ -301,7 +301,7 @@ impl Sending<'_> {
         let now_us = loads.at(now);
         let Some(failed) = failed else {
             if load.answered(now.saturating_duration_since(began), now_us) {
-                tracing::info!(egress = %candidate.path.egress, "upstream is in use again");
+                tracing::info!(exchange = %self.exchange, egress = %candidate.path.egress, "upstream is in use again");
                 self.ingress.control.report_soon();
             }
             return;
@@ -323,7 +323,7 @@ impl Sending<'_> {
         }
         let provider = &self.target.row.upstreams[candidate.upstream].provider;
         if loads.failed(load, &provider.name, &provider.egress, now_us) {
-            tracing::warn!(provider = %provider.name, egress = %candidate.path.egress, "upstream is ejected");
+            tracing::warn!(exchange = %self.exchange, provider = %provider.name, egress = %candidate.path.egress, "upstream is ejected");
             self.ingress.control.report_soon();
         }
     }

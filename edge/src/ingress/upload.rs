@@ -13,7 +13,10 @@ use bytes::Bytes;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use vector_proto::refusal::{Code, Refusal};
+use vector_proto::{
+    id::ExchangeId,
+    refusal::{Code, Refusal},
+};
 
 use super::spool::Spool;
 use crate::tunnel::RequestWriter;
@@ -49,6 +52,7 @@ pub(super) enum Fault {
 /// A body on its way. See the module's head.
 #[derive(Debug)]
 pub(super) struct Upload {
+    exchange: ExchangeId,
     limits: Limits,
     /// What came first.
     kept: Vec<Bytes>,
@@ -68,12 +72,17 @@ impl Upload {
     ///
     /// # Errors
     /// When the client says itself that it is too large.
-    pub(super) fn new(body: Incoming, limits: Limits) -> Result<Self, Refusal> {
+    pub(super) fn new(
+        exchange: ExchangeId,
+        body: Incoming,
+        limits: Limits,
+    ) -> Result<Self, Refusal> {
         if body.size_hint().lower() > limits.bytes_max {
             return Err(too_large(limits.bytes_max));
         }
         let live = (!body.is_end_stream()).then_some(body);
         Ok(Self {
+            exchange,
             limits,
             kept: Vec::new(),
             kept_cost: 0,
@@ -143,7 +152,7 @@ impl Upload {
             }
         }
         self.kept.iter().for_each(|chunk| show(chunk));
-        let unreadable = |error: std::io::Error| match spool_unreadable(&error) {
+        let unreadable = |error: std::io::Error| match spool_unreadable(self.exchange, &error) {
             Fault::Client(refusal) => refusal,
             Fault::Attempt => Refusal::new(Code::Overloaded, "the request's body is lost"),
         };
@@ -212,7 +221,9 @@ impl Upload {
         self.forgot = true;
         if self.spool.is_none() && self.limits.spool_bytes_max > 0 {
             self.spool = Spool::new()
-                .inspect_err(|error| tracing::warn!(%error, "no spool for a request's body"))
+                .inspect_err(|error| {
+                    tracing::warn!(exchange = %self.exchange, %error, "no spool for a request's body");
+                })
                 .ok();
         }
         let Some(spool) = &mut self.spool else { return };
@@ -221,7 +232,9 @@ impl Upload {
         }
         match spool.push(chunk).await {
             Ok(()) => self.forgot = false,
-            Err(error) => tracing::warn!(%error, "the spool of a request's body failed"),
+            Err(error) => {
+                tracing::warn!(exchange = %self.exchange, %error, "the spool of a request's body failed");
+            }
         }
     }
 
@@ -249,15 +262,10 @@ impl Upload {
                 .map_err(|_| Fault::Attempt)?;
         }
         if let Some(spool) = &mut self.spool {
-            spool
-                .rewind()
-                .await
-                .map_err(|error| spool_unreadable(&error))?;
+            let unreadable = |error| spool_unreadable(self.exchange, &error);
+            spool.rewind().await.map_err(unreadable)?;
             loop {
-                let piece = spool
-                    .next()
-                    .await
-                    .map_err(|error| spool_unreadable(&error))?;
+                let piece = spool.next().await.map_err(unreadable)?;
                 if piece.is_empty() {
                     break;
                 }
@@ -277,8 +285,8 @@ impl Upload {
     }
 }
 
-fn spool_unreadable(error: &std::io::Error) -> Fault {
-    tracing::error!(%error, "the spool of a request's body cannot be read");
+fn spool_unreadable(exchange: ExchangeId, error: &std::io::Error) -> Fault {
+    tracing::error!(%exchange, %error, "the spool of a request's body cannot be read");
     Fault::Client(Refusal::new(
         Code::Overloaded,
         "this node could not keep the request's body",
