@@ -289,7 +289,8 @@ impl Connection {
             head: self.ingress.config.header_read,
             stall: self.ingress.config.stall,
         };
-        let mut wire = Wire::new(stream, patience, Busy::clone(&self.busy));
+        let telemetry = self.ingress.telemetry.clone();
+        let mut wire = Wire::new(stream, patience, Busy::clone(&self.busy), telemetry);
         let drain = self.drain.clone();
         let silent = async {
             drain.cancelled().await;

@@ -27,9 +27,11 @@ use tokio::{
 use vector_proto::refusal::{Code, Refusal};
 
 use super::{
+    record::{Outcome, Record},
     refuse,
     watch::{State, Watch},
 };
+use crate::telemetry::Telemetry;
 
 /// How long a connection may be kept without a request. Longer than clients keep theirs, so that they close first.
 pub(super) const IDLE: Duration = Duration::from_secs(75);
@@ -49,6 +51,7 @@ pub(super) struct Wire<S> {
     first: [u8; PREFACE.len()],
     first_range: (usize, usize),
     watch: Watch,
+    telemetry: Telemetry,
     /// What takes the place of hyper's own refusal.
     refusal: Vec<u8>,
     refusal_sent: usize,
@@ -92,12 +95,13 @@ pub(super) enum Version {
 }
 
 impl<S: AsyncRead + Unpin> Wire<S> {
-    pub(super) fn new(stream: S, patience: Patience, busy: Busy) -> Self {
+    pub(super) fn new(stream: S, patience: Patience, busy: Busy, telemetry: Telemetry) -> Self {
         Self {
             stream,
             first: [0; PREFACE.len()],
             first_range: (0, 0),
             watch: Watch::default(),
+            telemetry,
             refusal: Vec::new(),
             refusal_sent: 0,
             busy,
@@ -240,7 +244,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<S> {
                 let written = Pin::new(&mut this.stream).poll_write(cx, bytes);
                 return this.judge(cx, written);
             }
-            this.refusal = refusal(bytes, this.watch.spoilt);
+            let record = Record::new(this.telemetry.clone(), Instant::now());
+            this.refusal = refusal(bytes, this.watch.spoilt, record);
         }
         let written = this.poll_refusal(cx);
         ready!(this.judge(cx, written))?;
@@ -330,8 +335,8 @@ fn is_bare_refusal(bytes: &[u8]) -> bool {
         && memchr::memmem::find(bytes, b"content-length: 0").is_some()
 }
 
-/// The same refusal in OpenAI's shape.
-fn refusal(bytes: &[u8], spoilt: Option<&'static str>) -> Vec<u8> {
+/// The same refusal in OpenAI's shape, told as that of any other exchange is.
+fn refusal(bytes: &[u8], spoilt: Option<&'static str>, mut record: Record) -> Vec<u8> {
     let (status, code, message) = match bytes.get(9..12) {
         Some(b"431") => (
             "431 Request Header Fields Too Large",
@@ -356,9 +361,14 @@ fn refusal(bytes: &[u8], spoilt: Option<&'static str>) -> Vec<u8> {
     };
     let body = refuse::body(&Refusal::new(code, message));
     let head = format!(
-        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\nx-should-retry: false\r\ncontent-length: {}\r\n\r\n",
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-type: application/json\r\nx-should-retry: false\r\nx-request-id: {}\r\ncontent-length: {}\r\n\r\n",
+        record.id,
         body.len()
     );
+    record.code = Some(code);
+    record.status = status[..3].parse().unwrap_or_default();
+    record.response_bytes = body.len() as u64;
+    record.tell(Outcome::Refused);
     let mut answer = head.into_bytes();
     answer.extend_from_slice(&body);
     answer
@@ -382,11 +392,55 @@ mod tests {
             stall: Duration::from_millis(20),
             ..PATIENCE
         };
-        let mut wire = Wire::new(here, patience, Busy::default());
+        let mut wire = Wire::new(here, patience, Busy::default(), Telemetry::silent());
         let mut first = [0];
         let (written, read) = tokio::join!(wire.write_all(&[7; 9]), there.read_exact(&mut first));
         assert_eq!(read.unwrap(), 1);
         assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_head_that_hyper_refuses_has_an_id_a_line_and_a_place_among_the_metrics() {
+        for (status, code) in [
+            ("400 Bad Request", "bad_request_head"),
+            ("408 Request Timeout", "request_timeout"),
+            ("414 URI Too Long", "headers_too_large"),
+            ("431 Request Header Fields Too Large", "headers_too_large"),
+        ] {
+            let (telemetry, caught) = Telemetry::caught();
+            let (here, mut there) = tokio::io::duplex(1 << 16);
+            let mut wire = Wire::new(here, PATIENCE, Busy::default(), telemetry.clone());
+            let hypers =
+                format!("HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n");
+            wire.write_all(hypers.as_bytes()).await.unwrap();
+            drop(wire);
+            let mut answer = String::new();
+            there.read_to_string(&mut answer).await.unwrap();
+            assert!(
+                answer.starts_with(&format!("HTTP/1.1 {status}\r\n")) && answer.contains(code),
+                "{answer}"
+            );
+            let lines = caught.lines();
+            let [line] = &lines[..] else {
+                panic!("{lines:?}")
+            };
+            let id = line["exchange"].as_str().unwrap();
+            assert!(
+                answer.contains(&format!("\r\nx-request-id: {id}\r\n")),
+                "{answer}"
+            );
+            assert_eq!(
+                (&line["role"], &line["outcome"]),
+                (&"ingress".into(), &"refused".into())
+            );
+            assert_eq!(
+                (&line["status"], &line["reason"]),
+                (&status[..3].parse::<u16>().unwrap().into(), &code.into())
+            );
+            let counted =
+                r#"vector_exchanges_total{role="ingress",operation="none",outcome="refused"} 1"#;
+            assert!(telemetry.metrics().contains(counted));
+        }
     }
 
     #[tokio::test]
@@ -396,7 +450,7 @@ mod tests {
             (b"PRI / HTTP/1.1\r\n\r\n", Version::Http1),
             (b"G", Version::Http1),
         ] {
-            let mut wire = Wire::new(sent, PATIENCE, Busy::default());
+            let mut wire = Wire::new(sent, PATIENCE, Busy::default(), Telemetry::silent());
             assert_eq!(wire.version().await.unwrap(), version);
             let mut got = Vec::new();
             wire.read_to_end(&mut got).await.unwrap();
