@@ -183,10 +183,10 @@ impl Key {
             return None;
         };
         let same = before.filter(|before| before.secret.reveal() == secret.reveal());
+        // Their values are secrets as well.
         let extra = sent.headers.iter().filter_map(|(name, value)| {
-            let mut value = HeaderValue::from_str(value).ok()?;
-            value.set_sensitive(true);
-            Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value))
+            let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
+            Some((name, Secret::new(value).header("")?))
         });
         Some(Self {
             name: sent.name.as_str().into(),
