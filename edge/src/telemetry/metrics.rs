@@ -17,15 +17,21 @@ use prometheus_client::{
     registry::{Metric, Registry},
 };
 
+mod call;
+
+use self::call::{CallLabels, DurationLabels, ErrorType, TokenLabels, gen_ai_operation};
 use super::{Exchange, Outcome, Passage, process::Process};
 use crate::config::Role;
 use crate::lookup::HashMap;
 
-/// Operation and model pairs that get series of their own; all others share one.
-/// 2,000 pairs x 3 roles x about 4 KiB = 24 MiB at the worst.
-const PAIRS_MAX: usize = 2_000;
+/// Calls (an operation with a model of a provider) that get series of their own; all others share one.
+/// 2,000 calls x 2 roles x about 4 KiB = 16 MiB at the worst, and as much again where each fails in every way.
+const CALLS_MAX: usize = 2_000;
 
-/// Stands for every operation or model that has no series of its own.
+/// Ways to fail that get series of their own, for each call.
+const ERRORS_MAX: usize = 8;
+
+/// Stands for every operation, model or provider that has no series of its own.
 const OTHER: &str = "other";
 
 /// Stands for every operation at a relay.
@@ -50,20 +56,6 @@ const TOKENS: [f64; 10] = [
     262_144.0,
     1_048_576.0,
 ];
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct CallLabels {
-    role: &'static str,
-    gen_ai_operation_name: String,
-    gen_ai_request_model: String,
-}
-
-#[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
-struct TokenLabels {
-    gen_ai_operation_name: String,
-    gen_ai_request_model: String,
-    gen_ai_token_type: &'static str,
-}
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct OutcomeLabels {
@@ -92,18 +84,21 @@ struct HeartbeatLabels {
 
 type Histograms<L> = Family<L, Histogram, fn() -> Histogram>;
 
-/// Everything that one operation with one model counts, found once for each exchange.
+/// Everything that one call counts, found once for each exchange.
 #[derive(Debug)]
 struct Series {
+    call: CallLabels,
     duration: Histogram,
+    /// Durations of those that failed.
+    failed: RwLock<Vec<(ErrorType, Histogram)>>,
     first_byte: Histogram,
     input_tokens: Histogram,
     output_tokens: Histogram,
     outcomes: [Counter; 4],
 }
 
-/// Model to series, below operation.
-type Found = HashMap<Box<str>, HashMap<Box<str>, Arc<Series>>>;
+/// Provider and series, below model, below operation. A model has few providers.
+type Found = HashMap<Box<str>, HashMap<Box<str>, Vec<(Box<str>, Arc<Series>)>>>;
 
 pub(super) struct Metrics {
     registry: Mutex<Registry>,
@@ -113,7 +108,7 @@ pub(super) struct Metrics {
     passages: [Counter; 4],
     running: Family<RoleLabels, Gauge>,
     running_as: [Gauge; 3],
-    duration: Histograms<CallLabels>,
+    duration: Histograms<DurationLabels>,
     first_byte: Histograms<CallLabels>,
     tokens: Histograms<TokenLabels>,
     found: [RwLock<Found>; 3],
@@ -314,9 +309,13 @@ impl Metrics {
     }
 
     pub(super) fn exchange(&self, ended: &Exchange<'_>) {
-        let series = self.series(ended.role, ended.operation, ended.model);
+        let series = self.series(ended);
         series.outcomes[outcome_place(ended.outcome)].inc();
-        series.duration.observe(ended.duration.as_secs_f64());
+        let seconds = ended.duration.as_secs_f64();
+        match ErrorType::of(ended) {
+            ErrorType::None => series.duration.observe(seconds),
+            error => self.failed(&series, error, seconds),
+        }
         if let Some(first_byte) = ended.first_byte {
             series
                 .first_byte
@@ -340,7 +339,7 @@ impl Metrics {
     }
 
     pub(super) fn name_models<'a>(&self, models: impl Iterator<Item = &'a str>) {
-        let named: HashSet<Box<str>> = models.take(PAIRS_MAX).map(Box::from).collect();
+        let named: HashSet<Box<str>> = models.take(CALLS_MAX).map(Box::from).collect();
         *self.named.write() = named;
     }
 
@@ -384,9 +383,39 @@ impl Metrics {
         text
     }
 
-    fn series(&self, role: Role, operation: &str, model: &str) -> Arc<Series> {
+    /// The duration of one that failed.
+    fn failed(&self, series: &Series, error: ErrorType, seconds: f64) {
+        let of = |failed: &[(ErrorType, Histogram)], error| {
+            let found = failed.iter().find(|(known, _)| *known == error);
+            found.map(|(_, duration)| duration.clone())
+        };
+        if let Some(duration) = of(&series.failed.read(), error) {
+            return duration.observe(seconds);
+        }
+        let mut failed = series.failed.write();
+        let error = if failed.len() < ERRORS_MAX {
+            error
+        } else {
+            ErrorType::Other
+        };
+        let duration = of(&failed, error).unwrap_or_else(|| {
+            let labels = DurationLabels::of(&series.call, error);
+            let duration = self.duration.get_or_create_owned(&labels);
+            failed.push((error, duration.clone()));
+            duration
+        });
+        duration.observe(seconds);
+    }
+
+    fn series(&self, ended: &Exchange<'_>) -> Arc<Series> {
+        let (role, operation, provider) = (ended.role, ended.operation, ended.upstream);
         let found = &self.found[place(role)];
-        let look = |found: &Found, model: &str| found.get(operation)?.get(model).cloned();
+        let look = |found: &Found, model: &str| {
+            let providers = found.get(operation)?.get(model)?;
+            let (_, series) = providers.iter().find(|(name, _)| **name == *provider)?;
+            Some(Arc::clone(series))
+        };
+        let model = ended.model;
         if let Some(series) = look(&found.read(), model) {
             return series;
         }
@@ -396,44 +425,57 @@ impl Metrics {
             return series;
         }
         let mut found = found.write();
-        let pairs: usize = found.values().map(HashMap::len).sum();
-        let (operation, model) = if pairs < PAIRS_MAX {
-            (operation, model)
+        let calls = found
+            .values()
+            .flat_map(HashMap::values)
+            .map(Vec::len)
+            .sum::<usize>();
+        let (operation, model, provider) = if calls < CALLS_MAX {
+            (operation, model, provider)
         } else {
-            (OTHER, OTHER)
+            (OTHER, OTHER, OTHER)
         };
         let below = found.entry(operation.into()).or_default();
-        let series = below
-            .entry(model.into())
-            .or_insert_with(|| Arc::new(self.make(role, operation, model)));
-        Arc::clone(series)
+        let providers = below.entry(model.into()).or_default();
+        if let Some((_, series)) = providers.iter().find(|(name, _)| **name == *provider) {
+            return Arc::clone(series);
+        }
+        let series = Arc::new(self.make(CallLabels {
+            role: role.as_str(),
+            gen_ai_operation_name: gen_ai_operation(operation).to_owned(),
+            vector_operation: operation.to_owned(),
+            gen_ai_provider_name: provider.to_owned(),
+            gen_ai_request_model: model.to_owned(),
+        }));
+        providers.push((provider.into(), Arc::clone(&series)));
+        series
     }
 
-    fn make(&self, role: Role, operation: &str, model: &str) -> Series {
-        let call = CallLabels {
-            role: role.as_str(),
-            gen_ai_operation_name: operation.to_owned(),
-            gen_ai_request_model: model.to_owned(),
-        };
+    fn make(&self, call: CallLabels) -> Series {
         let tokens = |kind| {
             self.tokens.get_or_create_owned(&TokenLabels {
-                gen_ai_operation_name: operation.to_owned(),
-                gen_ai_request_model: model.to_owned(),
+                gen_ai_operation_name: call.gen_ai_operation_name.clone(),
+                vector_operation: call.vector_operation.clone(),
+                gen_ai_provider_name: call.gen_ai_provider_name.clone(),
+                gen_ai_request_model: call.gen_ai_request_model.clone(),
                 gen_ai_token_type: kind,
             })
         };
+        let duration = DurationLabels::of(&call, ErrorType::None);
         Series {
-            duration: self.duration.get_or_create_owned(&call),
+            duration: self.duration.get_or_create_owned(&duration),
+            failed: RwLock::default(),
             first_byte: self.first_byte.get_or_create_owned(&call),
             input_tokens: tokens("input"),
             output_tokens: tokens("output"),
             outcomes: Outcome::ALL.map(|outcome| {
                 self.exchanges.get_or_create_owned(&OutcomeLabels {
-                    role: role.as_str(),
-                    operation: operation.to_owned(),
+                    role: call.role,
+                    operation: call.vector_operation.clone(),
                     outcome: outcome.as_str(),
                 })
             }),
+            call,
         }
     }
 }
@@ -445,6 +487,10 @@ mod tests {
     use super::*;
 
     fn end(metrics: &Metrics, model: &str) {
+        end_with(metrics, model, (200, Outcome::Whole));
+    }
+
+    fn end_with(metrics: &Metrics, model: &str, (status, outcome): (u16, Outcome)) {
         let usage = Usage {
             input_tokens: 7,
             output_tokens: 9,
@@ -459,18 +505,51 @@ mod tests {
             model,
             operation: "chat.completions.create",
             egress: "",
-            upstream: "",
+            upstream: "openai",
             credential: "",
             attempts: 1,
-            status: 200,
+            status,
             request_bytes: 0,
             response_bytes: 0,
             first_byte: None,
             duration: Duration::from_millis(3),
-            outcome: Outcome::Whole,
+            outcome,
             reason: "",
             usage: Some(&usage),
         });
+    }
+
+    #[test]
+    fn calls_have_the_conventions_labels() {
+        let metrics = Metrics::new();
+        metrics.name_models(["gpt-known"].into_iter());
+        end(&metrics, "gpt-known");
+        end_with(&metrics, "gpt-known", (429, Outcome::Refused));
+        end_with(&metrics, "gpt-known", (200, Outcome::Broken));
+        for status in 500..600 {
+            end_with(&metrics, "gpt-known", (status, Outcome::Whole));
+        }
+        let text = metrics.text();
+        let call = r#"gen_ai_operation_name="chat",vector_operation="chat.completions.create",gen_ai_provider_name="openai",gen_ai_request_model="gpt-known""#;
+        let duration = |error: &str, count: u32| {
+            format!(
+                r#"gen_ai_server_request_duration_seconds_count{{role="egress",{call},error_type="{error}"}} {count}"#
+            )
+        };
+        for wanted in [
+            format!(r#"gen_ai_client_token_usage_count{{{call},gen_ai_token_type="output"}} 103"#),
+            duration("", 1),
+            duration("429", 1),
+            duration("broken", 1),
+            duration("505", 1),
+            duration("_OTHER", 94),
+        ] {
+            assert!(text.contains(&wanted), "{wanted} in {text}");
+        }
+        assert_eq!(text.matches("_seconds_count{").count(), 10 + 1, "{text}");
+        let operations = ["completions.create", "embeddings.create", "images.generate"];
+        let named = operations.map(gen_ai_operation);
+        assert_eq!(named, ["text_completion", "embeddings", "images.generate"]);
     }
 
     #[test]
@@ -485,8 +564,8 @@ mod tests {
         let text = metrics.text();
         for wanted in [
             r#"vector_exchanges_total{role="egress",operation="chat.completions.create",outcome="whole"} 101"#,
-            r#"gen_ai_request_model="gpt-known"} 1"#,
-            r#"gen_ai_request_model="other"} 100"#,
+            r#"gen_ai_request_model="gpt-known",error_type=""} 1"#,
+            r#"gen_ai_request_model="other",error_type=""} 100"#,
             r#"vector_exchanges_in_flight{role="ingress"} 1"#,
             "process_resident_memory_bytes",
         ] {
