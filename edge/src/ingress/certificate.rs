@@ -103,8 +103,14 @@ impl Source {
 #[derive(Debug)]
 pub(super) struct Certificate {
     files: TlsFiles,
+    /// The files' times when they were read first.
+    loaded: Times,
+    look_every: Duration,
     key: ArcSwap<CertifiedKey>,
 }
+
+/// When each file was changed last.
+type Times = [Option<SystemTime>; 2];
 
 impl Certificate {
     /// Reads the files.
@@ -112,13 +118,19 @@ impl Certificate {
     /// # Errors
     /// [`Error`] when they cannot be used.
     pub(super) fn load(files: TlsFiles) -> Result<Arc<Self>, Error> {
+        let loaded = times(&files);
         let key = ArcSwap::from_pointee(read(&files)?);
-        Ok(Arc::new(Self { files, key }))
+        Ok(Arc::new(Self {
+            files,
+            loaded,
+            look_every: LOOK_EVERY,
+            key,
+        }))
     }
 
     /// Reads the files again whenever they change, until `stop`.
     pub(super) async fn watch(self: Arc<Self>, stop: CancellationToken) {
-        let mut seen = self.times();
+        let mut seen = self.loaded;
         let mut hangups = signal(SignalKind::hangup())
             .inspect_err(|error| tracing::warn!(%error, "no SIGHUP"))
             .ok();
@@ -132,9 +144,9 @@ impl Certificate {
             let asked = tokio::select! {
                 () = stop.cancelled() => return,
                 _ = hangup => true,
-                () = tokio::time::sleep(LOOK_EVERY) => false,
+                () = tokio::time::sleep(self.look_every) => false,
             };
-            let times = self.times();
+            let times = times(&self.files);
             if !asked && times == seen {
                 continue;
             }
@@ -154,17 +166,16 @@ impl Certificate {
             }
         }
     }
-
-    fn times(&self) -> [Option<SystemTime>; 2] {
-        [&self.files.cert, &self.files.key]
-            .map(|path| fs::metadata(path).and_then(|about| about.modified()).ok())
-    }
 }
 
 impl ResolvesServerCert for Certificate {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         Some(self.key.load_full())
     }
+}
+
+fn times(files: &TlsFiles) -> Times {
+    [&files.cert, &files.key].map(|path| fs::metadata(path).and_then(|about| about.modified()).ok())
 }
 
 fn read(files: &TlsFiles) -> Result<CertifiedKey, Error> {
@@ -192,7 +203,52 @@ fn read(files: &TlsFiles) -> Result<CertifiedKey, Error> {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::task::TaskTracker;
+
     use super::*;
+
+    #[tokio::test]
+    async fn files_are_read_again_when_they_change_and_when_somebody_asks() {
+        const NEVER: Duration = Duration::from_secs(3_600);
+        let folder = tempfile::tempdir().unwrap();
+        let files = TlsFiles {
+            cert: folder.path().join("cert.pem"),
+            key: folder.path().join("key.pem"),
+        };
+        for look_every in [Duration::from_millis(1), NEVER] {
+            write(&files, "a.example");
+            let mut certificate = Certificate::load(files.clone()).unwrap();
+            Arc::get_mut(&mut certificate).unwrap().look_every = look_every;
+            let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
+            // The first change comes before anybody looks. Minutes apart, however coarse the file system's clock is.
+            for minute in 1..=2 {
+                let changed = write(&files, "b.example");
+                let time = SystemTime::UNIX_EPOCH + Duration::from_secs(60 * minute);
+                for path in [&files.cert, &files.key] {
+                    let file = fs::File::options().write(true).open(path).unwrap();
+                    file.set_modified(time).unwrap();
+                }
+                if tasks.is_empty() {
+                    tasks.spawn(Arc::clone(&certificate).watch(stop.clone()));
+                    // It listens once it was polled.
+                    tokio::task::yield_now().await;
+                }
+                if look_every == NEVER {
+                    let me = std::process::id().to_string();
+                    let hangup = std::process::Command::new("kill")
+                        .args(["-s", "HUP", &me])
+                        .status();
+                    assert!(hangup.unwrap().success());
+                }
+                while certificate.key.load().cert[0][..] != changed[..] {
+                    tokio::task::yield_now().await;
+                }
+            }
+            stop.cancel();
+            tasks.close();
+            tasks.wait().await;
+        }
+    }
 
     fn write(files: &TlsFiles, name: &str) -> Vec<u8> {
         let made = rcgen::generate_simple_self_signed(vec![name.to_owned()]).unwrap();
