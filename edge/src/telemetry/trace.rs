@@ -105,7 +105,84 @@ fn parse(text: &str) -> Option<SpanContext> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
+    use bytes::Bytes;
+    use http::{Request, Response};
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use tokio::{net::TcpListener, sync::mpsc};
+    use tokio_util::task::TaskTracker;
+    use tracing_subscriber::layer::SubscriberExt as _;
+
     use super::*;
+
+    /// A collector that takes one connection, and what it was sent.
+    async fn collector(tasks: &TaskTracker) -> (String, mpsc::Receiver<(String, Bytes)>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let (told, heard) = mpsc::channel(8);
+        tasks.spawn(async move {
+            let service = service_fn(move |request: Request<Incoming>| {
+                let told = told.clone();
+                async move {
+                    let path = request.uri().path().to_owned();
+                    let body = request.into_body().collect().await.unwrap().to_bytes();
+                    told.send((path, body)).await.unwrap();
+                    let answer = Response::builder()
+                        .header("content-type", "application/grpc")
+                        .header("grpc-status", "0");
+                    Ok::<_, Infallible>(answer.body(Empty::<Bytes>::new()).unwrap())
+                }
+            });
+            let (socket, _) = listener.accept().await.unwrap();
+            let server = http2::Builder::new(TokioExecutor::new());
+            let served = server.serve_connection(TokioIo::new(socket), service);
+            // It ends with the exporter.
+            let _gone = served.await;
+        });
+        (endpoint, heard)
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_spans_of_an_exchange_are_exported_one_below_the_other() {
+        let tasks = TaskTracker::new();
+        let (endpoint, mut heard) = collector(&tasks).await;
+        let traces = Traces::start(&endpoint).unwrap();
+        let subscriber = tracing_subscriber::registry().with(traces.layer());
+        let exchange = ExchangeId::fresh();
+        let came = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        tracing::subscriber::with_default(subscriber, || {
+            let mut above = came.to_owned();
+            let mut spans = Vec::new();
+            for role in [Role::Ingress, Role::Relay, Role::Egress] {
+                let span = span(role, exchange, &above);
+                let below = traceparent(&span).unwrap();
+                assert_eq!(below[..35], came[..35], "another trace");
+                assert_ne!(below, above);
+                above = below;
+                spans.push(span);
+            }
+        });
+        tasks.spawn_blocking(move || traces.flush()).await.unwrap();
+        let (path, body) = heard.recv().await.unwrap();
+        assert_eq!(
+            path,
+            "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+        );
+        let id = exchange.to_string();
+        for wanted in [
+            "vector-edge",
+            "exchange.ingress",
+            "exchange.relay",
+            "exchange.egress",
+            &id,
+        ] {
+            let found = memchr::memmem::find(&body, wanted.as_bytes());
+            assert!(found.is_some(), "{wanted}");
+        }
+    }
 
     #[test]
     fn only_a_well_formed_context_is_taken() {
