@@ -53,15 +53,17 @@ pub const EVENTS_MAX: usize = 16;
 pub struct Signals {
     /// Of an egress.
     pub pools: Vec<PoolStatus>,
-    /// Of an ingress.
+    /// Of an ingress: pairs of provider and egress, whatever the model.
     pub upstreams: Vec<UpstreamStatus>,
+    /// Of an ingress: models there.
+    pub models: Vec<UpstreamStatus>,
 }
 
 impl Signals {
     /// Nobody routes by it.
     #[must_use]
     pub const fn is_empty(&self) -> bool {
-        self.pools.is_empty() && self.upstreams.is_empty()
+        self.pools.is_empty() && self.upstreams.is_empty() && self.models.is_empty()
     }
 }
 

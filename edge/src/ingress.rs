@@ -174,7 +174,7 @@ pub struct Handle {
     draining: Arc<AtomicBool>,
 }
 
-/// Reads how each upstream fares over each egress.
+/// Reads how each upstream fares over each egress: the pairs, and then the models there.
 pub type Upstreams = Box<dyn Fn() -> Vec<UpstreamStatus> + Send + Sync>;
 
 impl Handle {

@@ -288,16 +288,22 @@ impl Session {
         }
         let newest = self.steering.borrow_and_update().clone();
         let now = Instant::now();
-        let upstreams = if whole {
+        let rows = if whole {
             newest.whole(now)
         } else {
             newest.since(&self.told, now)
         };
         self.told = newest;
-        if upstreams.is_empty() && !whole {
+        if rows.is_empty() && !whole {
             return Ok(());
         }
-        self.send(Event::Scores(Scores { whole, upstreams })).await
+        let (upstreams, models) = rows.into_iter().partition(|row| row.model.is_empty());
+        let scores = Scores {
+            whole,
+            upstreams,
+            models,
+        };
+        self.send(Event::Scores(scores)).await
     }
 
     async fn send(&mut self, event: Event) -> Result<(), End> {

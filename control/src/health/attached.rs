@@ -8,6 +8,9 @@ use vector_proto::control::v1::Status;
 
 use super::{Fleet, Member, Presence, Said, Signals, said};
 
+/// Models that one node tells of at most; it tells those first that matter. Of 1,000 nodes some 45 MiB.
+const MODELS_MAX: usize = 256;
+
 /// An open stream of a node. Dropped, the node is gone.
 #[derive(Debug)]
 pub struct Attached {
@@ -55,7 +58,7 @@ impl Attached {
     }
 
     /// The node says how it is, perhaps in pieces.
-    pub fn status(&self, status: Status, now_unix_ms: u64) {
+    pub fn status(&self, mut status: Status, now_unix_ms: u64) {
         let mut ahead = self.ahead.lock();
         if status.more {
             if ahead.len() < AHEAD_BYTES_MAX {
@@ -63,6 +66,7 @@ impl Attached {
             }
             return;
         }
+        status.models.truncate(MODELS_MAX);
         let said = Said::new(mem::take(&mut *ahead), &status);
         drop(ahead);
         self.note(now_unix_ms, |presence| {
@@ -73,6 +77,7 @@ impl Attached {
         self.say(Signals {
             pools: status.pools,
             upstreams: status.upstreams,
+            models: status.models,
         });
     }
 

@@ -266,7 +266,12 @@ fn standings(said: Vec<(String, Said)>) -> BTreeMap<String, Standing> {
 fn successes(reports: &[(String, Arc<Signals>, Instant)]) -> Successes {
     let rows = |(id, said, _): &(String, Arc<Signals>, Instant)| -> Vec<_> {
         let row = |row: &UpstreamStatus| {
-            let pair = (id.clone(), row.provider.clone(), row.egress.clone());
+            // A model that fails is ejected alone.
+            let upstream = match row.model.as_str() {
+                "" => row.provider.clone(),
+                model => format!("{} {model}", row.provider),
+            };
+            let pair = (id.clone(), upstream, row.egress.clone());
             // One that is out of use for its failures is as bad as can be.
             let success = if row.ejected_ms > 0 {
                 0
@@ -275,7 +280,7 @@ fn successes(reports: &[(String, Arc<Signals>, Instant)]) -> Successes {
             };
             (pair, success)
         };
-        said.upstreams.iter().map(row).collect()
+        said.upstreams.iter().chain(&said.models).map(row).collect()
     };
     reports.iter().flat_map(rows).collect()
 }

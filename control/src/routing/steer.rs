@@ -1,17 +1,18 @@
-//! Makes what nodes report into what every ingress hears: who rests, who is ejected, how quick each upstream is.
+//! Makes what nodes report into what every ingress hears: who rests, who is ejected, how quick each upstream is, by pair of
+//! provider and egress, and by model where one does not fare as its pair does.
 //!
 //! Apart from snapshots, since it is stale after seconds: not kept, without a revision, and pushed within
 //! [`DEBOUNCE`] of a report, or a little later where many nodes report. Compiling and comparing are pure; only [`Steering::run`] waits.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vector_proto::control::v1::UpstreamScore;
+use vector_proto::control::v1::{UpstreamScore, UpstreamStatus};
 
 use crate::health::{Fleet, Signals};
 
@@ -27,8 +28,17 @@ const REST_MAX: Duration = Duration::from_millis(200);
 const SAME_MOMENT: Duration = Duration::from_millis(100);
 const SAME_PERMILLE: u32 = 50;
 const SAME_US: u64 = 20_000;
+const SAME_TOKENS: u32 = 5;
 
-/// What is known of one provider by way of one egress.
+/// Models told of. Of a pair's models those that fare as it does are not: a node goes by the pair, and by what it sees itself.
+///
+/// 4,096 x 90 bytes = 370 KiB for a node that knows nothing; the table is one for all nodes.
+const MODELS_MAX: usize = 4_096;
+
+/// A model that takes twice as long as its pair, or half as long, fares otherwise, if that is so much.
+const OTHERWISE_US: u64 = 100_000;
+
+/// What is known of one provider by way of one egress, or of one model there.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Row {
     /// Every credential rests until then.
@@ -39,10 +49,18 @@ struct Row {
     success_permille: u32,
     /// Likewise.
     first_byte_us: u64,
+    tokens_per_s: u32,
+    /// Of a pair: success of reaching the provider.
+    reached_permille: u32,
 }
 
-/// By provider and egress.
-type Table = BTreeMap<(String, String), Row>;
+/// Provider, egress, and the model there; empty for the pair.
+type Key = (String, String, String);
+
+/// The same, of what is not kept.
+type Name<'a> = (&'a str, &'a str, &'a str);
+
+type Table = BTreeMap<Key, Row>;
 
 /// What ingress nodes go by. All of them hear the same, so what is new is found once and not for each: with 200 egress nodes
 /// of ten providers the table has 2,000 rows, and as many ingress nodes as can be have it in common.
@@ -97,41 +115,119 @@ fn between(before: &Table, after: &Table, now: Instant) -> Vec<UpstreamScore> {
         .collect()
 }
 
+/// What many nodes say of one thing.
+#[derive(Default)]
+struct Sum {
+    count: u64,
+    success: u64,
+    first_byte: u64,
+    reached: u64,
+    /// Those that know it, and what they say.
+    tokens: (u64, u64),
+    ejected_until: Option<Instant>,
+}
+
+impl Sum {
+    fn add(&mut self, status: &UpstreamStatus, ejected_until: Option<Instant>) {
+        // Who does not tell it apart means everything that was sent there.
+        let reached = match status.reached_permille {
+            0 => status.success_permille,
+            reached => reached,
+        };
+        self.count += 1;
+        self.success += u64::from(status.success_permille);
+        self.first_byte = self.first_byte.saturating_add(status.first_byte_us);
+        self.reached += u64::from(reached);
+        self.tokens.0 += u64::from(status.tokens_per_s > 0);
+        self.tokens.1 += u64::from(status.tokens_per_s);
+        self.ejected_until = self.ejected_until.max(ejected_until);
+    }
+
+    fn row(&self) -> Row {
+        let mean = |sum: u64, count: u64| sum.checked_div(count).unwrap_or(0);
+        let narrow = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+        Row {
+            rests_until: None,
+            ejected_until: self.ejected_until,
+            success_permille: narrow(mean(self.success, self.count)),
+            first_byte_us: mean(self.first_byte, self.count),
+            tokens_per_s: narrow(mean(self.tokens.1, self.tokens.0)),
+            reached_permille: narrow(mean(self.reached, self.count)),
+        }
+    }
+}
+
 /// What follows from all reports, each with its node and the time at which it came.
 fn table<'a>(
     reports: impl IntoIterator<Item = (&'a str, &'a Signals, Instant)>,
     now: Instant,
 ) -> Table {
-    let mut table = Table::new();
-    let mut sums: BTreeMap<(String, String), (u64, u64, u64)> = BTreeMap::new();
+    let mut rests: HashMap<Name<'_>, Instant> = HashMap::new();
+    let mut sums: HashMap<Name<'_>, Sum> = HashMap::new();
     let until = |at: Instant, ms: u64| {
         let until = at + Duration::from_millis(ms);
         (ms > 0 && until > now).then_some(until)
     };
     for (node, signals, at) in reports {
         for pool in &signals.pools {
-            let rests_until = until(at, pool.rests_ms);
-            if rests_until.is_some() {
-                let key = (pool.provider.clone(), node.to_owned());
-                table.entry(key).or_default().rests_until = rests_until;
+            if let Some(rests_until) = until(at, pool.rests_ms) {
+                rests.insert((&pool.provider, node, ""), rests_until);
             }
         }
-        for status in &signals.upstreams {
-            let key = (status.provider.clone(), status.egress.clone());
-            let sum = sums.entry(key.clone()).or_default();
-            sum.0 += 1;
-            sum.1 += u64::from(status.success_permille);
-            sum.2 = sum.2.saturating_add(status.first_byte_us);
-            let row = table.entry(key).or_default();
-            row.ejected_until = row.ejected_until.max(until(at, status.ejected_ms));
+        let (pairs, models) = (signals.upstreams.iter(), signals.models.iter());
+        let models = models.filter(|status| !status.model.is_empty());
+        for (status, is_model) in pairs
+            .map(|it| (it, false))
+            .chain(models.map(|it| (it, true)))
+        {
+            let model = if is_model { status.model.as_str() } else { "" };
+            let name = (status.provider.as_str(), status.egress.as_str(), model);
+            let sum = sums.entry(name).or_default();
+            sum.add(status, until(at, status.ejected_ms));
         }
     }
-    for (key, (count, success, first_byte)) in sums {
-        let row = table.entry(key).or_default();
-        row.success_permille = u32::try_from(success / count).unwrap_or(1_000);
-        row.first_byte_us = first_byte / count;
+    let owned = |(provider, egress, model): Name<'_>| {
+        (provider.to_owned(), egress.to_owned(), model.to_owned())
+    };
+    let mut rows: Table = worth_a_word(&sums)
+        .map(|(name, row)| (owned(name), row))
+        .collect();
+    for (name, rests_until) in rests {
+        rows.entry(owned(name)).or_default().rests_until = Some(rests_until);
     }
-    table
+    rows
+}
+
+/// Every pair, and those of the models that do not fare as their pair does: in bounded number, who is in trouble first.
+fn worth_a_word<'a>(
+    sums: &HashMap<Name<'a>, Sum>,
+) -> impl Iterator<Item = (Name<'a>, Row)> + use<'a> {
+    let (mut rows, mut models) = (Vec::new(), Vec::new());
+    for (name, sum) in sums {
+        let row = sum.row();
+        if name.2.is_empty() {
+            rows.push((*name, row));
+            continue;
+        }
+        let pair = sums.get(&(name.0, name.1, ""));
+        let pair = pair.map(Sum::row).unwrap_or_default();
+        let fails = row.ejected_until.is_some() || row.success_permille < 1_000 - SAME_PERMILLE;
+        if fails || is_otherwise(&row, &pair) {
+            models.push((!fails, *name, row));
+        }
+    }
+    models.sort_unstable_by_key(|(fine, name, _)| (*fine, *name));
+    models.truncate(MODELS_MAX);
+    rows.extend(models.into_iter().map(|(_, name, row)| (name, row)));
+    rows.into_iter()
+}
+
+/// Whether a model takes notably longer or shorter than its pair.
+fn is_otherwise(row: &Row, pair: &Row) -> bool {
+    let (one, other) = (row.first_byte_us, pair.first_byte_us);
+    let apart = one.abs_diff(other) > OTHERWISE_US.max(one.max(other) / 2);
+    let (one, other) = (row.tokens_per_s, pair.tokens_per_s);
+    apart || one.abs_diff(other) > SAME_TOKENS.max(one.max(other) / 2)
 }
 
 /// The rows in which `after` says something else than `before`, as an ingress hears them at `now`.
@@ -187,10 +283,13 @@ fn is_same(one: &Row, other: &Row, now: Instant) -> bool {
     moment(one.rests_until, other.rests_until)
         && moment(one.ejected_until, other.ejected_until)
         && one.success_permille.abs_diff(other.success_permille) <= SAME_PERMILLE
+        && one.reached_permille.abs_diff(other.reached_permille) <= SAME_PERMILLE
+        && one.tokens_per_s.abs_diff(other.tokens_per_s)
+            <= SAME_TOKENS.max(one.tokens_per_s.max(other.tokens_per_s) / 5)
         && quick <= SAME_US.max(largest / 5)
 }
 
-fn score(key: &(String, String), row: &Row, now: Instant) -> UpstreamScore {
+fn score(key: &Key, row: &Row, now: Instant) -> UpstreamScore {
     let left = |until: Option<Instant>| {
         let left = until.map(|until| until.saturating_duration_since(now));
         let us = left.unwrap_or_default().as_micros();
@@ -199,10 +298,13 @@ fn score(key: &(String, String), row: &Row, now: Instant) -> UpstreamScore {
     UpstreamScore {
         provider: key.0.clone(),
         egress: key.1.clone(),
+        model: key.2.clone(),
         rests_ms: left(row.rests_until),
         ejected_ms: left(row.ejected_until),
         success_permille: row.success_permille,
         first_byte_us: row.first_byte_us,
+        tokens_per_s: row.tokens_per_s,
+        reached_permille: row.reached_permille,
     }
 }
 
@@ -316,6 +418,75 @@ mod tests {
             (row.ejected_ms, row.success_permille, row.first_byte_us),
             (7_000, 750, 200_000)
         );
+    }
+
+    fn model(model: &str, first_byte_us: u64, success_permille: u32) -> UpstreamStatus {
+        UpstreamStatus {
+            provider: "p".to_owned(),
+            egress: "e".to_owned(),
+            model: model.to_owned(),
+            success_permille,
+            first_byte_us,
+            tokens_per_s: 50,
+            ..UpstreamStatus::default()
+        }
+    }
+
+    #[test]
+    fn a_model_is_told_of_where_it_does_not_fare_as_its_pair() {
+        let now = Instant::now();
+        let mut said = ingress(0, 950, 500_000);
+        said.upstreams[0].tokens_per_s = 60;
+        said.upstreams[0].reached_permille = 1_000;
+        said.models = vec![
+            model("as-the-pair", 400_000, 990),
+            model("dead", 500_000, 300),
+            model("slow", 4_000_000, 1_000),
+            model("quick", 90_000, 1_000),
+        ];
+        said.models[1].ejected_ms = 9_000;
+        let table = table([("i", &said, now)], now);
+        let rows = difference(&Table::new(), &table, now);
+        let told = |row: &UpstreamScore| (row.model.clone(), row.ejected_ms, row.success_permille);
+        assert_eq!(
+            rows.iter().map(told).collect::<Vec<_>>(),
+            [
+                (String::new(), 0, 950),
+                ("dead".to_owned(), 9_000, 300),
+                ("quick".to_owned(), 0, 1_000),
+                ("slow".to_owned(), 0, 1_000),
+            ]
+        );
+        let pair = &rows[0];
+        assert_eq!((pair.tokens_per_s, pair.reached_permille), (60, 1_000));
+        // As nodes tell it that know neither models nor what it is to be reached.
+        let before = ingress(0, 950, 500_000);
+        let of_before = super::table([("i", &before, now)], now);
+        let rows = difference(&table, &of_before, now);
+        let dead = rows.iter().find(|row| row.model == "dead").unwrap();
+        assert_eq!(
+            (dead.ejected_ms, dead.success_permille),
+            (0, 0),
+            "taken back"
+        );
+    }
+
+    #[test]
+    fn models_are_told_of_in_bounded_number_who_fails_first() {
+        let now = Instant::now();
+        let said: Vec<Signals> = (0..40)
+            .map(|node| Signals {
+                models: (0..200)
+                    .map(|at| model(&format!("m{node}-{at}"), 4_000_000, 1_000))
+                    .chain([model(&format!("z{node}"), 500_000, 100)])
+                    .collect(),
+                ..Signals::default()
+            })
+            .collect();
+        let table = table(said.iter().map(|said| ("i", said, now)), now);
+        assert_eq!(table.len(), MODELS_MAX);
+        let failing = table.keys().filter(|key| key.2.starts_with('z'));
+        assert_eq!(failing.count(), said.len());
     }
 
     #[test]

@@ -73,17 +73,18 @@ fn credential_status(status: &pb::CredentialStatus) -> Value {
 pub(crate) fn upstreams_seen(views: &[pb::UpstreamView]) -> Value {
     let view = |view: &pb::UpstreamView| {
         let pool = view.pool.clone().unwrap_or_default();
-        let seen = view.seen.iter().map(|seen| {
+        let seen = |seen: &pb::UpstreamSeen| {
             let status = seen.status.clone().unwrap_or_default();
             json!({
-                "ingress": seen.ingress, "success_permille": status.success_permille,
+                "model": status.model, "ingress": seen.ingress, "success_permille": status.success_permille,
                 "first_byte_us": status.first_byte_us, "tokens_per_s": status.tokens_per_s,
-                "in_flight": status.in_flight, "ejected_ms": status.ejected_ms,
+                "in_flight": status.in_flight, "ejected_ms": status.ejected_ms, "reached_permille": status.reached_permille,
             })
-        });
+        };
         json!({
             "provider": view.provider, "egress": view.egress, "keys": pool.keys, "ready": pool.ready,
-            "rests_ms": pool.rests_ms, "in_flight": pool.in_flight, "seen": seen.collect::<Vec<_>>(),
+            "rests_ms": pool.rests_ms, "in_flight": pool.in_flight,
+            "seen": view.seen.iter().map(seen).collect::<Vec<_>>(), "models": view.models.iter().map(seen).collect::<Vec<_>>(),
         })
     };
     json!({ "upstreams": views.iter().map(view).collect::<Vec<_>>() })

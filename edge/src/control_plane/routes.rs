@@ -137,6 +137,18 @@ impl Ways {
     }
 }
 
+impl UpstreamRow {
+    /// What the provider calls the model that a client calls `asked`.
+    #[must_use]
+    pub fn called<'a>(&'a self, asked: &'a str) -> &'a str {
+        if self.model.is_empty() {
+            asked
+        } else {
+            &self.model
+        }
+    }
+}
+
 /// A candidate way to an egress.
 #[derive(Clone, Debug)]
 pub struct PathRow {

@@ -17,8 +17,8 @@ pub type ScoresSink = Arc<dyn Fn(v1::Scores) + Send + Sync>;
 /// Rows of one replica. A network has fewer; more are dropped, and say themselves again soon.
 const ROWS_MAX: usize = 50_000;
 
-/// Provider and egress.
-type Key = (String, String);
+/// Provider, egress, and the model there; empty for the pair.
+type Key = (String, String, String);
 
 #[derive(Default)]
 pub(super) struct Scores(Mutex<Inner>);
@@ -61,13 +61,13 @@ impl Scores {
 
     pub(super) fn take(&self, stream: usize, said: v1::Scores, now: Instant) {
         let mut inner = self.0.lock();
-        let mut keys = Vec::with_capacity(said.upstreams.len());
+        let mut keys = Vec::with_capacity(said.upstreams.len() + said.models.len());
         if said.whole {
             keys.extend(std::mem::take(&mut inner.said[stream].rows).into_keys());
         }
         let rows = &mut inner.said[stream].rows;
-        for row in said.upstreams {
-            let key = (row.provider.clone(), row.egress.clone());
+        for row in said.upstreams.into_iter().chain(said.models) {
+            let key = (row.provider.clone(), row.egress.clone(), row.model.clone());
             if is_normal(&row) {
                 rows.remove(&key);
             } else if rows.len() < ROWS_MAX || rows.contains_key(&key) {
@@ -101,27 +101,34 @@ impl Inner {
         if keys.is_empty() && !whole {
             return;
         }
-        let upstreams = keys.into_iter().map(|key| self.together(key, now));
+        let rows = keys.into_iter().map(|key| self.together(key, now));
+        let (upstreams, models) = rows.partition(|row| row.model.is_empty());
         sink(v1::Scores {
             whole,
-            upstreams: upstreams.collect(),
+            upstreams,
+            models,
         });
     }
 
     fn together(&self, key: Key, now: Instant) -> UpstreamScore {
         let mut row = UpstreamScore::default();
-        let (mut success, mut first_byte) = (Mean::default(), Mean::default());
+        let [mut success, mut reached, mut first_byte, mut tokens] =
+            [(); 4].map(|()| Mean::default());
         for (said, at) in self.said.iter().filter_map(|said| said.rows.get(&key)) {
             let age = now.saturating_duration_since(*at).as_millis();
             let age = u64::try_from(age).unwrap_or(u64::MAX);
             row.rests_ms = row.rests_ms.max(said.rests_ms.saturating_sub(age));
             row.ejected_ms = row.ejected_ms.max(said.ejected_ms.saturating_sub(age));
             success.add(said.success_permille.into());
+            reached.add(said.reached_permille.into());
             first_byte.add(said.first_byte_us);
+            tokens.add(said.tokens_per_s.into());
         }
         row.success_permille = u32::try_from(success.mean()).unwrap_or(1_000);
+        row.reached_permille = u32::try_from(reached.mean()).unwrap_or(1_000);
         row.first_byte_us = first_byte.mean();
-        (row.provider, row.egress) = key;
+        row.tokens_per_s = u32::try_from(tokens.mean()).unwrap_or(0);
+        (row.provider, row.egress, row.model) = key;
         row
     }
 }
@@ -146,12 +153,9 @@ impl Mean {
 
 /// Nothing but names: back to normal.
 fn is_normal(row: &UpstreamScore) -> bool {
-    (
-        row.rests_ms,
-        row.ejected_ms,
-        row.success_permille,
-        row.first_byte_us,
-    ) == (0, 0, 0, 0)
+    let times = (row.rests_ms, row.ejected_ms, row.first_byte_us);
+    let rates = (row.success_permille, row.reached_permille, row.tokens_per_s);
+    times == (0, 0, 0) && rates == (0, 0, 0)
 }
 
 impl fmt::Debug for Scores {
@@ -179,6 +183,7 @@ mod tests {
         v1::Scores {
             whole,
             upstreams: rows.to_vec(),
+            ..v1::Scores::default()
         }
     }
 
@@ -201,6 +206,34 @@ mod tests {
         scores.take(0, said(false, &[row("c", 1, 0)]), now);
         let rows = [row("a", 1, 0), row("b", 1, 0)];
         assert_eq!(heard(), [said(true, &rows), said(false, &[row("c", 1, 0)])]);
+    }
+
+    #[test]
+    fn a_model_is_heard_apart_from_its_pair() {
+        let (scores, now) = (Scores::default(), Instant::now());
+        let heard = listen(&scores, now);
+        let _nothing = heard();
+        let model = |ejected_ms, tokens_per_s| UpstreamScore {
+            provider: "a".to_owned(),
+            model: "m".to_owned(),
+            ejected_ms,
+            tokens_per_s,
+            ..UpstreamScore::default()
+        };
+        let both = |pair: &[UpstreamScore], models: &[UpstreamScore]| v1::Scores {
+            upstreams: pair.to_vec(),
+            models: models.to_vec(),
+            ..v1::Scores::default()
+        };
+        scores.opened(0);
+        scores.take(0, both(&[row("a", 0, 7)], &[model(9, 40)]), now);
+        assert_eq!(heard(), [both(&[row("a", 0, 7)], &[model(9, 40)])]);
+        // A replica of before knows the pair alone, and its word of it is none of the model.
+        scores.opened(1);
+        scores.take(1, both(&[row("a", 0, 0)], &[]), now);
+        assert_eq!(heard(), [both(&[row("a", 0, 7)], &[])]);
+        scores.take(0, both(&[], &[model(0, 0)]), now);
+        assert_eq!(heard(), [both(&[], &[model(0, 0)])]);
     }
 
     #[test]

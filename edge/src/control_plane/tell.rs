@@ -104,19 +104,31 @@ fn pools_differ(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
 }
 
 fn upstreams_differ(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
-    // A fifth more or less of anything; the least difference that counts keeps small numbers quiet.
+    // A fifth more or less of anything; the least difference that counts keeps small numbers quiet. Of single models, which are
+    // many, a half: a busy node would tell of one all the time.
+    rows_differ(&a.upstreams, &b.upstreams, age, 5) || rows_differ(&a.models, &b.models, age, 2)
+}
+
+/// Whether rows differ by more than one part in `part`, or in what they are of.
+fn rows_differ(
+    a: &[v1::UpstreamStatus],
+    b: &[v1::UpstreamStatus],
+    age: Duration,
+    part: u64,
+) -> bool {
     let apart =
-        |one: u64, other: u64, least: u64| one.abs_diff(other) > least.max(one.max(other) / 5);
-    a.upstreams.len() != b.upstreams.len()
-        || a.upstreams.iter().zip(&b.upstreams).any(|(one, other)| {
-            (&one.provider, &one.egress) != (&other.provider, &other.egress)
+        |one: u64, other: u64, least: u64| one.abs_diff(other) > least.max(one.max(other) / part);
+    // A rate is as good or bad of a model as of a pair.
+    let rate = |one: u32, other: u32| one.abs_diff(other) > 50.max(one.max(other) / 5);
+    a.len() != b.len()
+        || a.iter().zip(b).any(|(one, other)| {
+            (&one.provider, &one.egress, &one.model)
+                != (&other.provider, &other.egress, &other.model)
                 || moved(one.ejected_ms, other.ejected_ms, age)
                 || apart(one.first_byte_us, other.first_byte_us, 20_000)
-                || apart(
-                    one.success_permille.into(),
-                    other.success_permille.into(),
-                    50,
-                )
+                || rate(one.success_permille, other.success_permille)
+                || rate(one.reached_permille, other.reached_permille)
+                || apart(one.tokens_per_s.into(), other.tokens_per_s.into(), 5)
         })
 }
 
@@ -142,5 +154,38 @@ mod tests {
         assert!(!told(status(true, 3, 2), status(true, 0, 2)));
         assert!(told(status(true, 1, 0), status(true, 0, 0)));
         assert!(told(status(true, 0, 1), status(true, 0, 0)));
+    }
+
+    #[test]
+    fn what_upstreams_are_like_is_told_when_it_has_changed() {
+        let row = |model: &str, tokens_per_s, success_permille| v1::UpstreamStatus {
+            provider: "p".to_owned(),
+            egress: "e".to_owned(),
+            model: model.to_owned(),
+            first_byte_us: 500_000,
+            tokens_per_s,
+            success_permille,
+            ..v1::UpstreamStatus::default()
+        };
+        let told = |pairs: [v1::UpstreamStatus; 2], models: [v1::UpstreamStatus; 2]| {
+            let [before, after] = [0, 1].map(|at| v1::Status {
+                upstreams: vec![pairs[at].clone()],
+                models: vec![models[at].clone()],
+                ..v1::Status::default()
+            });
+            differs(&before, &after, Duration::ZERO)
+        };
+        let same = || [row("m", 50, 1_000), row("m", 50, 1_000)];
+        let pair = |tokens| row("", tokens, 1_000);
+        assert!(!told([pair(50), pair(58)], same()));
+        assert!(told([pair(50), pair(70)], same()), "much faster");
+        let pairs = || [pair(50), pair(50)];
+        assert!(!told(pairs(), [row("m", 50, 1_000), row("m", 70, 950)]));
+        assert!(told(pairs(), [row("m", 50, 1_000), row("m", 200, 1_000)]));
+        assert!(told(pairs(), [row("m", 50, 1_000), row("n", 50, 1_000)]));
+        assert!(
+            told(pairs(), [row("m", 50, 1_000), row("m", 50, 700)]),
+            "it fails"
+        );
     }
 }

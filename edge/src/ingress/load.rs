@@ -1,17 +1,27 @@
-//! How busy, how quick and how well each (provider, egress) pair is, as this ingress sees it and as others tell.
+//! How busy, how quick and how well each upstream is over each egress, as this ingress sees it and as others tell.
 //!
-//! Averages forget: the time to the first byte is peak-sensitive (Finagle's and linkerd's peak EWMA), successes and tokens a
-//! second are plain moving averages. A pair that fails [`FAILURES_MAX`] times in a row is ejected, at most half of a provider's
-//! pairs unless all of them fail, and then tried with one real request at a time. What this node sees itself counts more
-//! than what it is told. Reading takes no lock; the table is copied only when a pair is seen for the first time.
+//! An upstream is a provider and its name for a model. What is one for all its models is kept of the (provider, egress)
+//! pair: whether the provider is reached there, whether its credentials rest, how much is on its way. First-byte times,
+//! successes, tokens a second and ejection are of each model there, so that a slow or dead model says nothing of the others;
+//! `verdict` has the table of what says what. Who fails five times in a row is ejected, at most half of the egress
+//! nodes for a provider or a model unless all of them fail, and then tried with one real request at a time. What this node
+//! sees itself counts more than what it is told. Reading takes no lock; a table is copied only when a pair or a model is seen
+//! for the first time.
+
+// Of one of them.
+mod figures;
+mod verdict;
 
 // Of one pair.
-mod verdict;
+mod models;
+
+// Of all.
+mod learn;
 
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -19,33 +29,32 @@ use std::{
 use arc_swap::ArcSwap;
 use vector_proto::control::v1;
 
-pub(super) use self::verdict::Standing;
-use self::verdict::Verdict;
+use self::{
+    figures::{FORGET_SLOWLY, Figures, faded, left, moved},
+    models::{Model, Models},
+};
+pub(super) use self::{
+    learn::{Change, Upstream},
+    verdict::{Lesson, Scope, Standing},
+};
 use crate::lookup::HashMap;
 
-/// Time in which a sample loses 63 % of its weight.
-const FORGET: Duration = Duration::from_secs(10);
-
-/// Time in which what others measured, and an average of successes, lose as much.
-const FORGET_SLOWLY: Duration = Duration::from_secs(60);
-
-/// What a failure counts as.
-pub(super) const FAILURE: Duration = Duration::from_secs(2);
-
-/// Failures in a row after which a pair is ejected: Envoy's default.
-const FAILURES_MAX: u32 = 5;
-
-/// A pair this much worse than the best of its siblings is ejected as well, once it was tried so often.
-const SUCCESS_BAD_PERMILLE: u32 = 500;
-const SUCCESS_GOOD_PERMILLE: u32 = 900;
-const TRIES_MIN: u32 = 20;
+/// What of an answer's length counts when equals are compared: the time of its first tokens. Half a second for a model that
+/// writes 20 a second, a tenth for one that writes 100.
+const TOKENS_COUNTED: f64 = 10.0;
 
 /// Pairs remembered. Beyond it all are forgotten; only providers and egress nodes from snapshots get in.
 ///
-/// 4,096 x about 250 bytes = 1 MiB.
+/// 4,096 x about 350 bytes = 1.4 MiB, without their models ([`models::MODELS_MAX`]).
 const PAIRS_MAX: usize = 4096;
 
-type Pairs = HashMap<Arc<str>, HashMap<Arc<str>, Arc<Load>>>;
+/// Models told of to control and the operator, 80 bytes each: those in trouble first, then the most used.
+const MODELS_TOLD_MAX: usize = 256;
+
+/// A model that succeeds less often is in trouble.
+const SUCCESS_TROUBLE_PERMILLE: u32 = 950;
+
+type Pairs = HashMap<Arc<str>, HashMap<Arc<str>, Arc<Pair>>>;
 
 /// All pairs.
 #[derive(Debug)]
@@ -54,54 +63,45 @@ pub(super) struct Loads {
     start: Instant,
 }
 
-/// One pair.
+/// One provider by way of one egress.
 #[derive(Debug)]
-pub(super) struct Load {
-    first_byte_us: AtomicU64,
-    /// Plain average of the answers' times alone: what others are told. A failure may be of this node's own path.
-    answered_us: AtomicU64,
-    sampled_us: AtomicU64,
-    /// Links of the way that was sampled; 0 for none.
+struct Pair {
+    /// Their success is that of reaching the provider, and their first byte what failures to do so count as.
+    figures: Figures,
+    /// Successes of everything that is sent there, for others.
+    success_permille: AtomicU32,
+    /// Links of the way that is taken; 0 for none.
     links: AtomicU32,
-    outstanding: AtomicU32,
-    success_permille: AtomicU32,
-    tries: AtomicU32,
-    tokens_per_s: AtomicU32,
-    verdict: Verdict,
-    told: Told,
+    /// Counts the ways.
+    way: AtomicU32,
+    models: Models,
 }
 
-/// What others measured.
-#[derive(Debug, Default)]
-struct Told {
-    at_us: AtomicU64,
-    first_byte_us: AtomicU64,
-    success_permille: AtomicU32,
-}
-
-impl Default for Load {
-    fn default() -> Self {
-        Self {
-            first_byte_us: AtomicU64::new(0),
-            answered_us: AtomicU64::new(0),
-            sampled_us: AtomicU64::new(0),
-            links: AtomicU32::new(0),
-            outstanding: AtomicU32::new(0),
-            success_permille: AtomicU32::new(1_000),
-            tries: AtomicU32::new(0),
-            tokens_per_s: AtomicU32::new(0),
-            verdict: Verdict::default(),
-            told: Told::default(),
-        }
-    }
+/// A pair, and a model there if it was seen before.
+#[derive(Clone, Debug)]
+pub(super) struct Load {
+    pair: Arc<Pair>,
+    model: Option<Arc<Model>>,
 }
 
 /// An attempt that runs; dropped, it no longer counts.
 #[derive(Debug)]
 pub(super) struct InFlight {
-    load: Arc<Load>,
-    /// The one attempt that finds out whether an ejected pair is well again.
-    trial: bool,
+    load: Load,
+    /// The one attempt that finds out whether an ejected pair is well again, or an ejected model.
+    trials: (bool, bool),
+}
+
+impl Default for Pair {
+    fn default() -> Self {
+        Self {
+            figures: Figures::default(),
+            success_permille: AtomicU32::new(1_000),
+            links: AtomicU32::new(0),
+            way: AtomicU32::new(0),
+            models: Models::default(),
+        }
+    }
 }
 
 impl Loads {
@@ -112,17 +112,25 @@ impl Loads {
         }
     }
 
-    /// The pair's load; made at first sight.
-    pub(super) fn of(&self, provider: &Arc<str>, egress: &Arc<str>) -> Arc<Load> {
-        if let Some(load) = self
+    /// How a model fares there; the pair is made at first sight, the model when something is known of it.
+    pub(super) fn of(&self, provider: &Arc<str>, egress: &Arc<str>, model: &str) -> Load {
+        let pair = self.pair(provider, egress);
+        Load {
+            model: pair.models.known(model),
+            pair,
+        }
+    }
+
+    fn pair(&self, provider: &Arc<str>, egress: &Arc<str>) -> Arc<Pair> {
+        if let Some(pair) = self
             .pairs
             .load()
             .get(provider)
             .and_then(|row| row.get(egress))
         {
-            return Arc::clone(load);
+            return Arc::clone(pair);
         }
-        let fresh = Arc::new(Load::default());
+        let fresh = Arc::new(Pair::default());
         self.pairs.rcu(|pairs| {
             let full = pairs.values().map(HashMap::len).sum::<usize>() >= PAIRS_MAX;
             let mut pairs = if full {
@@ -141,7 +149,7 @@ impl Loads {
             .get(provider)
             .and_then(|row| row.get(egress))
         {
-            Some(load) => Arc::clone(load),
+            Some(pair) => Arc::clone(pair),
             None => fresh,
         }
     }
@@ -151,148 +159,174 @@ impl Loads {
         u64::try_from(now.saturating_duration_since(self.start).as_micros()).unwrap_or(u64::MAX)
     }
 
-    /// Takes in a fault of a pair, whose provider is reached by way of `egress`. True if the pair is ejected now.
-    pub(super) fn failed(
-        &self,
-        load: &Load,
-        provider: &Arc<str>,
-        egress: &[Arc<str>],
-        now_us: u64,
-    ) -> bool {
-        load.outcome(false, now_us);
-        let failures = load.verdict.failed();
-        let retried = load.verdict.is_on_trial(now_us);
-        let worse = || {
-            load.tries.load(Ordering::Relaxed) >= TRIES_MIN
-                && load.success(now_us) < SUCCESS_BAD_PERMILLE
-        };
-        if !retried && failures < FAILURES_MAX && !worse() {
-            return false;
-        }
-        let siblings: Vec<_> = egress
-            .iter()
-            .map(|egress| self.of(provider, egress))
-            .collect();
-        let others = || {
-            siblings
-                .iter()
-                .filter(|other| !std::ptr::eq(&***other, load))
-        };
-        let good = others().any(|other| other.success(now_us) >= SUCCESS_GOOD_PERMILLE);
-        if !retried && failures < FAILURES_MAX && !good {
-            return false;
-        }
-        let ejected = others()
-            .filter(|other| other.verdict.is_ejected(now_us))
-            .count();
-        let all_fail = others().all(|other| other.verdict.failures() >= FAILURES_MAX);
-        if (ejected + 1) * 2 > siblings.len().max(2) && !all_fail {
-            return false;
-        }
-        load.first_byte_us.store(0, Ordering::Relaxed);
-        load.verdict.eject(now_us)
-    }
-
     /// Believes what control says.
     pub(super) fn hear(&self, scores: &v1::Scores, now: Instant) {
         let now_us = self.at(now);
         if scores.whole {
-            for load in self.pairs.load().values().flat_map(HashMap::values) {
-                load.told(&v1::UpstreamScore::default(), now_us);
+            let nothing = v1::UpstreamScore::default();
+            for pair in self.pairs.load().values().flat_map(HashMap::values) {
+                pair.figures.told(&nothing, 0, now_us);
+                for model in pair.models.all().values() {
+                    model.figures.told(&nothing, 0, now_us);
+                }
             }
         }
+        let pair = |row: &v1::UpstreamScore| {
+            self.pair(&row.provider.as_str().into(), &row.egress.as_str().into())
+        };
         for row in &scores.upstreams {
-            let (provider, egress) = (row.provider.as_str().into(), row.egress.as_str().into());
-            self.of(&provider, &egress).told(row, now_us);
+            // Who does not tell it apart means everything that was sent there.
+            let reached = match row.reached_permille {
+                0 => row.success_permille,
+                reached => reached,
+            };
+            pair(row).figures.told(row, reached, now_us);
+        }
+        for row in &scores.models {
+            let models = &pair(row).models;
+            let normal = (row.ejected_ms, row.success_permille, row.first_byte_us) == (0, 0, 0);
+            let model = if normal {
+                models.known(&row.model)
+            } else {
+                models.entry(&row.model, now_us)
+            };
+            if let Some(model) = model {
+                model.figures.told(row, row.success_permille, now_us);
+            }
         }
     }
 
-    /// The pairs that were tried lately or are ejected, for control and the operator.
+    /// The pairs that were tried lately or are ejected, and then the models, for control and the operator.
     pub(super) fn status(&self, now: Instant) -> Vec<v1::UpstreamStatus> {
         let now_us = self.at(now);
-        let lately_us = now_us.saturating_sub(FORGET_SLOWLY.as_micros() as u64);
         let pairs = self.pairs.load();
-        let mut rows = Vec::new();
+        let (mut rows, mut models) = (Vec::new(), Vec::new());
         for (provider, row) in pairs.iter() {
-            for (egress, load) in row {
-                let sampled_us = load.sampled_us.load(Ordering::Relaxed);
-                let ejected_us = load.verdict.ejected_us(now_us);
-                let quiet = sampled_us == 0 || sampled_us < lately_us;
-                if quiet && ejected_us == 0 {
-                    continue;
+            for (egress, pair) in row {
+                if !pair.figures.is_quiet(now_us) {
+                    rows.push(v1::UpstreamStatus {
+                        provider: provider.to_string(),
+                        egress: egress.to_string(),
+                        ..pair.status(now_us)
+                    });
                 }
-                rows.push(v1::UpstreamStatus {
-                    provider: provider.to_string(),
-                    egress: egress.to_string(),
-                    success_permille: load.success(now_us),
-                    first_byte_us: load.answered_us.load(Ordering::Relaxed),
-                    tokens_per_s: load.tokens_per_s.load(Ordering::Relaxed),
-                    in_flight: load.outstanding.load(Ordering::Relaxed),
-                    ejected_ms: ejected_us.div_ceil(1_000),
-                });
+                for (name, model) in pair.models.all().iter() {
+                    if !name.is_empty() && !model.figures.is_quiet(now_us) {
+                        models.push((provider, egress, Arc::clone(name), Arc::clone(model)));
+                    }
+                }
             }
         }
+        if models.len() > MODELS_TOLD_MAX {
+            models.sort_by_cached_key(|(.., model)| {
+                let figures = &model.figures;
+                let well = figures.verdict.ejected_us(now_us) == 0
+                    && figures.success(now_us) >= SUCCESS_TROUBLE_PERMILLE;
+                (well, std::cmp::Reverse(figures.tries()))
+            });
+            models.truncate(MODELS_TOLD_MAX);
+        }
+        rows.extend(
+            models
+                .iter()
+                .map(|(provider, egress, name, model)| v1::UpstreamStatus {
+                    provider: provider.to_string(),
+                    egress: egress.to_string(),
+                    model: name.to_string(),
+                    ..model.figures.status(now_us)
+                }),
+        );
         rows.sort_unstable_by(|one, other| {
-            (&one.provider, &one.egress).cmp(&(&other.provider, &other.egress))
+            (
+                !one.model.is_empty(),
+                &one.provider,
+                &one.egress,
+                &one.model,
+            )
+                .cmp(&(
+                    !other.model.is_empty(),
+                    &other.provider,
+                    &other.egress,
+                    &other.model,
+                ))
         });
         rows
+    }
+}
+
+impl Pair {
+    /// Takes in whether anything at all went well.
+    fn all(&self, good: bool, now_us: u64) {
+        let next = moved(self.success(now_us), good);
+        self.success_permille.store(next, Ordering::Relaxed);
+    }
+
+    /// Of everything that is sent there.
+    fn success(&self, now_us: u64) -> u32 {
+        let mine = self.success_permille.load(Ordering::Relaxed);
+        faded(mine, left(now_us, self.figures.sampled_us(), FORGET_SLOWLY))
+    }
+
+    fn status(&self, now_us: u64) -> v1::UpstreamStatus {
+        let status = self.figures.status(now_us);
+        v1::UpstreamStatus {
+            success_permille: self.success(now_us),
+            reached_permille: status.success_permille.max(1),
+            ..status
+        }
     }
 }
 
 impl Load {
     /// Expected cost of one more attempt; lower is better.
     pub(super) fn cost(&self, path_rtt: Duration, weight: u32, now_us: u64) -> f64 {
-        let age_us = now_us.saturating_sub(self.sampled_us.load(Ordering::Relaxed));
-        let mine = self.first_byte_us.load(Ordering::Relaxed) as f64 * left(age_us, FORGET);
-        let told_us = now_us.saturating_sub(self.told.at_us.load(Ordering::Relaxed));
-        let told = self.told.first_byte_us.load(Ordering::Relaxed) as f64;
-        // What others measured stands in for what this node has forgotten or never knew.
-        let told = told * left(told_us, FORGET_SLOWLY) * (1.0 - left(age_us, FORGET));
-        let outstanding = f64::from(self.outstanding.load(Ordering::Relaxed)) + 1.0;
+        let pair = &self.pair.figures;
+        let outstanding = f64::from(pair.outstanding()) + 1.0;
         let success = f64::from(self.success(now_us).max(100)) / 1_000.0;
+        let first_byte = self.first_byte(now_us).max(pair.measured(now_us));
+        let model = self
+            .model
+            .as_ref()
+            .map(|model| model.figures.tokens_per_s());
+        let writing = match model.unwrap_or_default() {
+            0 => 0.0,
+            tokens => TOKENS_COUNTED * 1e6 / f64::from(tokens),
+        };
         // A millisecond for everybody, so that a pair without samples is tried but not flooded.
-        (path_rtt.as_micros() as f64 + mine.max(told) + 1000.0) * outstanding
+        (path_rtt.as_micros() as f64 + first_byte + writing + 1000.0) * outstanding
             / (f64::from(weight.max(1)) * success)
     }
 
-    /// Successes of 1,000 tries: as this node saw lately, or else as others did.
-    fn success(&self, now_us: u64) -> u32 {
-        let age_us = now_us.saturating_sub(self.sampled_us.load(Ordering::Relaxed));
-        let told_us = now_us.saturating_sub(self.told.at_us.load(Ordering::Relaxed));
-        let faded = |permille: u32, left: f64| 1_000.0 - (1_000.0 - f64::from(permille)) * left;
-        let mine = faded(
-            self.success_permille.load(Ordering::Relaxed),
-            left(age_us, FORGET_SLOWLY),
-        );
-        let told = match self.told.success_permille.load(Ordering::Relaxed) {
-            0 => 1_000.0,
-            told => faded(
-                told,
-                left(told_us, FORGET_SLOWLY) * (1.0 - left(age_us, FORGET)),
-            ),
+    /// Expected time to the model's first byte, in microseconds.
+    fn first_byte(&self, now_us: u64) -> f64 {
+        let pair = &self.pair;
+        // Others' word of all models is better than nothing.
+        let told = |figures: &Figures| figures.told_first_byte(now_us);
+        let Some(model) = &self.model else {
+            return told(&pair.figures).unwrap_or(0.0);
         };
-        mine.min(told) as u32
+        let mine = model.measured(pair.way.load(Ordering::Relaxed), now_us);
+        let told = told(&model.figures).or_else(|| told(&pair.figures));
+        // What others measured stands in for what this node has forgotten or never knew.
+        mine.max(told.unwrap_or(0.0) * (1.0 - model.figures.fresh(now_us)))
+    }
+
+    /// Successes of 1,000 tries.
+    fn success(&self, now_us: u64) -> u32 {
+        let reached = self.pair.figures.success(now_us);
+        match &self.model {
+            Some(model) => model.figures.success(now_us).min(reached),
+            None => reached,
+        }
     }
 
     /// Whether it may be used now.
     pub(super) fn standing(&self, now_us: u64) -> Standing {
-        self.verdict.standing(now_us)
-    }
-
-    /// All credentials rest there, as the egress itself said to this node.
-    pub(super) fn rests(&self, rest: Duration, now_us: u64) {
-        self.verdict.rests(rest, now_us);
-    }
-
-    fn told(&self, row: &v1::UpstreamScore, now_us: u64) {
-        self.told.at_us.store(now_us, Ordering::Relaxed);
-        self.told
-            .first_byte_us
-            .store(row.first_byte_us, Ordering::Relaxed);
-        self.told
-            .success_permille
-            .store(row.success_permille, Ordering::Relaxed);
-        self.verdict.told(row.rests_ms, row.ejected_ms, now_us);
+        let pair = self.pair.figures.verdict.standing(now_us);
+        match &self.model {
+            Some(model) => model.figures.verdict.standing(now_us).max(pair),
+            None => pair,
+        }
     }
 
     /// Notes over how many links the egress is reached now, 0 if over none.
@@ -300,66 +334,25 @@ impl Load {
     /// What was measured over another way says nothing of this one: an egress that was lost and is back is tried at once,
     /// instead of being avoided until its failures are forgotten.
     pub(super) fn reached_over(&self, links: u32) {
-        if self.links.load(Ordering::Relaxed) != links {
-            self.links.store(links, Ordering::Relaxed);
-            self.first_byte_us.store(0, Ordering::Relaxed);
+        let pair = &self.pair;
+        if pair.links.load(Ordering::Relaxed) != links {
+            pair.links.store(links, Ordering::Relaxed);
+            pair.way.fetch_add(1, Ordering::Relaxed);
+            pair.figures.forget_times();
         }
-    }
-
-    /// Takes in one time to the first byte.
-    pub(super) fn sample(&self, first_byte: Duration, now_us: u64) {
-        let sample = first_byte.as_micros() as f64;
-        let known = self.first_byte_us.load(Ordering::Relaxed) as f64;
-        let age_us = now_us.saturating_sub(self.sampled_us.load(Ordering::Relaxed));
-        let left = left(age_us, FORGET);
-        let next = if sample > known {
-            sample
-        } else {
-            known * left + sample * (1.0 - left)
-        };
-        self.first_byte_us.store(next as u64, Ordering::Relaxed);
-        self.sampled_us.store(now_us, Ordering::Relaxed);
-    }
-
-    /// Takes in an answer that began. True if the pair was ejected and no longer is.
-    pub(super) fn answered(&self, first_byte: Duration, now_us: u64) -> bool {
-        self.sample(first_byte, now_us);
-        let (known, one) = (
-            self.answered_us.load(Ordering::Relaxed),
-            first_byte.as_micros() as u64,
-        );
-        let next = if known == 0 {
-            one
-        } else {
-            (known * 7 + one) / 8
-        };
-        self.answered_us.store(next, Ordering::Relaxed);
-        self.outcome(true, now_us);
-        self.verdict.succeeded(now_us)
-    }
-
-    fn outcome(&self, good: bool, now_us: u64) {
-        let known = self.success(now_us);
-        let sample = if good { 1_000 } else { 0 };
-        self.success_permille
-            .store((known * 15 + sample) / 16, Ordering::Relaxed);
-        let tries = self.tries.load(Ordering::Relaxed);
-        self.tries.store(tries.saturating_add(1), Ordering::Relaxed);
     }
 
     /// Counts one more attempt until the mark is dropped.
-    pub(super) fn enter(self: &Arc<Self>, now_us: u64) -> InFlight {
-        self.outstanding.fetch_add(1, Ordering::Relaxed);
+    pub(super) fn enter(&self, now_us: u64) -> InFlight {
+        let model = self.model.as_ref();
         InFlight {
-            trial: self.verdict.begin_trial(now_us),
-            load: Arc::clone(self),
+            trials: (
+                self.pair.figures.enter(now_us),
+                model.is_some_and(|model| model.figures.enter(now_us)),
+            ),
+            load: self.clone(),
         }
     }
-}
-
-/// What is left of a sample's weight at an age.
-fn left(age_us: u64, forget: Duration) -> f64 {
-    (-(age_us as f64) / forget.as_micros() as f64).exp()
 }
 
 impl InFlight {
@@ -372,188 +365,22 @@ impl InFlight {
             return;
         }
         let sample = (tokens as f64 / took.as_secs_f64()).min(1e6);
-        let known = &self.load.tokens_per_s;
-        let next = match known.load(Ordering::Relaxed) {
-            0 => sample,
-            before => f64::from(before).mul_add(0.875, sample * 0.125),
-        };
-        known.store(next as u32, Ordering::Relaxed);
+        self.load.pair.figures.wrote(sample);
+        if let Some(model) = &self.load.model {
+            model.figures.wrote(sample);
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.load.outstanding.fetch_sub(1, Ordering::Relaxed);
-        if self.trial {
-            self.load.verdict.end_trial();
+        let (pair, model) = self.trials;
+        self.load.pair.figures.leave(pair);
+        if let Some(it) = &self.load.model {
+            it.figures.leave(model);
         }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MS: Duration = Duration::from_millis(1);
-    const SECOND_US: u64 = 1_000_000;
-
-    #[test]
-    fn an_egress_that_is_lost_and_back_is_no_longer_avoided() {
-        let load = Load::default();
-        load.reached_over(1);
-        load.sample(FAILURE, 0);
-        load.reached_over(1);
-        assert!(load.cost(Duration::ZERO, 1, 0) > 1e6);
-        load.reached_over(0);
-        load.reached_over(1);
-        assert!(load.cost(Duration::ZERO, 1, 0) < 1e4);
-    }
-
-    #[test]
-    fn a_peak_counts_at_once_and_is_forgotten() {
-        let load = Load::default();
-        load.sample(10 * MS, 0);
-        let calm = load.cost(MS, 1, 0);
-        load.sample(1000 * MS, 10);
-        let peak = load.cost(MS, 1, 10);
-        assert!(peak > 10.0 * calm);
-        let later = load.cost(MS, 1, 60_000_000);
-        assert!(
-            later < calm,
-            "a minute later {later} should be below {calm}"
-        );
-    }
-
-    #[test]
-    fn outstanding_work_and_weight_count() {
-        let load = Arc::new(Load::default());
-        let idle = load.cost(MS, 1, 0);
-        let mark = load.enter(0);
-        assert!((load.cost(MS, 1, 0) - 2.0 * idle).abs() < 1e-6);
-        assert!((load.cost(MS, 2, 0) - idle).abs() < 1e-6);
-        drop(mark);
-        assert!((load.cost(MS, 1, 0) - idle).abs() < 1e-6);
-    }
-
-    #[test]
-    fn a_pair_is_one_and_the_same() {
-        let loads = Loads::new(Instant::now());
-        let (provider, egress) = (Arc::from("p"), Arc::from("e"));
-        assert!(Arc::ptr_eq(
-            &loads.of(&provider, &egress),
-            &loads.of(&provider, &egress)
-        ));
-        assert!(!Arc::ptr_eq(
-            &loads.of(&provider, &egress),
-            &loads.of(&egress, &provider)
-        ));
-    }
-
-    fn pairs(count: usize) -> (Loads, Arc<str>, Vec<Arc<str>>) {
-        let names = (0..count).map(|at| Arc::from(format!("e{at}"))).collect();
-        (Loads::new(Instant::now()), Arc::from("p"), names)
-    }
-
-    fn fail(loads: &Loads, at: usize, egress: &[Arc<str>], now_us: u64) -> bool {
-        let provider = Arc::from("p");
-        let load = loads.of(&provider, &egress[at]);
-        let mut ejected = false;
-        for _ in 0..FAILURES_MAX {
-            ejected |= loads.failed(&load, &provider, egress, now_us);
-        }
-        ejected
-    }
-
-    #[test]
-    fn half_of_a_provider_may_be_ejected_unless_all_of_it_fails() {
-        let (loads, provider, egress) = pairs(4);
-        assert!(fail(&loads, 0, &egress, 1));
-        assert!(fail(&loads, 1, &egress, 1));
-        assert!(!fail(&loads, 2, &egress, 1), "the third of four");
-        assert_eq!(loads.of(&provider, &egress[2]).standing(1), Standing::Good);
-        assert!(fail(&loads, 3, &egress, 1), "nothing of it works");
-        assert_eq!(
-            loads.of(&provider, &egress[0]).standing(1),
-            Standing::Ejected
-        );
-    }
-
-    #[test]
-    fn a_pair_that_fails_most_of_the_time_is_ejected_where_another_does_not() {
-        let (loads, provider, egress) = pairs(2);
-        let load = loads.of(&provider, &egress[0]);
-        let mut ejected = false;
-        for turn in 0..60_u64 {
-            if turn % 4 == 0 {
-                load.answered(MS, turn + 1);
-            } else {
-                ejected |= loads.failed(&load, &provider, &egress, turn + 1);
-            }
-        }
-        assert!(ejected);
-        let (alone, provider, egress) = pairs(1);
-        let load = alone.of(&provider, &egress[0]);
-        for turn in 0..60 {
-            if turn % 4 == 0 {
-                load.answered(MS, turn);
-            } else {
-                assert!(!alone.failed(&load, &provider, &egress, turn));
-            }
-        }
-    }
-
-    #[test]
-    fn a_pair_that_fails_its_trial_is_ejected_again() {
-        let (loads, provider, egress) = pairs(2);
-        assert!(fail(&loads, 0, &egress, 1));
-        let load = loads.of(&provider, &egress[0]);
-        // Late answers of before the ejection: the failures are no longer in a row.
-        load.answered(MS, 2);
-        let later_us = 31 * SECOND_US;
-        let trial = load.enter(later_us);
-        assert!(loads.failed(&load, &provider, &egress, later_us));
-        drop(trial);
-        assert_eq!(load.standing(later_us + 1), Standing::Ejected);
-    }
-
-    #[test]
-    fn what_others_measured_stands_in_until_it_is_old_or_known_here() {
-        let (loads, provider, egress) = pairs(1);
-        let load = loads.of(&provider, &egress[0]);
-        let at = loads.start + Duration::from_secs(100);
-        let now_us = loads.at(at);
-        let before = load.cost(MS, 1, now_us);
-        let row = v1::UpstreamScore {
-            provider: provider.to_string(),
-            egress: egress[0].to_string(),
-            success_permille: 200,
-            first_byte_us: 900_000,
-            ..v1::UpstreamScore::default()
-        };
-        let scores = v1::Scores {
-            whole: false,
-            upstreams: vec![row],
-        };
-        loads.hear(&scores, at);
-        assert!(load.cost(MS, 1, now_us) > 100.0 * before);
-        assert!(
-            load.cost(MS, 1, now_us + 900 * SECOND_US) < 2.0 * before,
-            "stale"
-        );
-        load.answered(10 * MS, now_us + 1);
-        assert!(load.cost(MS, 1, now_us + 2) < 100.0 * before, "known here");
-    }
-
-    #[test]
-    fn speed_is_learned_from_long_answers() {
-        let load = Arc::new(Load::default());
-        let mark = load.enter(0);
-        let known = || load.tokens_per_s.load(Ordering::Relaxed);
-        mark.streamed(3, 1000 * MS);
-        assert_eq!(known(), 0, "three tokens");
-        mark.streamed(10_000, MS);
-        assert_eq!(known(), 0, "all at once");
-        mark.streamed(100, 2000 * MS);
-        assert_eq!(known(), 50);
-    }
-}
+mod tests;

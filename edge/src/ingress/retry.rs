@@ -161,20 +161,6 @@ impl Failed {
         }
     }
 
-    /// Whether it speaks against the provider as this egress reaches it.
-    pub(super) fn is_fault(&self) -> bool {
-        let Self::Refused(refused) = self else {
-            return false;
-        };
-        match &refused.provider_head {
-            Some(head) => head.status >= 500,
-            None => matches!(
-                refused.code.parse(),
-                Ok(Code::ProviderUnreachable | Code::ProviderBroke | Code::ProviderTimeout)
-            ),
-        }
-    }
-
     /// What the client is told.
     pub(super) fn into_denied(self) -> Denied {
         let (code, message) = match self {
@@ -265,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_says_whose_fault_it_is_and_how_long_it_lasts() {
+    fn a_refusal_says_how_long_it_lasts() {
         let of = |code: &str, status: u32, retry_after_ms| {
             let head = v1::ResponseHead {
                 status,
@@ -278,17 +264,13 @@ mod tests {
                 ..v1::Refused::default()
             }))
         };
-        for (failed, fault, rest_ms) in [
-            (of("no_credential", 0, 50), false, Some(50)),
-            (of("no_credential", 0, 0), false, None),
-            (of("provider_refused", 429, 70), false, Some(70)),
-            (of("provider_refused", 503, 70), true, None),
-            (of("provider_unreachable", 0, 0), true, None),
-            (of("provider_timeout", 0, 0), true, None),
-            (of("overloaded", 0, 0), false, None),
-            (lost(LostReason::LinkDown, true), false, None),
+        for (failed, rest_ms) in [
+            (of("no_credential", 0, 50), Some(50)),
+            (of("no_credential", 0, 0), None),
+            (of("provider_refused", 429, 70), Some(70)),
+            (of("provider_refused", 503, 70), None),
+            (lost(LostReason::LinkDown, true), None),
         ] {
-            assert_eq!(failed.is_fault(), fault, "{failed:?}");
             let rest = rest_ms.map(Duration::from_millis);
             assert_eq!(failed.rest(), rest, "{failed:?}");
         }

@@ -48,7 +48,7 @@ pub(super) struct Candidate {
     /// Which of the target's upstreams.
     pub(super) upstream: usize,
     pub(super) path: Path,
-    pub(super) load: Arc<Load>,
+    pub(super) load: Load,
 }
 
 /// What was tried and is not tried again.
@@ -217,6 +217,8 @@ pub(super) enum Choice {
 pub(super) struct Wish<'a> {
     pub(super) target: &'a Target,
     pub(super) tried: &'a [Tried],
+    /// What the client calls the model; empty where it names none.
+    pub(super) model: &'a str,
     /// See `affinity`.
     pub(super) affinity: u64,
 }
@@ -236,6 +238,7 @@ pub(super) fn choose(
     let draw = Draw {
         routes,
         tried: wish.tried,
+        model: wish.model,
         loads,
         up,
         now_us: loads.at(Instant::now()),
@@ -263,6 +266,7 @@ pub(super) fn choose(
 struct Draw<'a, Up> {
     routes: &'a Routes,
     tried: &'a [Tried],
+    model: &'a str,
     loads: &'a Loads,
     up: &'a Up,
     now_us: u64,
@@ -378,7 +382,8 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             }
             let upstream = &among.upstreams[index];
             let egress = &upstream.provider.egress[slot];
-            let load = self.loads.of(&upstream.provider.name, egress);
+            let model = upstream.called(self.model);
+            let load = self.loads.of(&upstream.provider.name, egress, model);
             let Some((path, state)) = self.path(among.base + index, egress, among.worst) else {
                 if self.tried.is_empty() && !self.reaches(egress) {
                     load.reached_over(0);
@@ -578,6 +583,7 @@ mod tests {
         let wish = Wish {
             target: &target,
             tried: &[],
+            model: "m",
             affinity: 0,
         };
         let mut hops: Vec<String> = (0..200)

@@ -24,7 +24,7 @@ use vector_proto::{
 use super::{
     Ingress, affinity, head,
     linger::Waiting,
-    load::{FAILURE, InFlight},
+    load::{self, Change, InFlight, Lesson, Scope},
     peek::Ask,
     pump::Pump,
     queue::{Full, Turn, Visitor},
@@ -221,6 +221,7 @@ impl Sending<'_> {
             let wish = Wish {
                 target: self.target,
                 tried: &tries.tried,
+                model: self.ask.model.as_deref().unwrap_or_default(),
                 affinity: tries.affinity,
             };
             let routes = self.ingress.control.routes();
@@ -295,37 +296,38 @@ impl Sending<'_> {
     }
 
     /// Takes in how an attempt went, for the next ones of everybody.
-    fn learn(&self, candidate: &Candidate, failed: Option<&Failed>, began: Instant) {
-        let (loads, load) = (&self.ingress.loads, &candidate.load);
-        let now = Instant::now();
-        let now_us = loads.at(now);
-        let Some(failed) = failed else {
-            if load.answered(now.saturating_duration_since(began), now_us) {
-                tracing::info!(exchange = %self.exchange, egress = %candidate.path.egress, "upstream is in use again");
-                self.ingress.control.report_soon();
-            }
+    fn learn(&self, candidate: &Candidate, in_flight: &mut InFlight, lesson: Lesson) {
+        if matches!(lesson, Lesson::Rests(_)) && !self.target.credential.is_empty() {
+            // A pinned credential says nothing of the others.
+            return;
+        }
+        let loads = &self.ingress.loads;
+        let row = &self.target.row.upstreams[candidate.upstream];
+        let upstream = load::Upstream {
+            provider: &row.provider,
+            model: row.called(self.ask.model.as_deref().unwrap_or_default()),
+        };
+        let now_us = loads.at(Instant::now());
+        let Some(change) = loads.learn(in_flight, upstream, lesson, now_us) else {
             return;
         };
-        if let Some(rest) = failed.rest() {
-            // A pinned credential says nothing of the others.
-            if self.target.credential.is_empty() {
-                load.rests(rest, now_us);
+        let model = |scope| {
+            if scope == Scope::Model {
+                upstream.model
+            } else {
+                "*"
             }
-            return;
+        };
+        let (provider, egress) = (&row.provider.name, &candidate.path.egress);
+        match change {
+            Change::InUse(scope) => {
+                tracing::info!(exchange = %self.exchange, %provider, %egress, model = model(scope), "upstream is in use again");
+            }
+            Change::Ejected(scope) => {
+                tracing::warn!(exchange = %self.exchange, %provider, %egress, model = model(scope), "upstream is ejected");
+            }
         }
-        if failed.is_limited() {
-            // One credential's limit, while others have room.
-            return;
-        }
-        load.sample(FAILURE, now_us);
-        if !failed.is_fault() {
-            return;
-        }
-        let provider = &self.target.row.upstreams[candidate.upstream].provider;
-        if loads.failed(load, &provider.name, &provider.egress, now_us) {
-            tracing::warn!(exchange = %self.exchange, provider = %provider.name, egress = %candidate.path.egress, "upstream is ejected");
-            self.ingress.control.report_soon();
-        }
+        self.ingress.control.report_soon();
     }
 
     /// Nobody could even be asked.
@@ -363,12 +365,19 @@ impl Sending<'_> {
             .open(&candidate.path, self.exchange, &open)
             .await
             .map_err(Failed::Open)?;
-        let in_flight = candidate.load.enter(self.ingress.loads.at(began));
+        let mut in_flight = candidate.load.enter(self.ingress.loads.at(began));
         let mut response = Some(response);
         let result = self
             .exchange(&candidate.path, request, &mut response, &mut tries.upload)
             .await;
-        self.learn(candidate, result.as_ref().err(), began);
+        let lesson = match &result {
+            Ok((head, _)) => Lesson::Answered {
+                first_byte: began.elapsed(),
+                good: head.status < 400,
+            },
+            Err(failed) => Lesson::of(failed),
+        };
+        self.learn(candidate, &mut in_flight, lesson);
         let (head, up) = result?;
         Ok(Sent {
             head,

@@ -96,6 +96,12 @@ impl Status {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
+        let upstreams = self.ingress.get().map(|upstreams| upstreams());
+        // Who knows no models goes by the pairs alone.
+        let (upstreams, models) = upstreams
+            .unwrap_or_default()
+            .into_iter()
+            .partition(|row| row.model.is_empty());
         control::Status {
             unix_ms: ms(now),
             more: false,
@@ -116,11 +122,8 @@ impl Status {
                 .as_ref()
                 .map(EgressSide::pools)
                 .unwrap_or_default(),
-            upstreams: self
-                .ingress
-                .get()
-                .map(|upstreams| upstreams())
-                .unwrap_or_default(),
+            upstreams,
+            models,
         }
     }
 }

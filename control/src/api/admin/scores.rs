@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use vector_proto::control::v1::{
-    NodeView, PathView, ShowScoresResponse, UpstreamSeen, UpstreamView,
+    NodeView, PathView, ShowScoresResponse, UpstreamSeen, UpstreamStatus, UpstreamView,
 };
 
 /// Rows of a kind told at most.
@@ -12,7 +12,7 @@ const ROWS_MAX: usize = 10_000;
 /// Sorts what nodes said by upstream and by path.
 pub(super) fn scores(nodes: &[NodeView]) -> ShowScoresResponse {
     let mut upstreams = Upstreams::new();
-    let mut paths = Vec::new();
+    let (mut paths, mut models) = (Vec::new(), 0);
     for node in nodes.iter().filter(|node| node.connected) {
         let (Some(record), Some(status)) = (&node.record, &node.status) else {
             continue;
@@ -22,12 +22,19 @@ pub(super) fn scores(nodes: &[NodeView]) -> ShowScoresResponse {
                 row.pool = Some(pool.clone());
             }
         }
+        let of = |status: &UpstreamStatus| UpstreamSeen {
+            ingress: record.id.clone(),
+            status: Some(status.clone()),
+        };
         for seen in &status.upstreams {
             if let Some(row) = row(&mut upstreams, &seen.provider, &seen.egress) {
-                row.seen.push(UpstreamSeen {
-                    ingress: record.id.clone(),
-                    status: Some(seen.clone()),
-                });
+                row.seen.push(of(seen));
+            }
+        }
+        for seen in status.models.iter().take(ROWS_MAX - models) {
+            if let Some(row) = row(&mut upstreams, &seen.provider, &seen.egress) {
+                row.models.push(of(seen));
+                models += 1;
             }
         }
         let left = ROWS_MAX - paths.len();

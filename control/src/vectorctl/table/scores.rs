@@ -16,11 +16,12 @@ pub(crate) fn upstreams_seen(views: &[pb::UpstreamView]) -> String {
             ms => format!("{:.1} s", Duration::from_millis(ms).as_secs_f64()),
         };
         let left = vec![view.provider.clone(), view.egress.clone(), keys, rests];
-        let seen: Vec<Vec<String>> = if view.seen.is_empty() {
-            vec![vec!["-".to_owned(); 6]]
-        } else {
-            view.seen.iter().map(seen_cells).collect()
-        };
+        // Each ingress tells of the provider there, and then of its models.
+        let seen = view.seen.iter().chain(&view.models).map(seen_cells);
+        let mut seen: Vec<Vec<String>> = seen.collect();
+        if seen.is_empty() {
+            seen.push(vec!["-".to_owned(); 7]);
+        }
         seen.into_iter()
             .map(move |right| [left.clone(), right].concat())
     });
@@ -30,6 +31,7 @@ pub(crate) fn upstreams_seen(views: &[pb::UpstreamView]) -> String {
             "egress",
             "ready",
             "rests",
+            "model",
             "seen by",
             "state",
             "success",
@@ -47,7 +49,14 @@ fn seen_cells(seen: &pb::UpstreamSeen) -> Vec<String> {
         0 => "in use".to_owned(),
         ms => format!("ejected {} s", ms.div_ceil(1_000)),
     };
+    // Where names are passed through, clients choose them.
+    let shown = |letter: char| if letter.is_control() { '?' } else { letter };
+    let model = match status.model.as_str() {
+        "" => "all".to_owned(),
+        model => model.chars().map(shown).collect(),
+    };
     vec![
+        model,
         seen.ingress.clone(),
         state,
         format!("{:.1} %", f64::from(status.success_permille) / 10.0),

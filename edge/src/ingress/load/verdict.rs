@@ -1,4 +1,21 @@
-//! Whether a (provider, egress) pair may be used: it rests, it is ejected, or it is tried again with one request at a time.
+//! Whether a (provider, egress) pair or a model there may be used: it rests, it is ejected, or it is tried again with one
+//! request at a time. And the one table of what an attempt says of whom ([`Lesson`]):
+//!
+//! | what happened | of whom | what follows |
+//! |---|---|---|
+//! | an answer began | both | both are well |
+//! | all credentials there are at their limit | the pair | it rests |
+//! | one credential is at its limit or out of use | nobody | nothing |
+//! | the client went away, was too slow, or asked for what is not there | nobody | nothing |
+//! | no way to the egress, or it was lost; the egress is full or going down | the pair | avoided for some seconds |
+//! | the provider cannot be reached: name, TCP, TLS, or no byte left in time | the pair | the same, and counts as a fault |
+//! | the provider took it and broke off, or was silent too long | the model | the same |
+//! | the provider answered with a 5xx | the model | the same |
+//! | the provider refused it otherwise, or the request's time ran out there | the model | avoided for some seconds |
+//!
+//! Faults in a row eject whom they are of. A pair is ejected for its models' faults, too, when two of them fail so since it
+//! last answered for any: then it is the provider, as that egress reaches it. A pair's rest or ejection is that of all its
+//! models.
 //!
 //! A rest is what the egress says of its own credentials; an ejection follows from faults that this node or another saw.
 //! What this node saw later than it was told counts more. All in atomics: a race costs one attempt more or less.
@@ -7,6 +24,14 @@ use std::{
     sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
+
+use vector_proto::{
+    refusal::{Blame, Code},
+    tunnel::v1,
+};
+
+use super::super::retry::Failed;
+use crate::tunnel::LostReason;
 
 /// First ejection; the n-th lasts n times as long.
 const EJECTION: Duration = Duration::from_secs(30);
@@ -18,8 +43,73 @@ const EJECTION_MAX: Duration = Duration::from_secs(300);
 /// added, and a refusal costs one round trip.
 const UNCONFIRMED_MAX: Duration = Duration::from_secs(2);
 
-/// How a pair stands.
+/// Of whom an attempt says something.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::ingress) enum Scope {
+    /// The provider by way of this egress, whatever the model.
+    Pair,
+    /// One model there.
+    Model,
+}
+
+/// What an attempt says. See the module's table.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(in crate::ingress) enum Lesson {
+    /// An answer began after so long a time. Not `good`: one that says no, as to a model that there is not.
+    Answered { first_byte: Duration, good: bool },
+    /// Nothing can be served there for so long.
+    Rests(Duration),
+    /// To be avoided for a while.
+    Avoid(Scope),
+    /// The same, and it counts towards an ejection.
+    Fault(Scope),
+    /// Nothing.
+    Nothing,
+}
+
+impl Lesson {
+    /// Of an attempt that brought no answer.
+    pub(in crate::ingress) fn of(failed: &Failed) -> Self {
+        if let Some(rest) = failed.rest() {
+            return Self::Rests(rest);
+        }
+        match failed {
+            _ if failed.is_limited() => Self::Nothing,
+            Failed::Client(_) => Self::Nothing,
+            Failed::Open(_) => Self::Avoid(Scope::Pair),
+            Failed::Lost(lost) => match lost.reason {
+                LostReason::Cancelled => Self::Nothing,
+                LostReason::LinkDown
+                | LostReason::Reset
+                | LostReason::Protocol(_)
+                | LostReason::Gone => Self::Avoid(Scope::Pair),
+            },
+            Failed::Refused(refused) => Self::of_refusal(refused),
+        }
+    }
+
+    fn of_refusal(refused: &v1::Refused) -> Self {
+        if let Some(head) = &refused.provider_head {
+            return match head.status {
+                500.. => Self::Fault(Scope::Model),
+                _ => Self::Avoid(Scope::Model),
+            };
+        }
+        match refused.code.parse() {
+            Ok(Code::ProviderUnreachable) => Self::Fault(Scope::Pair),
+            Ok(Code::ProviderBroke | Code::ProviderTimeout) if refused.untouched => {
+                Self::Fault(Scope::Pair)
+            }
+            Ok(Code::ProviderBroke | Code::ProviderTimeout) => Self::Fault(Scope::Model),
+            Ok(Code::Deadline) => Self::Avoid(Scope::Model),
+            Ok(code) if code.verdict().blame == Blame::Client => Self::Nothing,
+            Ok(_) | Err(_) => Self::Avoid(Scope::Pair),
+        }
+    }
+}
+
+/// How a pair or a model stands, best first.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
 pub(in crate::ingress) enum Standing {
     /// Use it.
     Good,
@@ -34,6 +124,7 @@ pub(in crate::ingress) enum Standing {
 #[derive(Debug, Default)]
 pub(super) struct Verdict {
     failures: AtomicU32,
+    failed_us: AtomicU64,
     ejections: AtomicU32,
     /// 0: not ejected. Past: half open.
     ejected_until_us: AtomicU64,
@@ -98,8 +189,24 @@ impl Verdict {
         self.failures.load(Ordering::Relaxed)
     }
 
+    /// When the last fault was; 0 for never.
+    pub(super) fn failed_us(&self) -> u64 {
+        self.failed_us.load(Ordering::Relaxed)
+    }
+
+    /// When the last answer began; 0 for never.
+    pub(super) fn succeeded_us(&self) -> u64 {
+        self.succeeded_us.load(Ordering::Relaxed)
+    }
+
+    /// There were so many faults at least, though not all of them were counted here.
+    pub(super) fn fails(&self, failures: u32) {
+        self.failures.fetch_max(failures, Ordering::Relaxed);
+    }
+
     /// Counts a fault; answers how many there are in a row.
-    pub(super) fn failed(&self) -> u32 {
+    pub(super) fn failed(&self, now_us: u64) -> u32 {
+        self.failed_us.store(now_us, Ordering::Relaxed);
         self.failures
             .fetch_add(1, Ordering::Relaxed)
             .saturating_add(1)
@@ -169,9 +276,64 @@ impl Verdict {
 
 #[cfg(test)]
 mod tests {
+    use vector_proto::refusal::Refusal;
+
     use super::*;
+    use crate::tunnel::{Lost, OpenError};
 
     const SECOND_US: u64 = 1_000_000;
+
+    #[test]
+    fn each_failure_speaks_of_a_pair_or_of_a_model_or_of_nobody() {
+        use Lesson::{Avoid, Fault, Nothing, Rests};
+        use Scope::{Model, Pair};
+        let refused = |code: &str, status: u32, retry_after_ms, untouched| {
+            let head = v1::ResponseHead {
+                status,
+                ..v1::ResponseHead::default()
+            };
+            Failed::Refused(Box::new(v1::Refused {
+                code: code.into(),
+                retry_after_ms,
+                untouched,
+                provider_head: (status != 0).then_some(head),
+                ..v1::Refused::default()
+            }))
+        };
+        let lost = |reason| {
+            Failed::Lost(Lost {
+                reason,
+                accepted: true,
+            })
+        };
+        let rest = Duration::from_millis(70);
+        for (failed, lesson) in [
+            (refused("no_credential", 0, 70, true), Rests(rest)),
+            (refused("provider_refused", 429, 70, false), Rests(rest)),
+            (refused("provider_refused", 429, 0, false), Nothing),
+            (refused("no_credential", 0, 0, true), Nothing),
+            (refused("object_not_found", 0, 0, true), Nothing),
+            (refused("cancelled", 0, 0, false), Nothing),
+            (Failed::Client(Refusal::new(Code::BodyTooSlow, "")), Nothing),
+            (lost(LostReason::Cancelled), Nothing),
+            (Failed::Open(OpenError::NoLink), Avoid(Pair)),
+            (lost(LostReason::LinkDown), Avoid(Pair)),
+            (lost(LostReason::Gone), Avoid(Pair)),
+            (refused("overloaded", 0, 0, true), Avoid(Pair)),
+            (refused("draining", 0, 0, true), Avoid(Pair)),
+            (refused("of a later version", 0, 0, true), Avoid(Pair)),
+            (refused("provider_unreachable", 0, 0, true), Fault(Pair)),
+            (refused("provider_unreachable", 0, 0, false), Fault(Pair)),
+            (refused("provider_timeout", 0, 0, true), Fault(Pair)),
+            (refused("provider_timeout", 0, 0, false), Fault(Model)),
+            (refused("provider_broke", 0, 0, false), Fault(Model)),
+            (refused("provider_refused", 503, 70, false), Fault(Model)),
+            (refused("provider_refused", 403, 0, false), Avoid(Model)),
+            (refused("deadline_exceeded", 0, 0, false), Avoid(Model)),
+        ] {
+            assert_eq!(Lesson::of(&failed), lesson, "{failed:?}");
+        }
+    }
 
     #[test]
     fn an_ejected_pair_is_tried_by_one_at_a_time_and_longer_ejected_each_time() {
