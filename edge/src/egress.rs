@@ -40,6 +40,8 @@ pub mod replay;
 // What happens beside the road.
 mod balances;
 
+mod probes;
+
 // What the road is timed by.
 mod watch;
 
@@ -61,6 +63,7 @@ use self::{
     answer::{Ending, micros},
     dedupe::Dedupe,
     kept::Kept,
+    probes::Probes,
     provider::{Metrics, Providers, Row, TlsError},
     receive::{Exchange, Seats},
 };
@@ -106,6 +109,7 @@ pub struct Room {
     keys: credential::Pool,
     gauges: credential::Gauges,
     providers: Providers,
+    probes: Probes,
     operations: HashMap<&'static str, &'static operation::Operation>,
     reports: Arc<dyn Reports>,
     telemetry: Telemetry,
@@ -150,6 +154,7 @@ impl Egress {
             keys: credential::Pool::new(Instant::now()),
             gauges,
             providers: Providers::new(tls_roots, metrics, tasks.clone())?,
+            probes: Probes::default(),
             operations: operation::all().iter().map(|row| (row.name, row)).collect(),
             reports,
             telemetry: telemetry.clone(),
@@ -217,6 +222,22 @@ impl Egress {
         }
     }
 
+    /// Asks providers that want it whether they are there, until [`Self::drain`].
+    pub async fn probe(&self) {
+        let mut tick = tokio::time::interval(probes::LOOK_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let asking = async {
+            loop {
+                tick.tick().await;
+                probes::look(&self.0).await;
+            }
+        };
+        tokio::select! {
+            () = self.0.stop.cancelled() => {}
+            () = asking => {}
+        }
+    }
+
     /// What the tunnel calls with every exchange that arrives.
     pub fn handler(&self) -> ArrivalHandler {
         let room = Arc::clone(&self.0);
@@ -230,7 +251,12 @@ impl Egress {
 
     /// How the keys of each provider stand together.
     pub fn pools(&self) -> Vec<control::PoolStatus> {
-        self.0.keys.pools(Instant::now())
+        let now = Instant::now();
+        let mut pools = self.0.keys.pools(now);
+        for pool in &mut pools {
+            self.0.probes.tell(pool, now);
+        }
+        pools
     }
 
     /// Waits until a key came into use or went out of it, and shows that.

@@ -46,6 +46,7 @@ impl Described for ProviderSpec {
             ("limits.first_byte_ms", limits.first_byte_ms.to_string()),
             ("limits.idle_ms", limits.idle_ms.to_string()),
             ("limits.connections_max", limits.connections_max.to_string()),
+            ("probe_ms", self.probe_ms.to_string()),
         ]
     }
 }

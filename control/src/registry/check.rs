@@ -36,6 +36,9 @@ const LIST_MAX: usize = 256;
 /// Longest time limit a provider may have: a day.
 const LIMIT_MS_MAX: u64 = 86_400_000;
 
+/// Shortest pause between two probes of one egress: a thousand egress nodes ask a provider a thousand times a second then.
+const PROBE_MS_MIN: u64 = 1_000;
+
 /// Headers that a credential may not set: they are the transport's or the network's own.
 const HEADERS_KEPT: &[&str] = &[
     "host",
@@ -137,6 +140,10 @@ fn provider(spec: &ProviderSpec, faults: &mut Faults) {
                 format!("at most {LIMIT_MS_MAX}"),
             );
         }
+    }
+    if spec.probe_ms != 0 && !(PROBE_MS_MIN..=LIMIT_MS_MAX).contains(&spec.probe_ms) {
+        let range = format!("0, or {PROBE_MS_MIN} to {LIMIT_MS_MAX}");
+        faults.push(at("probe_ms"), range);
     }
 }
 

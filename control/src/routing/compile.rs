@@ -154,6 +154,7 @@ fn provider(inputs: Inputs<'_>, spec: &ProviderSpec, served: bool) -> Provider {
         unknown_objects: spec.unknown_objects,
         balance: spec.balance.clone(),
         allow_private: spec.allow_private,
+        probe_ms: spec.probe_ms,
     }
 }
 

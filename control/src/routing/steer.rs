@@ -12,7 +12,7 @@ use std::{
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use vector_proto::control::v1::{UpstreamScore, UpstreamStatus};
+use vector_proto::control::v1::{PoolStatus, UpstreamScore, UpstreamStatus};
 
 use crate::health::{Fleet, Signals};
 
@@ -35,6 +35,10 @@ const SAME_TOKENS: u32 = 5;
 /// 4,096 x 90 bytes = 370 KiB for a node that knows nothing; the table is one for all nodes.
 const MODELS_MAX: usize = 4_096;
 
+/// Probes that fail in a row, until a provider counts as one that is hardly ever reached there.
+const PROBES_FAILED: u32 = 2;
+const UNREACHED_PERMILLE: u32 = 100;
+
 /// A model that takes twice as long as its pair, or half as long, fares otherwise, if that is so much.
 const OTHERWISE_US: u64 = 100_000;
 
@@ -52,6 +56,8 @@ struct Row {
     tokens_per_s: u32,
     /// Of a pair: success of reaching the provider.
     reached_permille: u32,
+    /// Of a pair in trouble: when its egress reached the provider by a probe.
+    probed: Option<Instant>,
 }
 
 /// Provider, egress, and the model there; empty for the pair.
@@ -153,6 +159,7 @@ impl Sum {
             first_byte_us: mean(self.first_byte, self.count),
             tokens_per_s: narrow(mean(self.tokens.1, self.tokens.0)),
             reached_permille: narrow(mean(self.reached, self.count)),
+            probed: None,
         }
     }
 }
@@ -163,6 +170,7 @@ fn table<'a>(
     now: Instant,
 ) -> Table {
     let mut rests: HashMap<Name<'_>, Instant> = HashMap::new();
+    let mut probes: HashMap<Name<'_>, (&PoolStatus, Instant)> = HashMap::new();
     let mut sums: HashMap<Name<'_>, Sum> = HashMap::new();
     let until = |at: Instant, ms: u64| {
         let until = at + Duration::from_millis(ms);
@@ -170,8 +178,12 @@ fn table<'a>(
     };
     for (node, signals, at) in reports {
         for pool in &signals.pools {
+            let name = (pool.provider.as_str(), node, "");
             if let Some(rests_until) = until(at, pool.rests_ms) {
-                rests.insert((&pool.provider, node, ""), rests_until);
+                rests.insert(name, rests_until);
+            }
+            if pool.probes_failed > 0 || pool.probed_ms_ago.is_some() {
+                probes.insert(name, (pool, at));
             }
         }
         let (pairs, models) = (signals.upstreams.iter(), signals.models.iter());
@@ -195,7 +207,23 @@ fn table<'a>(
     for (name, rests_until) in rests {
         rows.entry(owned(name)).or_default().rests_until = Some(rests_until);
     }
+    for (name, (pool, at)) in probes {
+        if pool.probes_failed >= PROBES_FAILED {
+            rows.entry(owned(name)).or_default().reached_permille = UNREACHED_PERMILLE;
+        } else if let (0, Some(ago_ms)) = (pool.probes_failed, pool.probed_ms_ago)
+            && let Some(row) = rows.get_mut(&owned(name)).filter(|row| row.is_in_trouble())
+        {
+            row.probed = at.checked_sub(Duration::from_millis(ago_ms));
+        }
+    }
     rows
+}
+
+impl Row {
+    fn is_in_trouble(&self) -> bool {
+        let unreached = self.reached_permille > 0 && self.reached_permille < 1_000 - SAME_PERMILLE;
+        self.ejected_until.is_some() || unreached
+    }
 }
 
 /// Every pair, and those of the models that do not fare as their pair does: in bounded number, who is in trouble first.
@@ -265,22 +293,27 @@ fn told(before: &Table, after: &Table, now: Instant) -> Table {
 }
 
 fn is_same(one: &Row, other: &Row, now: Instant) -> bool {
+    let apart = |one: Instant, other: Instant| {
+        let apart = one.saturating_duration_since(other);
+        apart.max(other.saturating_duration_since(one)) > SAME_MOMENT
+    };
     let moment = |one: Option<Instant>, other: Option<Instant>| {
         let to_come = |at: Option<Instant>| at.filter(|at| *at > now);
         match (to_come(one), to_come(other)) {
             (None, None) => true,
-            (Some(one), Some(other)) => {
-                let apart = one
-                    .saturating_duration_since(other)
-                    .max(other.saturating_duration_since(one));
-                apart <= SAME_MOMENT
-            }
+            (Some(one), Some(other)) => !apart(one, other),
             _ => false,
         }
     };
+    let probed = match (one.probed, other.probed) {
+        (Some(one), Some(other)) => !apart(one, other),
+        // That there is nothing more to say of it need not be said.
+        (_, other) => other.is_none(),
+    };
     let quick = one.first_byte_us.abs_diff(other.first_byte_us);
     let largest = one.first_byte_us.max(other.first_byte_us);
-    moment(one.rests_until, other.rests_until)
+    probed
+        && moment(one.rests_until, other.rests_until)
         && moment(one.ejected_until, other.ejected_until)
         && one.success_permille.abs_diff(other.success_permille) <= SAME_PERMILLE
         && one.reached_permille.abs_diff(other.reached_permille) <= SAME_PERMILLE
@@ -305,6 +338,10 @@ fn score(key: &Key, row: &Row, now: Instant) -> UpstreamScore {
         first_byte_us: row.first_byte_us,
         tokens_per_s: row.tokens_per_s,
         reached_permille: row.reached_permille,
+        probed_ms_ago: row.probed.map(|at| {
+            let ago = now.saturating_duration_since(at).as_millis();
+            u64::try_from(ago).unwrap_or(u64::MAX)
+        }),
     }
 }
 
@@ -356,8 +393,6 @@ impl Steering {
 
 #[cfg(test)]
 mod tests {
-    use vector_proto::control::v1::{PoolStatus, UpstreamStatus};
-
     use super::*;
 
     fn egress(provider: &str, rests_ms: u64) -> Signals {
@@ -487,6 +522,38 @@ mod tests {
         assert_eq!(table.len(), MODELS_MAX);
         let failing = table.keys().filter(|key| key.2.starts_with('z'));
         assert_eq!(failing.count(), said.len());
+    }
+
+    #[test]
+    fn an_egress_that_probes_says_what_is_gone_and_what_is_back() {
+        let now = Instant::now();
+        let probed = |failed, ago| {
+            let mut said = egress("p", 0);
+            said.pools[0].probes_failed = failed;
+            said.pools[0].probed_ms_ago = ago;
+            said
+        };
+        let quiet = table([("e", &probed(1, Some(900)), now)], now);
+        assert!(quiet.is_empty(), "one is none");
+        let gone = table([("e", &probed(2, Some(1_900)), now)], now);
+        let rows = difference(&quiet, &gone, now);
+        let said = |row: &UpstreamScore| (row.reached_permille, row.probed_ms_ago);
+        assert_eq!(said(&rows[0]), (UNREACHED_PERMILLE, None));
+        let back = probed(0, Some(300));
+        let well = table([("e", &back, now)], now);
+        assert_eq!(said(&difference(&gone, &well, now)[0]), (0, None));
+        // Where somebody has left it out, each probe that works is worth a word.
+        let out = ingress(9_000, 900, 0);
+        let before = table([("e", &back, now), ("i", &out, now)], now);
+        let rows = difference(&well, &before, now);
+        assert_eq!(
+            (rows[0].ejected_ms, said(&rows[0])),
+            (9_000, (900, Some(300)))
+        );
+        let later = now + Duration::from_secs(1);
+        let again = table([("e", &back, later), ("i", &out, now)], later);
+        let rows = difference(&before, &again, later);
+        assert_eq!(said(&rows[0]), (900, Some(300)));
     }
 
     #[test]

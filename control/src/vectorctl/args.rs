@@ -202,6 +202,9 @@ pub(crate) enum Provider {
         idle_ms: u64,
         #[arg(long, default_value_t = 0)]
         connections_max: u32,
+        /// An egress that has had no answer for so long asks for the list of models; 0: never.
+        #[arg(long, default_value_t = 0)]
+        probe_ms: u64,
     },
     /// All providers.
     List,

@@ -84,6 +84,7 @@ pub(crate) fn upstreams_seen(views: &[pb::UpstreamView]) -> Value {
         json!({
             "provider": view.provider, "egress": view.egress, "keys": pool.keys, "ready": pool.ready,
             "rests_ms": pool.rests_ms, "in_flight": pool.in_flight,
+            "probes_failed": pool.probes_failed, "probed_ms_ago": pool.probed_ms_ago, "probe_us": pool.probe_us,
             "seen": view.seen.iter().map(seen).collect::<Vec<_>>(), "models": view.models.iter().map(seen).collect::<Vec<_>>(),
         })
     };
@@ -113,7 +114,7 @@ pub(crate) fn provider(spec: &pb::ProviderSpec) -> Value {
     json!({
         "name": spec.name, "kind": spec.kind, "base_url": spec.base_url, "allow_private": spec.allow_private, "egress": spec.egress,
         "unknown_objects": spec.unknown_objects, "balance": spec.balance, "connect_ms": limits.connect_ms, "first_byte_ms": limits.first_byte_ms,
-        "idle_ms": limits.idle_ms, "connections_max": limits.connections_max,
+        "idle_ms": limits.idle_ms, "connections_max": limits.connections_max, "probe_ms": spec.probe_ms,
     })
 }
 

@@ -41,6 +41,8 @@ struct RawProvider {
     idle_ms: u64,
     #[serde(default)]
     connections_max: u32,
+    #[serde(default)]
+    probe_ms: u64,
 }
 
 #[derive(Deserialize)]
@@ -207,6 +209,7 @@ fn provider(raw: RawProvider) -> Result<ProviderSpec, String> {
         unknown_objects: raw.unknown_objects,
         balance: raw.balance,
         allow_private: raw.allow_private,
+        probe_ms: raw.probe_ms,
     })
 }
 

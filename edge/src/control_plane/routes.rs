@@ -83,6 +83,8 @@ pub struct ProviderRow {
     pub unknown_objects: bool,
     /// Who tells its credentials' balances; empty: whoever its host's name says.
     pub balance: Box<str>,
+    /// An egress that has had no answer for so long asks whether it is there.
+    pub probe: Option<Duration>,
     /// Those of `egress` that take no new exchanges, in the same order.
     pub draining: Box<[bool]>,
 }
@@ -316,6 +318,7 @@ impl Routes {
             first_byte: said(limits.first_byte_ms),
             idle: said(limits.idle_ms),
             connections_max: limits.connections_max,
+            probe: said(provider.probe_ms),
             unknown_objects: provider.unknown_objects,
         })
     }

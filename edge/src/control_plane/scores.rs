@@ -123,6 +123,11 @@ impl Inner {
             reached.add(said.reached_permille.into());
             first_byte.add(said.first_byte_us);
             tokens.add(said.tokens_per_s.into());
+            let ago = said.probed_ms_ago.map(|ago| ago.saturating_add(age));
+            row.probed_ms_ago = match (row.probed_ms_ago, ago) {
+                (Some(one), Some(other)) => Some(one.min(other)),
+                (one, other) => one.or(other),
+            };
         }
         row.success_permille = u32::try_from(success.mean()).unwrap_or(1_000);
         row.reached_permille = u32::try_from(reached.mean()).unwrap_or(1_000);
@@ -155,7 +160,7 @@ impl Mean {
 fn is_normal(row: &UpstreamScore) -> bool {
     let times = (row.rests_ms, row.ejected_ms, row.first_byte_us);
     let rates = (row.success_permille, row.reached_permille, row.tokens_per_s);
-    times == (0, 0, 0) && rates == (0, 0, 0)
+    times == (0, 0, 0) && rates == (0, 0, 0) && row.probed_ms_ago.is_none()
 }
 
 impl fmt::Debug for Scores {

@@ -100,7 +100,19 @@ fn pools_differ(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
             one.provider != other.provider
                 || (one.keys, one.ready) != (other.keys, other.ready)
                 || moved(one.rests_ms, other.rests_ms, age)
+                || probed(one, other, age)
         })
+}
+
+/// Whether a probe has worked or failed since.
+fn probed(before: &v1::PoolStatus, now: &v1::PoolStatus, age: Duration) -> bool {
+    let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    let expected = before.probed_ms_ago.map(|ago| ago.saturating_add(age));
+    let newer = match (expected, now.probed_ms_ago) {
+        (Some(expected), Some(ago)) => ago.saturating_add(SAME_MOMENT_MS) < expected,
+        (expected, ago) => expected.is_some() != ago.is_some(),
+    };
+    newer || before.probes_failed != now.probes_failed
 }
 
 fn upstreams_differ(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
@@ -154,6 +166,25 @@ mod tests {
         assert!(!told(status(true, 3, 2), status(true, 0, 2)));
         assert!(told(status(true, 1, 0), status(true, 0, 0)));
         assert!(told(status(true, 0, 1), status(true, 0, 0)));
+    }
+
+    #[test]
+    fn each_probe_is_told() {
+        let probed = |probes_failed, probed_ms_ago| v1::Status {
+            pools: vec![v1::PoolStatus {
+                probes_failed,
+                probed_ms_ago,
+                ..v1::PoolStatus::default()
+            }],
+            ..v1::Status::default()
+        };
+        let age = Duration::from_secs(2);
+        let told = |a, b| differs(&a, &b, age);
+        assert!(!told(probed(0, Some(10)), probed(0, Some(2_015))));
+        assert!(told(probed(0, Some(10)), probed(0, Some(30))), "another");
+        assert!(told(probed(0, Some(10)), probed(1, Some(2_010))));
+        assert!(told(probed(2, None), probed(0, Some(30))));
+        assert!(!told(probed(0, None), probed(0, None)));
     }
 
     #[test]

@@ -393,6 +393,7 @@ async fn call(
                 let status = answer.0.status.as_u16();
                 let counters = provider.origin.counters();
                 counters.answered(status, begun.elapsed());
+                provider.origin.heard(status);
                 return Ok(answer);
             }
             Ok(Err(error)) => error,

@@ -263,6 +263,11 @@ impl Pool {
         pools
     }
 
+    /// Something else is new of a provider.
+    pub fn is_news(&self) {
+        self.news.notify_one();
+    }
+
     /// The keys of a provider that are switched on, to ask for their balances.
     pub fn keys_of(&self, provider: &str) -> Vec<Arc<Key>> {
         let pool = self.keys.load();

@@ -73,6 +73,8 @@ pub struct Row {
     pub connections_max: usize,
     /// Who tells balances, as control's `Provider` has it.
     pub balance: Box<str>,
+    /// Without an answer for so long, it is asked whether it is there.
+    pub probe: Option<Duration>,
 }
 
 /// A provider and its connections.

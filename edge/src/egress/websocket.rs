@@ -130,6 +130,7 @@ async fn join(
         .await
         .map_err(|expired| Fault::of_time(expired, true))?
         .map_err(|_| Fault::of_handshake("The provider broke off the WebSocket's handshake."))?;
+    provider.origin.heard(response.status().as_u16());
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         let (head, body) = response.into_parts();
         let body = http_body_util::Limited::new(body, ERROR_BYTES_MAX);

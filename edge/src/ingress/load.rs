@@ -48,6 +48,9 @@ const TOKENS_COUNTED: f64 = 10.0;
 /// 4,096 x about 350 bytes = 1.4 MiB, without their models ([`models::MODELS_MAX`]).
 const PAIRS_MAX: usize = 4096;
 
+/// A probe is as old as it is told to be, and as its word was on its way at most.
+const PROBE_SLACK: Duration = Duration::from_secs(1);
+
 /// Models told of to control and the operator, 80 bytes each: those in trouble first, then the most used.
 const MODELS_TOLD_MAX: usize = 256;
 
@@ -180,7 +183,27 @@ impl Loads {
                 0 => row.success_permille,
                 reached => reached,
             };
-            pair(row).figures.told(row, reached, now_us);
+            let pair = pair(row);
+            pair.figures.told(row, reached, now_us);
+            let Some(ago_ms) = row.probed_ms_ago else {
+                continue;
+            };
+            // Its way here took a while.
+            let ago_us = ago_ms
+                .saturating_mul(1_000)
+                .saturating_add(PROBE_SLACK.as_micros() as u64);
+            if pair
+                .figures
+                .verdict
+                .found_well(now_us.saturating_sub(ago_us))
+            {
+                pair.figures.forget_times();
+                tracing::info!(
+                    provider = row.provider,
+                    egress = row.egress,
+                    "upstream is in use again: a probe found it well"
+                );
+            }
         }
         for row in &scores.models {
             let models = &pair(row).models;

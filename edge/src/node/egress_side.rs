@@ -114,6 +114,7 @@ impl EgressSide {
             () = feed => {}
             () = self.role.tend() => {}
             () = self.role.ask_for_balances() => {}
+            () = self.role.probe() => {}
             () = tell => {}
         }
     }
@@ -140,6 +141,7 @@ fn provider_row(row: &ProviderRow, times: Times) -> provider::Row {
         idle: row.idle.unwrap_or(times.idle),
         connections_max: row.connections_max as usize,
         balance: row.balance.clone(),
+        probe: row.probe,
     }
 }
 

@@ -11,6 +11,8 @@ mod keys;
 
 mod kept;
 
+mod probes;
+
 mod tls;
 
 mod town;

@@ -63,7 +63,7 @@ impl Credentials for NoCredentials {
 /// What the egress told.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
-    records: Mutex<Vec<control::UsageRecord>>,
+    pub(crate) records: Mutex<Vec<control::UsageRecord>>,
     pub(crate) objects: Mutex<Vec<control::Object>>,
     /// The next record is in the journal's hands only once this has told that its answer's end was seen, or a moment has passed.
     pub(crate) slow: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
@@ -234,6 +234,7 @@ pub(crate) fn row(base_url: &str, balance: &str) -> Row {
         idle: 30 * second,
         connections_max: 0,
         balance: balance.into(),
+        probe: None,
     }
 }
 

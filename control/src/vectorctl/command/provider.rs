@@ -21,6 +21,7 @@ pub(super) async fn provider(mut client: Client, provider: args::Provider) -> Do
             first_byte_ms,
             idle_ms,
             connections_max,
+            probe_ms,
         } => {
             let spec = pb::ProviderSpec {
                 name,
@@ -31,6 +32,7 @@ pub(super) async fn provider(mut client: Client, provider: args::Provider) -> Do
                 unknown_objects,
                 balance,
                 allow_private,
+                probe_ms,
             };
             let spec = client.put_provider(spec).await?.into_inner();
             Ok(Shown::new(

@@ -7,7 +7,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering},
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -85,6 +85,9 @@ pub struct Origin {
     cold: AtomicBool,
     tasks: TaskTracker,
     counters: super::Counters,
+    made: Instant,
+    /// When it last answered, in microseconds since.
+    heard_us: AtomicU64,
 }
 
 impl Origin {
@@ -137,6 +140,8 @@ impl Origin {
             cold: AtomicBool::new(false),
             tasks: setup.tasks.clone(),
             counters: setup.metrics.of(&row.name),
+            made: Instant::now(),
+            heard_us: AtomicU64::new(0),
         })
     }
 
@@ -163,6 +168,20 @@ impl Origin {
     /// What is counted about this provider.
     pub fn counters(&self) -> &super::Counters {
         &self.counters
+    }
+
+    /// It answered with a head of this status: but for a 5xx, it is there.
+    pub fn heard(&self, status: u16) {
+        if status < 500 {
+            let us = u64::try_from(self.made.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.heard_us.store(us, Ordering::Relaxed);
+        }
+    }
+
+    /// How long it has not been heard, or there was nothing to hear.
+    pub(in crate::egress) fn silent_for(&self, now: Instant) -> Duration {
+        let heard = Duration::from_micros(self.heard_us.load(Ordering::Relaxed));
+        now.saturating_duration_since(self.made + heard)
     }
 
     /// A connection of its own for a WebSocket.

@@ -114,7 +114,7 @@ impl Loads {
         let ejected = eject(&model.figures, siblings, now_us);
         let answered_us = pair.figures.verdict.succeeded_us();
         if pair.models.failing_since(answered_us, FAILURES_MAX) >= MODELS_FAILING {
-            pair.figures.verdict.fails(FAILURES_MAX);
+            pair.figures.verdict.fails(FAILURES_MAX, now_us);
             if let Some(change) = self.judge_pair(pair, upstream, now_us) {
                 return Some(change);
             }

@@ -33,6 +33,7 @@ impl World {
             first_byte: None,
             idle: None,
             connections_max: 0,
+            probe: None,
             unknown_objects: false,
             balance: "".into(),
         };
@@ -310,6 +311,43 @@ fn others_word_of_a_model_is_of_that_model() {
     let well = world.cost(0, "well", now_us);
     world.hear(vec![pair], Vec::new(), at);
     assert!(world.cost(0, "well", now_us) > 1.5 * well);
+}
+
+#[test]
+fn a_probe_that_works_after_the_last_fault_ends_an_ejection() {
+    let world = World::new(2);
+    let at = |seconds| world.loads.start + Duration::from_secs(seconds);
+    let failed_us = world.loads.at(at(10));
+    assert!(world.fail(0, "m", Scope::Pair, failed_us).is_some());
+    let probed = |ago_ms| v1::UpstreamScore {
+        provider: "p".to_owned(),
+        egress: "e0".to_owned(),
+        ejected_ms: 20_000,
+        probed_ms_ago: Some(ago_ms),
+        ..v1::UpstreamScore::default()
+    };
+    world.hear(vec![probed(4_500)], Vec::new(), at(14));
+    let standing = || world.standing(0, "m", world.loads.at(at(15)));
+    assert_eq!(standing(), Standing::Ejected, "of before");
+    world.hear(vec![probed(500)], Vec::new(), at(15));
+    assert_eq!(
+        standing(),
+        Standing::Ejected,
+        "another ingress says so still"
+    );
+    let well = v1::UpstreamScore {
+        ejected_ms: 0,
+        ..probed(700)
+    };
+    world.hear(vec![well], Vec::new(), at(15));
+    assert_eq!(standing(), Standing::Good);
+    assert!(
+        world
+            .loads
+            .status(at(15))
+            .iter()
+            .all(|row| row.ejected_ms == 0)
+    );
 }
 
 #[test]

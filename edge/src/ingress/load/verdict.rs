@@ -200,8 +200,19 @@ impl Verdict {
     }
 
     /// There were so many faults at least, though not all of them were counted here.
-    pub(super) fn fails(&self, failures: u32) {
+    pub(super) fn fails(&self, failures: u32, now_us: u64) {
         self.failures.fetch_max(failures, Ordering::Relaxed);
+        self.failed_us.store(now_us, Ordering::Relaxed);
+    }
+
+    /// The egress itself found it well at that moment. True if it was ejected for what was before, and no longer is.
+    pub(super) fn found_well(&self, at_us: u64) -> bool {
+        if at_us <= self.failed_us() || self.ejected_until_us.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        self.failures.store(0, Ordering::Relaxed);
+        self.ejected_until_us.store(0, Ordering::Relaxed);
+        true
     }
 
     /// Counts a fault; answers how many there are in a row.
