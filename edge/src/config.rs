@@ -133,6 +133,8 @@ pub struct Tunnel {
     /// Megabits a second of the leased line that all links of this node share. Default: not known,
     /// and found out.
     pub line_mbps: Option<u32>,
+    /// Heartbeats are sent, heard and judged on a thread of their own, so that a busy node does not look dead. Default: no.
+    pub own_runtime: bool,
 }
 
 /// `[tunnel] heartbeat_*_ms`: time between heartbeats. The two ends of a link agree on the shorter

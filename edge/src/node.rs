@@ -125,6 +125,7 @@ impl Node {
             arrivals: egress.as_ref().map(EgressSide::handler),
             transits: relay.as_ref().map(Relay::handler),
             intervals: intervals(&config),
+            own_runtime: config.tunnel.own_runtime,
         };
         let network = Network::start(tunnel.clone(), sockets, parts)?;
         if config.has(Role::Ingress) && config.has(Role::Egress) {

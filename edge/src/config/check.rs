@@ -387,6 +387,7 @@ fn tunnel(raw: RawTunnel, reached: bool, faults: &mut Vec<String>) -> Option<Tun
             cold,
         },
         line_mbps: line_mbps(raw.line_mbps, faults),
+        own_runtime: raw.own_runtime.unwrap_or(false),
     })
 }
 

@@ -59,6 +59,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("tunnel", "heartbeat_standby_ms", Number),
     ("tunnel", "heartbeat_cold_ms", Number),
     ("tunnel", "line_mbps", Number),
+    ("tunnel", "own_runtime", Flag),
     ("egress", "connect_ms", Number),
     ("egress", "first_byte_ms", Number),
     ("egress", "idle_ms", Number),
@@ -144,6 +145,7 @@ pub(super) struct RawTunnel {
     pub(super) heartbeat_standby_ms: Option<u64>,
     pub(super) heartbeat_cold_ms: Option<u64>,
     pub(super) line_mbps: Option<u64>,
+    pub(super) own_runtime: Option<bool>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -118,7 +118,12 @@ impl Acceptor {
                 incoming.retry();
                 continue;
             }
-            self.tasks.spawn(Arc::clone(&self).welcome(incoming));
+            let pulses = self.pulses.get().filter(|_| incoming.is_probe());
+            let welcome = Arc::clone(&self).welcome(incoming);
+            match pulses {
+                Some(pulses) => pulses.spawn(&self.tasks, welcome),
+                None => self.tasks.spawn(welcome),
+            };
         }
     }
 

@@ -246,7 +246,8 @@ impl Keeper {
             credentials: Arc::clone(&self.credentials),
         };
         let pulse = self.pulses.watch(link, self.memory.take());
-        Some(self.tasks.spawn(pulse.keep(door, data.tag())))
+        let keeping = pulse.keep(door, data.tag());
+        Some(self.pulses.spawn(&self.tasks, keeping))
     }
 
     /// Holds a link until it is lost (go on) or no longer wanted (break).

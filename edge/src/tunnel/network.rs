@@ -13,7 +13,7 @@ use super::{
     accept::Acceptor,
     dial::{Dialer, Wanted},
     link::{self, Link},
-    pulse::{Intervals, Pulses},
+    pulse::{Intervals, PulseThread, Pulses},
     transport::{Connection, congestion::Line, memory, quic::Endpoint},
 };
 
@@ -82,6 +82,8 @@ pub struct Parts {
     pub transits: Option<TransitHandler>,
     /// How often links are probed.
     pub intervals: Intervals,
+    /// Whether that is done on a thread of its own.
+    pub own_runtime: bool,
 }
 
 impl std::fmt::Debug for Parts {
@@ -99,6 +101,7 @@ pub struct Network {
     endpoints: Vec<Endpoint>,
     credentials: Arc<dyn Credentials>,
     tasks: TaskTracker,
+    pulse_thread: Option<PulseThread>,
     /// Ends what looks after the exchanges.
     _looking: DropGuard,
 }
@@ -107,7 +110,7 @@ impl Network {
     /// Serves the sockets; links are kept in `tunnel`, which the roles already hold.
     ///
     /// # Errors
-    /// When there is no socket at all.
+    /// When there is no socket at all, or no thread.
     pub fn start(tunnel: Tunnel, sockets: Sockets, parts: Parts) -> io::Result<Self> {
         let Parts {
             me,
@@ -115,6 +118,7 @@ impl Network {
             arrivals,
             transits,
             intervals,
+            own_runtime,
         } = parts;
         let endpoints = sockets.0;
         let tasks = TaskTracker::new();
@@ -122,7 +126,11 @@ impl Network {
             .first()
             .ok_or_else(|| io::Error::other("tunnel.listen is empty"))?
             .clone();
-        let pulses = Pulses::new(me.epoch, intervals);
+        let pulse_thread = own_runtime.then(PulseThread::start).transpose()?;
+        let mut pulses = Pulses::new(me.epoch, intervals);
+        if let Some(thread) = &pulse_thread {
+            pulses = pulses.on(thread);
+        }
         let acceptor = Acceptor::new(
             tunnel.clone(),
             Arc::clone(&credentials),
@@ -155,6 +163,7 @@ impl Network {
             endpoints,
             credentials,
             tasks,
+            pulse_thread,
             _looking: looking.drop_guard(),
         })
     }
@@ -229,6 +238,9 @@ impl Network {
         drop(self.dialer);
         for endpoint in &self.endpoints {
             endpoint.close("node is going down").await;
+        }
+        if let Some(thread) = self.pulse_thread {
+            thread.stop().await;
         }
     }
 }

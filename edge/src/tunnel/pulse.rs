@@ -4,6 +4,11 @@
 //! a tag which link it is for; both ends then run a [`Detector`] on it, in one task each, with
 //! phases spread by lot. A verdict closes nothing: exchanges are moved by whoever watches the
 //! vitals. Only a link that stays dead is closed by its dialler, to be dialled anew.
+//!
+//! A node that is busy is not silent: all of this may run on a thread of its own ([`PulseThread`]), and where the socket's
+//! reader has no time, what has come is taken from the socket before silence is judged.
+
+mod thread;
 
 use std::{
     net::SocketAddr,
@@ -16,8 +21,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures_util::FutureExt as _;
+use tokio::{runtime::Handle, task::JoinHandle};
+use tokio_util::task::TaskTracker;
 use vector_proto::tunnel::beat::Beat;
 
+pub use self::thread::PulseThread;
 use super::{
     Credentials,
     heartbeat::{Activity, Config, Detector, State, Transition},
@@ -52,6 +61,9 @@ const PROBE_PAUSE: Duration = Duration::from_millis(500);
 /// Time for a probe to say which link it is for.
 const TAG_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How often the socket is looked into while a heartbeat is late.
+const LOOK_EVERY: Duration = Duration::from_millis(1);
+
 /// How often heartbeats are sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Intervals {
@@ -80,6 +92,8 @@ pub struct Pulses {
     intervals: Intervals,
     /// Exchanges in flight over all links, as heartbeats tell.
     load: Arc<AtomicU32>,
+    /// Where they run; on the runtime of whoever begins them if absent.
+    home: Option<Handle>,
 }
 
 /// How a dialler reaches the peer of a link.
@@ -105,6 +119,8 @@ pub(super) struct Pulse {
     used: Instant,
     /// Datagrams of the data connection when it was last looked at.
     looked: (u64, Instant),
+    /// When the socket was last looked into.
+    read: Instant,
     down_since: Option<Instant>,
     told: Instant,
 }
@@ -125,6 +141,25 @@ impl Pulses {
             epoch,
             intervals,
             load: Arc::default(),
+            home: None,
+        }
+    }
+
+    /// The same, on a thread of their own.
+    #[must_use]
+    pub fn on(mut self, thread: &PulseThread) -> Self {
+        self.home = Some(thread.handle().clone());
+        self
+    }
+
+    /// Runs what must be punctual.
+    pub(super) fn spawn<F>(&self, tasks: &TaskTracker, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send> + Send + 'static,
+    {
+        match &self.home {
+            Some(home) => tasks.spawn_on(future, home),
+            None => tasks.spawn(future),
         }
     }
 
@@ -147,6 +182,7 @@ impl Pulses {
             activity: Activity::Standby,
             used: now.checked_sub(LINGER).unwrap_or(now),
             looked: (0, now),
+            read: now,
             down_since: None,
             told: now,
         };
@@ -265,6 +301,17 @@ impl Pulse {
                 () = &mut gone => return Ended::LinkGone,
                 () = &mut timer => {}
             }
+            if self.misses_some() {
+                probe.read_now();
+                tokio::task::yield_now().await;
+                while let Some(beat) = heard.as_mut().now_or_never() {
+                    let Ok(bytes) = beat else {
+                        return Ended::ProbeLost;
+                    };
+                    self.hear(&bytes);
+                    heard.set(probe.read());
+                }
+            }
             if let ControlFlow::Break(ended) = self.turn(probe, dead_max) {
                 return ended;
             }
@@ -285,6 +332,17 @@ impl Pulse {
         if let Err(error) = taken {
             tracing::debug!(peer = %self.link.peer, error, "heartbeat ignored");
         }
+    }
+
+    /// Whether a heartbeat is late that may lie in the socket's buffer.
+    fn misses_some(&mut self) -> bool {
+        let now = Instant::now();
+        let since = now.saturating_duration_since(self.read);
+        let misses = self.detector.overdue(now) && since >= LOOK_EVERY;
+        if misses {
+            self.read = now;
+        }
+        misses
     }
 
     /// Does what is due.

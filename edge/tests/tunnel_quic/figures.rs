@@ -46,6 +46,7 @@ fn busy(credentials: &Arc<TestCredentials>, active_ms: u64) -> (Tunnel, Network)
             standby: interval,
             cold: interval,
         },
+        own_runtime: false,
     };
     let network = Network::start(tunnel.clone(), sockets, parts).unwrap();
     (tunnel, network)

@@ -4,6 +4,7 @@
     reason = "what a test needs and does not get ends the test"
 )]
 
+mod busy;
 mod figures;
 mod moved;
 mod pulse;

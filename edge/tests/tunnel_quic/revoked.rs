@@ -6,7 +6,10 @@ use tokio::sync::mpsc;
 use vector_edge::tunnel::{ArrivalHandler, Failure, Tunnel};
 use vector_proto::{id::ExchangeId, tunnel::v1};
 
-use super::town::{Authority, Node, ask, egress_at, node, node_at, path, up, wanted};
+use super::{
+    pulse::beating,
+    town::{Authority, Node, ask, egress_at, node, node_at, path, up, wanted},
+};
 
 /// Lets everything run until it holds.
 async fn until(holds: impl Fn() -> bool) {
@@ -24,7 +27,8 @@ async fn an_ingress_that_is_removed_loses_its_links_and_the_others_keep_theirs()
     let [mut bad, mut good] = links;
     for client in [&mut bad, &mut good] {
         client.network.keep(&[wanted("egress", server.address)]);
-        up(&client.tunnel).await;
+        // With its probe, which would meet the removal, too.
+        beating(&client.tunnel).await;
     }
     until(|| server.network.accepted_links() == 2).await;
 

@@ -178,13 +178,26 @@ pub(crate) fn node_at(
     id: &str,
     arrivals: Option<ArrivalHandler>,
 ) -> Node {
+    let usual = (Intervals::default(), false);
+    node_on(&[address], epoch, credentials, id, arrivals, usual)
+}
+
+/// A node with sockets of its own choice, that beats as it likes, on a thread of their own or not.
+pub(crate) fn node_on(
+    listen: &[SocketAddr],
+    epoch: u64,
+    credentials: &Arc<TestCredentials>,
+    id: &str,
+    arrivals: Option<ArrivalHandler>,
+    beats: (Intervals, bool),
+) -> Node {
     let me = v1::Hello {
         version: VERSION,
         node: id.into(),
         epoch,
         ..v1::Hello::default()
     };
-    start(address, me, credentials, arrivals)
+    start_on(listen, me, credentials, arrivals, beats)
 }
 
 /// A node that says this of itself; one that says it is a relay is one.
@@ -194,7 +207,18 @@ pub(crate) fn start(
     credentials: &Arc<TestCredentials>,
     arrivals: Option<ArrivalHandler>,
 ) -> Node {
-    let sockets = Sockets::bind(&[address], &**credentials, &[7; 64]).unwrap();
+    let usual = (Intervals::default(), false);
+    start_on(&[address], me, credentials, arrivals, usual)
+}
+
+fn start_on(
+    listen: &[SocketAddr],
+    me: v1::Hello,
+    credentials: &Arc<TestCredentials>,
+    arrivals: Option<ArrivalHandler>,
+    (intervals, own_runtime): (Intervals, bool),
+) -> Node {
+    let sockets = Sockets::bind(listen, &**credentials, &[7; 64]).unwrap();
     let address = sockets.local_addrs()[0];
     let tunnel = Tunnel::default();
     let is_relay = me.roles.iter().any(|role| role == "relay");
@@ -203,7 +227,8 @@ pub(crate) fn start(
         credentials: Arc::clone(credentials) as _,
         arrivals,
         transits: is_relay.then(|| Relay::new(tunnel.clone()).handler()),
-        intervals: Intervals::default(),
+        intervals,
+        own_runtime,
     };
     let network = Network::start(tunnel.clone(), sockets, parts).unwrap();
     Node {
@@ -227,6 +252,15 @@ pub(crate) fn egress_at(
     epoch: u64,
     credentials: &Arc<TestCredentials>,
 ) -> (Node, mpsc::Receiver<ExchangeId>) {
+    let (handler, arrivals) = hello();
+    (
+        node_at(address, epoch, credentials, "egress", Some(handler)),
+        arrivals,
+    )
+}
+
+/// Answers `hello` to everything, and tells of every arrival.
+pub(crate) fn hello() -> (ArrivalHandler, mpsc::Receiver<ExchangeId>) {
     let (arrived, arrivals) = mpsc::channel(1024);
     let handler: ArrivalHandler = Arc::new(move |arrival| {
         let arrived = arrived.clone();
@@ -241,10 +275,7 @@ pub(crate) fn egress_at(
             answer.finish(&v1::Trailers::default()).await.unwrap();
         })
     });
-    (
-        node_at(address, epoch, credentials, "egress", Some(handler)),
-        arrivals,
-    )
+    (handler, arrivals)
 }
 
 pub(crate) fn wanted(peer: &str, address: SocketAddr) -> Wanted {

@@ -5,6 +5,8 @@
 
 pub mod probe;
 
+mod reader;
+
 use std::{
     fmt, io,
     net::{SocketAddr, UdpSocket},
@@ -21,6 +23,7 @@ use futures_util::FutureExt as _;
 use quinn::{ConnectionError, ReadError, VarInt, WriteError};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use self::reader::{Ground, Reader};
 use super::{Error, congestion};
 use crate::tunnel::{budget::GROWN_BYTES_MAX, exchange::REQUEST_CREDIT_BYTES};
 
@@ -70,6 +73,7 @@ pub struct Endpoint {
     /// For who probes; all others get what the endpoint has by default.
     probe_server: Arc<quinn::ServerConfig>,
     congestion: Arc<congestion::Config>,
+    reader: Arc<Reader>,
 }
 
 /// A handshake that is not yet done.
@@ -77,6 +81,7 @@ pub struct Endpoint {
 pub struct Incoming {
     incoming: quinn::Incoming,
     probe_server: Option<Arc<quinn::ServerConfig>>,
+    reader: Arc<Reader>,
 }
 
 /// A connection over the network.
@@ -85,6 +90,7 @@ pub struct Connection {
     connection: quinn::Connection,
     /// How many streams the peer may have open.
     streams: Arc<AtomicU32>,
+    reader: Arc<Reader>,
 }
 
 impl Endpoint {
@@ -127,12 +133,14 @@ impl Endpoint {
             .incoming_buffer_size_total(16 << 20);
         let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, reset_key);
         let config = quinn::EndpointConfig::new(Arc::new(key));
-        let runtime = Arc::new(quinn::TokioRuntime);
-        let endpoint = quinn::Endpoint::new(config, Some(server), socket, runtime)?;
+        let reader = Reader::new();
+        let ground = Arc::new(Ground(Arc::clone(&reader)));
+        let endpoint = quinn::Endpoint::new(config, Some(server), socket, ground)?;
         Ok(Self {
             endpoint,
             probe_server,
             congestion,
+            reader,
         })
     }
 
@@ -163,10 +171,10 @@ impl Endpoint {
             .endpoint
             .connect_with(config, address, name)
             .map_err(|error| lost(&error))?;
-        connecting
-            .await
-            .map(Connection::new)
-            .map_err(connection_lost)
+        match connecting.await {
+            Ok(connection) => Ok(Connection::new(connection, Arc::clone(&self.reader))),
+            Err(error) => Err(connection_lost(error)),
+        }
     }
 
     /// The next stranger's handshake; `None` when the endpoint is closed.
@@ -176,6 +184,7 @@ impl Endpoint {
         Some(Incoming {
             incoming,
             probe_server: probes.then(|| Arc::clone(&self.probe_server)),
+            reader: Arc::clone(&self.reader),
         })
     }
 
@@ -220,18 +229,19 @@ impl Incoming {
             None => self.incoming.accept(),
         };
         let connecting = connecting.map_err(connection_lost)?;
-        connecting
-            .await
-            .map(Connection::new)
-            .map_err(connection_lost)
+        match connecting.await {
+            Ok(connection) => Ok(Connection::new(connection, self.reader)),
+            Err(error) => Err(connection_lost(error)),
+        }
     }
 }
 
 impl Connection {
-    fn new(connection: quinn::Connection) -> Self {
+    fn new(connection: quinn::Connection, reader: Arc<Reader>) -> Self {
         Self {
             connection,
             streams: Arc::new(AtomicU32::new(STREAMS)),
+            reader,
         }
     }
 

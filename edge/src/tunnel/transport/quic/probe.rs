@@ -18,7 +18,7 @@ use quinn::{
     congestion::{Controller, ControllerFactory},
 };
 
-use super::{Connection, Endpoint, Error, connection_lost};
+use super::{Connection, Endpoint, Error, Reader, connection_lost};
 
 /// What both ends of a probe connection offer in TLS.
 pub const ALPN: &[u8] = b"vector-probe/1";
@@ -44,7 +44,7 @@ pub type Tag = [u8; 16];
 
 /// A probe connection.
 #[derive(Clone)]
-pub struct Probe(pub(super) quinn::Connection);
+pub struct Probe(quinn::Connection, Arc<Reader>);
 
 impl Endpoint {
     /// Dials a peer for a probe, over the same socket as everything else.
@@ -70,7 +70,10 @@ impl Endpoint {
             .endpoint
             .connect_with(config, address, name)
             .map_err(|error| lost(&error))?;
-        connecting.await.map(Probe).map_err(connection_lost)
+        match connecting.await {
+            Ok(connection) => Ok(Probe(connection, Arc::clone(&self.reader))),
+            Err(error) => Err(connection_lost(error)),
+        }
     }
 }
 
@@ -78,7 +81,7 @@ impl Connection {
     /// The same connection, for heartbeats.
     #[must_use]
     pub fn into_probe(self) -> Probe {
-        Probe(self.connection)
+        Probe(self.connection, self.reader)
     }
 
     /// What both ends of this connection know, and nobody else: a probe says it to show which link it is for.
@@ -137,6 +140,11 @@ impl Probe {
     /// [`Error::ConnectionLost`].
     pub async fn read(&self) -> Result<Bytes, Error> {
         self.0.read_datagram().await.map_err(connection_lost)
+    }
+
+    /// Takes from the socket what nobody has had time to take. Heartbeats among it can be read a turn of this task later.
+    pub fn read_now(&self) {
+        self.1.read_now();
     }
 
     /// Whether the peer no longer knew the connection: it is another process now.
