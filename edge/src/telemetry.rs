@@ -295,8 +295,8 @@ impl Telemetry {
 
     /// The series of one link. Keep it: making it takes a lock, using it does not.
     #[must_use]
-    pub fn link(&self, peer: &str, address: &str) -> LinkSeries {
-        self.0.metrics.link(peer, address)
+    pub fn link(&self, peer: &str, address: &str, local: &str) -> LinkSeries {
+        self.0.metrics.link(peer, address, local)
     }
 
     /// Adds a metric of a room's own. The name gets `vector_` in front.

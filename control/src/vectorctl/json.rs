@@ -53,7 +53,7 @@ pub(crate) fn node(view: &pb::NodeView) -> Value {
 
 fn link(link: &pb::LinkStatus) -> Value {
     json!({
-        "peer": link.peer, "address": link.address, "state": word(link.state().as_str_name(), "LINK_STATE_"),
+        "peer": link.peer, "address": link.address, "local_address": link.local_address, "state": word(link.state().as_str_name(), "LINK_STATE_"),
         "rtt_us": link.rtt_us, "lost_packets": link.lost_packets, "sent_packets": link.sent_packets,
         "jitter_us": link.jitter_us, "loss_out_ppm": link.loss_out_ppm, "loss_in_ppm": link.loss_in_ppm,
         "flaps": link.flaps, "heartbeats_sent": link.heartbeats_sent, "heartbeats_heard": link.heartbeats_heard,

@@ -170,7 +170,7 @@ pub(super) async fn announce(readiness: Readiness, stop: CancellationToken) {
 
 /// Keeps the metrics of links current.
 pub(super) async fn tell_links(telemetry: Telemetry, tunnel: Tunnel, stop: CancellationToken) {
-    let mut series: HashMap<(String, String), Told> = HashMap::new();
+    let mut series: HashMap<[String; 3], Told> = HashMap::new();
     while stop
         .run_until_cancelled(tokio::time::sleep(LINKS_EVERY))
         .await
@@ -178,25 +178,25 @@ pub(super) async fn tell_links(telemetry: Telemetry, tunnel: Tunnel, stop: Cance
     {
         let links = tunnel.status();
         for (name, told) in &series {
-            if !links
-                .iter()
-                .any(|link| link.peer == name.0 && link.address == name.1)
-            {
+            if !links.iter().any(|link| name_of(link) == *name) {
                 told.series.up.set(0);
                 told.series.state.set(DOWN);
             }
         }
         for link in links {
             let made = || Told {
-                series: telemetry.link(&link.peer, &link.address),
+                series: telemetry.link(&link.peer, &link.address, &link.local_address),
                 counted: [0; 5],
             };
-            let told = series
-                .entry((link.peer.clone(), link.address.clone()))
-                .or_insert_with(made);
+            let told = series.entry(name_of(&link)).or_insert_with(made);
             told.tell(&link);
         }
     }
+}
+
+/// From where to where a link goes.
+fn name_of(link: &control::LinkStatus) -> [String; 3] {
+    [&link.peer, &link.address, &link.local_address].map(String::clone)
 }
 
 /// One link's metrics, and the counters as last read: a new connection starts again at 0.

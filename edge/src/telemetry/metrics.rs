@@ -73,12 +73,14 @@ struct RoleLabels {
 struct LinkLabels {
     peer: String,
     address: String,
+    local: String,
 }
 
 #[derive(Clone, Debug, EncodeLabelSet, Eq, Hash, PartialEq)]
 struct HeartbeatLabels {
     peer: String,
     address: String,
+    local: String,
     direction: &'static str,
 }
 
@@ -343,14 +345,16 @@ impl Metrics {
         *self.named.write() = named;
     }
 
-    pub(super) fn link(&self, peer: &str, address: &str) -> LinkSeries {
+    pub(super) fn link(&self, peer: &str, address: &str, local: &str) -> LinkSeries {
         let labels = LinkLabels {
             peer: peer.to_owned(),
             address: address.to_owned(),
+            local: local.to_owned(),
         };
         let of = |direction| HeartbeatLabels {
             peer: peer.to_owned(),
             address: address.to_owned(),
+            local: local.to_owned(),
             direction,
         };
         let ways = [of("out"), of("in")];

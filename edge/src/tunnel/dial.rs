@@ -1,6 +1,13 @@
-//! Keeps a link to every peer that this node should reach: dialled early, dialled again when lost.
+//! Keeps links to every peer that this node should reach: dialled early, dialled again when lost.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+mod pairs;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -42,22 +49,23 @@ pub struct Wanted {
 #[derive(Debug)]
 pub struct Dialer {
     tunnel: Tunnel,
-    endpoint: Endpoint,
+    sockets: Vec<Endpoint>,
     credentials: Arc<dyn Credentials>,
     me: v1::Hello,
     pulses: Pulses,
     tasks: TaskTracker,
-    running: HashMap<Wanted, CancellationToken>,
+    /// By the number of the socket, too.
+    running: HashMap<(Wanted, usize), CancellationToken>,
     /// Counts what was wanted.
     news: watch::Sender<u64>,
 }
 
 impl Dialer {
-    /// A dialer that keeps nothing yet. Its tasks run on `tasks`.
+    /// A dialer that keeps nothing yet, and dials from these sockets; there is one at least. Its tasks run on `tasks`.
     #[must_use]
     pub fn new(
         tunnel: Tunnel,
-        endpoint: Endpoint,
+        sockets: Vec<Endpoint>,
         credentials: Arc<dyn Credentials>,
         me: v1::Hello,
         pulses: Pulses,
@@ -65,7 +73,7 @@ impl Dialer {
     ) -> Self {
         Self {
             tunnel,
-            endpoint,
+            sockets,
             credentials,
             me,
             pulses,
@@ -77,27 +85,68 @@ impl Dialer {
 
     /// Dials what is new in `wanted`, and lets go of what is no longer in it.
     pub fn keep(&mut self, wanted: &[Wanted]) {
+        let pairs = self.pairs(wanted);
         self.running.retain(|known, stop| {
-            let stays = wanted.contains(known);
+            let stays = pairs.contains(known);
             if !stays {
                 stop.cancel();
             }
             stays
         });
-        for new in wanted {
-            if !self.running.contains_key(new) {
+        for new in pairs {
+            if !self.running.contains_key(&new) {
                 let stop = CancellationToken::new();
                 self.running.insert(new.clone(), stop.clone());
-                self.tasks.spawn(self.keeper(new.clone(), stop).keep());
+                self.tasks.spawn(self.keeper(new, stop).keep());
             }
         }
         self.news.send_modify(|count| *count += 1);
     }
 
-    fn keeper(&self, wanted: Wanted, stop: CancellationToken) -> Keeper {
+    /// From which socket each address is dialled.
+    fn pairs(&self, wanted: &[Wanted]) -> HashSet<(Wanted, usize)> {
+        let mut peers: BTreeMap<&str, Vec<&Wanted>> = BTreeMap::new();
+        for one in wanted {
+            peers.entry(&one.peer).or_default().push(one);
+        }
+        let all = || 0..self.sockets.len();
+        let mut chosen = HashSet::new();
+        for (peer, addresses) in peers {
+            let turn = peer.bytes().map(usize::from).sum();
+            let reached: Vec<Vec<usize>> = addresses
+                .iter()
+                .map(|one| match one.address.parse() {
+                    Ok(literal) => all()
+                        .filter(|&socket| self.sockets[socket].reaches(literal))
+                        .collect(),
+                    // A name may stand for either family, today or tomorrow.
+                    Err(_) => all().collect(),
+                })
+                .collect();
+            let running = |(address, socket): (usize, usize)| {
+                let pair = (Wanted::clone(addresses[address]), socket);
+                self.running.contains_key(&pair)
+            };
+            let mut pairs = pairs::choose(&reached, self.sockets.len(), turn, running);
+            // What no socket reaches is tried all the same: whoever tries says so.
+            pairs.extend(
+                (0..reached.len())
+                    .filter(|&at| reached[at].is_empty())
+                    .map(|at| (at, 0)),
+            );
+            let named = |(address, socket): (usize, usize)| (addresses[address].clone(), socket);
+            chosen.extend(pairs.into_iter().map(named));
+        }
+        chosen
+    }
+
+    /// The socket that was chosen comes first; the others are for names that have no address of its family.
+    fn keeper(&self, (wanted, socket): (Wanted, usize), stop: CancellationToken) -> Keeper {
+        let (before, from) = self.sockets.split_at(socket);
+        let sockets = [from, before].concat();
         Keeper {
             tunnel: self.tunnel.clone(),
-            endpoint: self.endpoint.clone(),
+            sockets,
             credentials: Arc::clone(&self.credentials),
             me: self.me.clone(),
             pulses: self.pulses.clone(),
@@ -119,7 +168,8 @@ impl Drop for Dialer {
 /// Keeps one link.
 struct Keeper {
     tunnel: Tunnel,
-    endpoint: Endpoint,
+    /// Preferred first.
+    sockets: Vec<Endpoint>,
     credentials: Arc<dyn Credentials>,
     me: v1::Hello,
     pulses: Pulses,
@@ -170,9 +220,9 @@ impl Keeper {
                 dialled = tokio::time::timeout(DIAL_TIMEOUT, self.dial()) => dialled.unwrap_or(Err(DialError::Late)),
             };
             match dialled {
-                Ok(ready) => {
+                Ok((ready, socket)) => {
                     (pause, failures) = (BACKOFF_MIN, 0);
-                    if self.hold(ready).await.is_break() {
+                    if self.hold(ready, socket).await.is_break() {
                         return;
                     }
                 }
@@ -200,11 +250,10 @@ impl Keeper {
         }
     }
 
-    async fn dial(&self) -> Result<link::Ready, DialError> {
-        let address = self.resolve().await?;
+    async fn dial(&self) -> Result<(link::Ready, Endpoint), DialError> {
+        let (socket, address) = self.resolve().await?;
         let name = self.credentials.server_name(&self.wanted.peer);
-        let connection = self
-            .endpoint
+        let connection = socket
             .dial(address, &name, self.credentials.client())
             .await?;
         let peer = self.credentials.peer(&connection.peer_certificates());
@@ -217,30 +266,36 @@ impl Keeper {
         if peer.node != self.wanted.peer || !peer.roles.iter().any(called) {
             return Err(DialError::Role);
         }
-        let connection = Connection::Quic(connection);
-        Ok(Link::dialled(
+        let ready = Link::dialled(
             &self.tunnel,
-            connection,
+            Connection::Quic(connection),
             &self.me,
             peer,
             Arc::clone(&self.wanted.address),
-        )
-        .await?)
+        );
+        Ok((ready.await?, socket.clone()))
     }
 
-    async fn resolve(&self) -> Result<SocketAddr, DialError> {
-        let mut found = tokio::net::lookup_host(&*self.wanted.address).await?;
-        let local_v4 = self.endpoint.local_addr()?.is_ipv4();
-        found
-            .find(|address| address.is_ipv4() || !local_v4)
-            .ok_or(DialError::NoAddress)
+    async fn resolve(&self) -> Result<(&Endpoint, SocketAddr), DialError> {
+        let found = tokio::net::lookup_host(&*self.wanted.address).await?;
+        let found: Vec<SocketAddr> = found.collect();
+        let from = |socket| {
+            let mut reached = found.iter().filter(|to| Endpoint::reaches(socket, **to));
+            reached.next().map(|to| (socket, *to))
+        };
+        let mut ways = self.sockets.iter().filter_map(from);
+        ways.next().ok_or(DialError::NoAddress)
     }
 
     /// Sets a detector on a link. It ends with the link's connection.
-    fn watch(&mut self, link: &Arc<Link>) -> Option<tokio::task::JoinHandle<Detector>> {
+    fn watch(
+        &mut self,
+        link: &Arc<Link>,
+        socket: Endpoint,
+    ) -> Option<tokio::task::JoinHandle<Detector>> {
         let data = link.over_quic()?;
         let door = Door {
-            endpoint: self.endpoint.clone(),
+            endpoint: socket,
             address: data.remote_address(),
             name: self.credentials.server_name(&self.wanted.peer),
             credentials: Arc::clone(&self.credentials),
@@ -251,9 +306,9 @@ impl Keeper {
     }
 
     /// Holds a link until it is lost (go on) or no longer wanted (break).
-    async fn hold(&mut self, ready: link::Ready) -> std::ops::ControlFlow<()> {
+    async fn hold(&mut self, ready: link::Ready, socket: Endpoint) -> std::ops::ControlFlow<()> {
         let link = Arc::clone(&ready.link);
-        let watching = self.watch(&link);
+        let watching = self.watch(&link, socket);
         self.tunnel.add(&link);
         // It may have been revoked while it was greeted, and nobody else has seen it until now.
         let _closed = link.close_if_revoked(&*self.credentials);

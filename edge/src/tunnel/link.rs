@@ -257,6 +257,13 @@ impl Link {
         }
     }
 
+    /// Where this node's end is, if the link goes over the network.
+    #[must_use]
+    pub fn local_address(&self) -> Option<std::net::SocketAddr> {
+        self.over_quic()
+            .map(transport::quic::Connection::local_address)
+    }
+
     /// Datagrams of the network that came for it.
     pub(super) fn received(&self) -> u64 {
         self.connection.received()

@@ -50,7 +50,13 @@ impl Sockets {
         let line = line_mbps.map(Line::new);
         let bind = |&address: &SocketAddr| {
             let server = credentials.server();
-            Endpoint::bind_over(line.clone(), address, server, reset_key).map_err(|error| {
+            // The port is another socket's in the other family.
+            let only_v6 = address.port() != 0
+                && listen
+                    .iter()
+                    .any(|other| other.is_ipv4() && other.port() == address.port());
+            let bound = Endpoint::bind_over(line.clone(), address, only_v6, server, reset_key);
+            bound.map_err(|error| {
                 io::Error::new(
                     error.kind(),
                     format!("tunnel.listen {address} (udp): {error}"),
@@ -122,10 +128,9 @@ impl Network {
         } = parts;
         let endpoints = sockets.0;
         let tasks = TaskTracker::new();
-        let first = endpoints
-            .first()
-            .ok_or_else(|| io::Error::other("tunnel.listen is empty"))?
-            .clone();
+        if endpoints.is_empty() {
+            return Err(io::Error::other("tunnel.listen is empty"));
+        }
         let pulse_thread = own_runtime.then(PulseThread::start).transpose()?;
         let mut pulses = Pulses::new(me.epoch, intervals);
         if let Some(thread) = &pulse_thread {
@@ -150,7 +155,7 @@ impl Network {
         }
         let dialer = Dialer::new(
             tunnel.clone(),
-            first,
+            endpoints.clone(),
             Arc::clone(&credentials),
             me,
             pulses,

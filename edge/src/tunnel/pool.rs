@@ -149,7 +149,7 @@ impl Tunnel {
     pub fn status(&self) -> Vec<LinkStatus> {
         let links = self.core.links.load();
         let mut rows: Vec<LinkStatus> = links.values().flatten().map(|link| status(link)).collect();
-        rows.sort_by(|a, b| (&a.peer, &a.address).cmp(&(&b.peer, &b.address)));
+        rows.sort_by(|a, b| place(a).cmp(&place(b)));
         rows
     }
 
@@ -486,6 +486,11 @@ pub const fn asks_for_known(open: &v1::Open) -> bool {
     open.replay.is_some() || open.adopt.is_some()
 }
 
+/// From where to where.
+fn place(row: &LinkStatus) -> (&str, &str, &str) {
+    (&row.peer, &row.address, &row.local_address)
+}
+
 fn status(link: &Link) -> LinkStatus {
     let state = match (link.condition(), link.draining()) {
         _ if link.is_down() => LinkState::Down,
@@ -501,6 +506,9 @@ fn status(link: &Link) -> LinkStatus {
     LinkStatus {
         peer: link.peer.to_string(),
         address: link.address.to_string(),
+        local_address: link
+            .local_address()
+            .map_or_else(String::new, |at| at.to_string()),
         state: state.into(),
         rtt_us: micros(measures.rtt.unwrap_or_else(|| link.rtt())),
         lost_packets,

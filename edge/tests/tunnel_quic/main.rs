@@ -5,6 +5,7 @@
 )]
 
 mod busy;
+mod carriers;
 mod figures;
 mod moved;
 mod pulse;

@@ -1,6 +1,6 @@
 //! Upstreams and paths as the network measures them, as tables.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use vector_proto::control::v1 as pb;
 
@@ -72,6 +72,12 @@ fn millis(micros: u64) -> String {
 }
 
 pub(crate) fn paths(views: &[pb::PathView]) -> String {
+    // Where a link begins is worth a column only where a node has several sockets.
+    let mut begins: HashMap<&str, &str> = HashMap::new();
+    let several = views.iter().any(|view| {
+        let local = view.link.as_ref().map_or("", |link| &link.local_address);
+        *begins.entry(&view.node).or_insert(local) != local
+    });
     let rows = views.iter().map(|view| {
         let link = view.link.clone().unwrap_or_default();
         // Of the last heartbeats, the worse way: counters of a connection would tell of outages that are over.
@@ -79,28 +85,22 @@ pub(crate) fn paths(views: &[pb::PathView]) -> String {
             0 => "-".to_owned(),
             _ => format!("{:.2} %", percent(link.loss_out_ppm.max(link.loss_in_ppm))),
         };
-        vec![
-            view.node.clone(),
-            view.region.clone(),
+        let mut row = vec![view.node.clone(), view.region.clone()];
+        if several {
+            row.push(link.local_address.clone());
+        }
+        row.extend([
             link.peer.clone(),
             link.address.clone(),
             word(link.state().as_str_name(), "LINK_STATE_"),
             millis(link.rtt_us),
             lost,
-        ]
+        ]);
+        row
     });
-    table(
-        &[
-            "from",
-            "region",
-            "to",
-            "address",
-            "state",
-            "round trip",
-            "lost",
-        ],
-        rows,
-    )
+    let begin: &[&str] = if several { &["local"] } else { &[] };
+    let rest = ["to", "address", "state", "round trip", "lost"];
+    table(&[&["from", "region"], begin, &rest].concat(), rows)
 }
 
 fn percent(ppm: u32) -> f64 {

@@ -74,6 +74,9 @@ pub struct Endpoint {
     probe_server: Arc<quinn::ServerConfig>,
     congestion: Arc<congestion::Config>,
     reader: Arc<Reader>,
+    local: SocketAddr,
+    /// Bound to every IPv6 address, and to those of IPv4 as well.
+    both_families: bool,
 }
 
 /// A handshake that is not yet done.
@@ -82,6 +85,7 @@ pub struct Incoming {
     incoming: quinn::Incoming,
     probe_server: Option<Arc<quinn::ServerConfig>>,
     reader: Arc<Reader>,
+    local: SocketAddr,
 }
 
 /// A connection over the network.
@@ -91,6 +95,7 @@ pub struct Connection {
     /// How many streams the peer may have open.
     streams: Arc<AtomicU32>,
     reader: Arc<Reader>,
+    local: SocketAddr,
 }
 
 impl Endpoint {
@@ -106,21 +111,23 @@ impl Endpoint {
         server: Arc<rustls::ServerConfig>,
         reset_key: &[u8; 64],
     ) -> io::Result<Self> {
-        Self::bind_over(None, address, server, reset_key)
+        Self::bind_over(None, address, false, server, reset_key)
     }
 
-    /// [`Endpoint::bind`] for a socket whose connections share a leased line.
+    /// [`Endpoint::bind`] for a socket whose connections share a leased line, and that leaves its port to IPv4 if `only_v6`.
     ///
     /// # Errors
     /// As for [`Endpoint::bind`].
     pub fn bind_over(
         line: Option<Arc<congestion::Line>>,
         address: SocketAddr,
+        only_v6: bool,
         server: Arc<rustls::ServerConfig>,
         reset_key: &[u8; 64],
     ) -> io::Result<Self> {
         let congestion = Arc::new(congestion::Config::new(INITIAL_WINDOW_BYTES, line));
-        let socket = bind_socket(address)?;
+        let (socket, both_families) = bind_socket(address, only_v6)?;
+        let local = socket.local_addr()?;
         let probe_server = Arc::new(probe::server_config(&server)?);
         let crypto =
             quinn::crypto::rustls::QuicServerConfig::try_from(server).map_err(io::Error::other)?;
@@ -141,6 +148,8 @@ impl Endpoint {
             probe_server,
             congestion,
             reader,
+            local,
+            both_families,
         })
     }
 
@@ -150,6 +159,11 @@ impl Endpoint {
     /// When the socket is gone.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.endpoint.local_addr()
+    }
+
+    /// Whether it can send there, as far as the families of addresses go.
+    pub(in crate::tunnel) const fn reaches(&self, address: SocketAddr) -> bool {
+        self.both_families || self.local.is_ipv4() == address.is_ipv4()
     }
 
     /// Dials a peer. `name` is what its certificate must say.
@@ -172,7 +186,11 @@ impl Endpoint {
             .connect_with(config, address, name)
             .map_err(|error| lost(&error))?;
         match connecting.await {
-            Ok(connection) => Ok(Connection::new(connection, Arc::clone(&self.reader))),
+            Ok(connection) => Ok(Connection::new(
+                connection,
+                Arc::clone(&self.reader),
+                self.local,
+            )),
             Err(error) => Err(connection_lost(error)),
         }
     }
@@ -185,6 +203,7 @@ impl Endpoint {
             incoming,
             probe_server: probes.then(|| Arc::clone(&self.probe_server)),
             reader: Arc::clone(&self.reader),
+            local: self.local,
         })
     }
 
@@ -230,18 +249,19 @@ impl Incoming {
         };
         let connecting = connecting.map_err(connection_lost)?;
         match connecting.await {
-            Ok(connection) => Ok(Connection::new(connection, self.reader)),
+            Ok(connection) => Ok(Connection::new(connection, self.reader, self.local)),
             Err(error) => Err(connection_lost(error)),
         }
     }
 }
 
 impl Connection {
-    fn new(connection: quinn::Connection, reader: Arc<Reader>) -> Self {
+    fn new(connection: quinn::Connection, reader: Arc<Reader>, local: SocketAddr) -> Self {
         Self {
             connection,
             streams: Arc::new(AtomicU32::new(STREAMS)),
             reader,
+            local,
         }
     }
 
@@ -259,6 +279,12 @@ impl Connection {
     #[must_use]
     pub fn remote_address(&self) -> SocketAddr {
         self.connection.remote_address()
+    }
+
+    /// Where this node's socket is bound.
+    #[must_use]
+    pub const fn local_address(&self) -> SocketAddr {
+        self.local
     }
 
     pub(super) async fn open(&self) -> Result<(super::Sender, super::Receiver), Error> {
@@ -434,7 +460,8 @@ fn connection_window(streams: u32) -> VarInt {
     VarInt::from_u64(bytes).unwrap_or(VarInt::MAX)
 }
 
-fn bind_socket(address: SocketAddr) -> io::Result<UdpSocket> {
+/// A socket, and whether it speaks both families.
+fn bind_socket(address: SocketAddr, only_v6: bool) -> io::Result<(UdpSocket, bool)> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::DGRAM,
@@ -443,6 +470,10 @@ fn bind_socket(address: SocketAddr) -> io::Result<UdpSocket> {
     // A kernel that allows less gives what it allows; the tunnel then works, with more loss under bursts.
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER_BYTES);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER_BYTES);
+    if only_v6 && address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    let both = address.is_ipv6() && address.ip().is_unspecified() && !socket.only_v6()?;
     socket.bind(&address.into())?;
-    Ok(socket.into())
+    Ok((socket.into(), both))
 }
