@@ -220,6 +220,9 @@ impl Told {
             control::LinkState::Draining => 3,
         });
         series.rtt.set(link.rtt_us as f64 / 1e6);
+        series
+            .delivery
+            .set(i64::try_from(link.delivery_bytes_per_s).unwrap_or(i64::MAX));
         let losses = [link.loss_out_ppm, link.loss_in_ppm];
         for (gauge, ppm) in series.heartbeat_loss.iter().zip(losses) {
             gauge.set(f64::from(ppm) / 1e6);

@@ -121,6 +121,7 @@ pub(super) struct Metrics {
     link_lost: Family<LinkLabels, Counter>,
     link_state: Family<LinkLabels, Gauge>,
     link_flaps: Family<LinkLabels, Counter>,
+    link_delivery: Family<LinkLabels, Gauge>,
     heartbeats: Family<HeartbeatLabels, Counter>,
     heartbeat_loss: Family<HeartbeatLabels, Gauge<f64, AtomicU64>>,
 }
@@ -150,6 +151,8 @@ pub struct LinkSeries {
     pub state: Gauge,
     /// Times that the path went down.
     pub flaps: Counter,
+    /// Bytes a second that the path was seen to carry towards the peer.
+    pub delivery: Gauge,
     /// Heartbeats sent and heard.
     pub heartbeats: [Counter; 2],
     /// Share of heartbeats lost on the way out and in.
@@ -208,6 +211,7 @@ impl Metrics {
             link_lost: Family::default(),
             link_state: Family::default(),
             link_flaps: Family::default(),
+            link_delivery: Family::default(),
             heartbeats: Family::default(),
             heartbeat_loss: Family::default(),
         };
@@ -282,6 +286,11 @@ impl Metrics {
             "vector_link_flaps",
             "Times that a link's path went down",
             self.link_flaps.clone(),
+        );
+        all.register(
+            "vector_link_delivery_bytes_per_second",
+            "The most that a link's path was seen to carry towards the peer lately",
+            self.link_delivery.clone(),
         );
         all.register(
             "vector_link_heartbeats",
@@ -361,6 +370,7 @@ impl Metrics {
         LinkSeries {
             state: self.link_state.get_or_create_owned(&labels),
             flaps: self.link_flaps.get_or_create_owned(&labels),
+            delivery: self.link_delivery.get_or_create_owned(&labels),
             heartbeats: ways
                 .each_ref()
                 .map(|way| self.heartbeats.get_or_create_owned(way)),

@@ -9,6 +9,8 @@ mod control;
 
 mod outbox;
 
+mod shown;
+
 use std::{
     collections::VecDeque,
     fmt,
@@ -255,13 +257,6 @@ impl Link {
             Connection::Quic(connection) => Some(connection),
             Connection::Memory(_) => None,
         }
-    }
-
-    /// Where this node's end is, if the link goes over the network.
-    #[must_use]
-    pub fn local_address(&self) -> Option<std::net::SocketAddr> {
-        self.over_quic()
-            .map(transport::quic::Connection::local_address)
     }
 
     /// Datagrams of the network that came for it.

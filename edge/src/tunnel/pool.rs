@@ -519,5 +519,6 @@ fn status(link: &Link) -> LinkStatus {
         flaps: measures.flaps,
         heartbeats_sent: measures.beats_out,
         heartbeats_heard: measures.beats_in,
+        delivery_bytes_per_s: link.delivery(),
     }
 }

@@ -124,6 +124,15 @@ impl Connection {
         }
     }
 
+    /// Bytes a second that the path was seen to carry towards the peer lately; 0 where nothing shows it.
+    #[must_use]
+    pub fn delivery(&self) -> u64 {
+        match self {
+            Self::Quic(connection) => connection.delivery(),
+            Self::Memory(_) => 0,
+        }
+    }
+
     /// Packets sent, and those of them found lost.
     #[must_use]
     pub fn packets(&self) -> (u64, u64) {

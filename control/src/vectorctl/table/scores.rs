@@ -81,9 +81,12 @@ pub(crate) fn paths(views: &[pb::PathView]) -> String {
     let rows = views.iter().map(|view| {
         let link = view.link.clone().unwrap_or_default();
         // Of the last heartbeats, the worse way: counters of a connection would tell of outages that are over.
-        let lost = match link.heartbeats_heard {
-            0 => "-".to_owned(),
-            _ => format!("{:.2} %", percent(link.loss_out_ppm.max(link.loss_in_ppm))),
+        let (jitter, lost) = match link.heartbeats_heard {
+            0 => ("-".to_owned(), "-".to_owned()),
+            _ => (
+                millis(link.jitter_us),
+                format!("{:.2} %", percent(link.loss_out_ppm.max(link.loss_in_ppm))),
+            ),
         };
         let mut row = vec![view.node.clone(), view.region.clone()];
         if several {
@@ -94,13 +97,31 @@ pub(crate) fn paths(views: &[pb::PathView]) -> String {
             link.address.clone(),
             word(link.state().as_str_name(), "LINK_STATE_"),
             millis(link.rtt_us),
+            jitter,
             lost,
+            rate(link.delivery_bytes_per_s),
         ]);
         row
     });
     let begin: &[&str] = if several { &["local"] } else { &[] };
-    let rest = ["to", "address", "state", "round trip", "lost"];
+    let rest = [
+        "to",
+        "address",
+        "state",
+        "round trip",
+        "jitter",
+        "lost",
+        "delivers",
+    ];
     table(&[&["from", "region"], begin, &rest].concat(), rows)
+}
+
+/// As lines are sold: in megabits a second.
+fn rate(bytes_per_s: u64) -> String {
+    match bytes_per_s {
+        0 => "-".to_owned(),
+        bytes => format!("{:.1} Mbit/s", bytes as f64 * 8.0 / 1e6),
+    }
 }
 
 fn percent(ppm: u32) -> f64 {

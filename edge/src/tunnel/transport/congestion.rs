@@ -15,7 +15,10 @@ mod tests;
 
 use std::{
     any::Any,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -44,6 +47,8 @@ const LINE_DISTRUST: Duration = Duration::from_secs(10);
 pub struct Config {
     initial_window: u64,
     line: Option<Arc<Line>>,
+    /// Is told how fast the path delivers, in bytes a second.
+    told: Option<Arc<AtomicU64>>,
 }
 
 impl Config {
@@ -53,6 +58,16 @@ impl Config {
         Self {
             initial_window,
             line,
+            told: None,
+        }
+    }
+
+    /// The same, for one connection that wants to know how fast its path delivers, in bytes a second.
+    #[must_use]
+    pub fn telling(&self, told: Arc<AtomicU64>) -> Self {
+        Self {
+            told: Some(told),
+            ..self.clone()
         }
     }
 
@@ -63,6 +78,7 @@ impl Config {
             sampler: Sampler::new(now),
             model: Model::new(now, mtu, self.initial_window),
             leased: self.line.clone().map(|line| Leased::new(line, now)),
+            told: self.told.clone(),
         }
     }
 }
@@ -81,6 +97,7 @@ struct Controller {
     sampler: Sampler,
     model: Model,
     leased: Option<Leased>,
+    told: Option<Arc<AtomicU64>>,
 }
 
 impl Controller {
@@ -111,6 +128,9 @@ impl Control for Controller {
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, _: Option<u64>) {
         if let Some(sample) = self.sampler.on_batch(now, in_flight, app_limited) {
             self.model.on_batch(now, &sample, in_flight);
+            if let Some(told) = &self.told {
+                told.store(self.model.rate() as u64, Ordering::Relaxed);
+            }
             if let Some(leased) = &mut self.leased {
                 leased.share.set_busy(!app_limited);
                 if leased.doubts(now, sample.rtt, sample.acked, self.model.base_rtt()) {

@@ -12,7 +12,7 @@ use std::{
     net::{SocketAddr, UdpSocket},
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::Duration,
@@ -96,6 +96,8 @@ pub struct Connection {
     streams: Arc<AtomicU32>,
     reader: Arc<Reader>,
     local: SocketAddr,
+    /// Bytes a second that get through to the peer. Known of what is dialled.
+    delivery: Option<Arc<AtomicU64>>,
 }
 
 impl Endpoint {
@@ -180,17 +182,18 @@ impl Endpoint {
         let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(client)
             .map_err(|error| lost(&error))?;
         let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-        config.transport_config(Arc::new(transport_config(&self.congestion)));
+        let delivery = Arc::new(AtomicU64::new(0));
+        let congestion = Arc::new(self.congestion.telling(Arc::clone(&delivery)));
+        config.transport_config(Arc::new(transport_config(&congestion)));
         let connecting = self
             .endpoint
             .connect_with(config, address, name)
             .map_err(|error| lost(&error))?;
         match connecting.await {
-            Ok(connection) => Ok(Connection::new(
-                connection,
-                Arc::clone(&self.reader),
-                self.local,
-            )),
+            Ok(connection) => Ok(Connection {
+                delivery: Some(delivery),
+                ..Connection::new(connection, Arc::clone(&self.reader), self.local)
+            }),
             Err(error) => Err(connection_lost(error)),
         }
     }
@@ -262,6 +265,7 @@ impl Connection {
             streams: Arc::new(AtomicU32::new(STREAMS)),
             reader,
             local,
+            delivery: None,
         }
     }
 
@@ -338,6 +342,11 @@ impl Connection {
 
     pub(super) fn rtt(&self) -> Duration {
         self.connection.rtt()
+    }
+
+    pub(super) fn delivery(&self) -> u64 {
+        let delivery = self.delivery.as_ref();
+        delivery.map_or(0, |rate| rate.load(Ordering::Relaxed))
     }
 
     pub(super) fn packets(&self) -> (u64, u64) {

@@ -161,6 +161,11 @@ impl Model {
         self.base.get()
     }
 
+    /// The most that the path delivered lately, in bytes a second.
+    pub(super) const fn rate(&self) -> f64 {
+        self.top.get()
+    }
+
     pub(super) fn set_mtu(&mut self, mtu: u16) {
         self.mtu = u64::from(mtu).max(1);
     }

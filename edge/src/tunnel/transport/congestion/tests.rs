@@ -1,7 +1,10 @@
 //! The controller under calls that make no sense, its rules one by one, and what a packet costs.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -223,6 +226,23 @@ fn a_leased_line_is_shared_by_those_that_are_busy() {
     assert_eq!([first.window(), second.window()], [450_000; 2], "two busy");
     drop(second);
     assert_eq!(first.window(), 900_000, "a dropped one gives back");
+}
+
+#[test]
+fn how_fast_the_path_delivers_is_told() {
+    let (began, told) = (Instant::now(), Arc::new(AtomicU64::new(0)));
+    let config = Config::new(INITIAL, None).telling(Arc::clone(&told));
+    let mut controller = config.controller(began, MTU);
+    let rtt = Duration::from_millis(50);
+    for round in 0..10 {
+        let sent = began + rtt * round;
+        controller.on_sent(sent, 14_000, 0);
+        controller.acked(sent, 14_000, rtt);
+        controller.on_end_acks(sent + rtt, 0, false, None);
+    }
+    // 14,000 bytes in 50 ms.
+    let told = told.load(Ordering::Relaxed);
+    assert!(told.abs_diff(280_000) <= 1, "{told}");
 }
 
 #[test]
