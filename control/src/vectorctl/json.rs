@@ -57,7 +57,7 @@ fn link(link: &pb::LinkStatus) -> Value {
         "rtt_us": link.rtt_us, "lost_packets": link.lost_packets, "sent_packets": link.sent_packets,
         "jitter_us": link.jitter_us, "loss_out_ppm": link.loss_out_ppm, "loss_in_ppm": link.loss_in_ppm,
         "flaps": link.flaps, "heartbeats_sent": link.heartbeats_sent, "heartbeats_heard": link.heartbeats_heard,
-        "delivery_bytes_per_s": link.delivery_bytes_per_s,
+        "delivery_bytes_per_s": link.delivery_bytes_per_s, "connection": link.connection,
     })
 }
 

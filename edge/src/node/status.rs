@@ -170,20 +170,25 @@ pub(super) async fn announce(readiness: Readiness, stop: CancellationToken) {
 
 /// Keeps the metrics of links current.
 pub(super) async fn tell_links(telemetry: Telemetry, tunnel: Tunnel, stop: CancellationToken) {
-    let mut series: HashMap<[String; 3], Told> = HashMap::new();
+    // The connections of a busy path have one series.
+    let mut series: HashMap<([String; 3], u32), Told> = HashMap::new();
     while stop
         .run_until_cancelled(tokio::time::sleep(LINKS_EVERY))
         .await
         .is_some()
     {
         let links = tunnel.status();
-        for (name, told) in &series {
-            if !links.iter().any(|link| name_of(link) == *name) {
+        series.retain(|name, told| {
+            let is_there = links.iter().any(|link| name_of(link) == *name);
+            let first = name.1 == 0;
+            if first && !is_there {
                 told.series.up.set(0);
                 told.series.state.set(DOWN);
             }
-        }
-        for link in links {
+            first || is_there
+        });
+        // Its first connection speaks last for how a path is.
+        for link in links.into_iter().rev() {
             let made = || Told {
                 series: telemetry.link(&link.peer, &link.address, &link.local_address),
                 counted: [0; 5],
@@ -194,9 +199,10 @@ pub(super) async fn tell_links(telemetry: Telemetry, tunnel: Tunnel, stop: Cance
     }
 }
 
-/// From where to where a link goes.
-fn name_of(link: &control::LinkStatus) -> [String; 3] {
-    [&link.peer, &link.address, &link.local_address].map(String::clone)
+/// From where to where a link goes, and which connection it is.
+fn name_of(link: &control::LinkStatus) -> ([String; 3], u32) {
+    let ends = [&link.peer, &link.address, &link.local_address];
+    (ends.map(String::clone), link.connection)
 }
 
 /// One link's metrics, and the counters as last read: a new connection starts again at 0.

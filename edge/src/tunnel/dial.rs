@@ -1,10 +1,14 @@
 //! Keeps links to every peer that this node should reach: dialled early, dialled again when lost.
 
+mod busy;
+
 mod pairs;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    convert::Infallible,
     net::SocketAddr,
+    pin::Pin,
     sync::Arc,
     time::Duration,
 };
@@ -13,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::tunnel::v1;
 
+use self::busy::{Busy, Seat};
 use super::{
     Credentials, Tunnel,
     heartbeat::Detector,
@@ -317,6 +322,7 @@ impl Keeper {
         let flow = tokio::select! {
             () = &mut serving => std::ops::ControlFlow::Continue(()),
             () = self.stop.cancelled() => std::ops::ControlFlow::Break(()),
+            never = self.widen(&link) => match never {},
         };
         self.tunnel.remove(&link);
         if flow.is_continue() {
@@ -326,19 +332,80 @@ impl Keeper {
             }
             return flow;
         }
-        // No longer wanted: what runs on it may end in peace.
-        let idle = async {
-            while link.vitals().exchanges() > 0 {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
-        };
-        tokio::select! {
-            () = &mut serving => {}
-            _ = tokio::time::timeout(RETIRE_TIMEOUT, idle) => {}
-        }
-        link.close("no longer wanted");
-        // What is left hears of it on the way out.
-        serving.await;
+        retire(&link, serving).await;
         flow
     }
+
+    /// Dials more connections while those there are have much to do. They end with the first: its path may be dead, and if
+    /// it is not, others come.
+    async fn widen(&self, first: &Arc<Link>) -> Infallible {
+        let busy = Busy::new(first);
+        let stop = self.stop.child_token();
+        let _ends = stop.clone().drop_guard();
+        loop {
+            busy.crowded(first).await;
+            if let Some(seat) = busy.seat() {
+                let keeper = self.another(stop.clone());
+                self.tasks.spawn(keeper.help(seat));
+            }
+        }
+    }
+
+    fn another(&self, stop: CancellationToken) -> Self {
+        Self {
+            tunnel: self.tunnel.clone(),
+            sockets: self.sockets.clone(),
+            credentials: Arc::clone(&self.credentials),
+            me: self.me.clone(),
+            pulses: self.pulses.clone(),
+            tasks: self.tasks.clone(),
+            wanted: self.wanted.clone(),
+            stop,
+            news: self.news.clone(),
+            memory: None,
+        }
+    }
+
+    /// Keeps one connection beside the first until it is lost or no longer needed. Whoever is crowded then asks again.
+    async fn help(mut self, seat: Seat) {
+        let dialled = tokio::time::timeout(DIAL_TIMEOUT, self.dial());
+        let Some(Ok(Ok((ready, socket)))) = self.stop.run_until_cancelled(dialled).await else {
+            return;
+        };
+        let ready = ready.numbered(seat.number as u32);
+        let link = Arc::clone(&ready.link);
+        // Its detector ends with it; there is no next one that would remember.
+        let _watching = self.watch(&link, socket);
+        self.tunnel.add(&link);
+        let _closed = link.close_if_revoked(&*self.credentials);
+        seat.take(&link);
+        tracing::info!(peer = %link.peer, address = %link.address, connection = seat.number, "busy link widened");
+        let mut serving = std::pin::pin!(ready.serve());
+        let lost = tokio::select! {
+            () = &mut serving => true,
+            () = self.stop.cancelled() => false,
+            () = seat.unneeded(&link) => false,
+        };
+        seat.leave(&link);
+        self.tunnel.remove(&link);
+        if !lost {
+            retire(&link, serving).await;
+        }
+    }
+}
+
+/// Lets what runs on a link that is no longer wanted end in peace, and closes it.
+async fn retire(link: &Link, mut serving: Pin<&mut impl Future<Output = ()>>) {
+    let idle = async {
+        while link.vitals().exchanges() > 0 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::select! {
+        () = &mut serving => return,
+        _ = tokio::time::timeout(RETIRE_TIMEOUT, idle) => {}
+    }
+    link.close("no longer wanted");
+    // What is left hears of it on the way out.
+    serving.await;
 }

@@ -90,6 +90,8 @@ pub struct Link {
     pub(super) request_credit: u64,
     /// Where the peer is, for people.
     pub address: Arc<str>,
+    /// Which of the connections of its path it is, from 0.
+    pub(super) connection_number: u32,
     /// This node.
     pub(super) me: Arc<str>,
     /// Which end of the exchanges that are spoken of here is on this node: who dials, asks.
@@ -181,6 +183,7 @@ impl Link {
         let is_relay = |roles: &[String]| roles.iter().any(|role| role == "relay");
         let link = Arc::new(Self {
             peer: peer.node,
+            connection_number: 0,
             me: me.node.as_str().into(),
             side,
             relay: is_relay(&peer.roles) && is_relay(&hello.roles),

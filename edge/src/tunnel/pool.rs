@@ -486,9 +486,9 @@ pub const fn asks_for_known(open: &v1::Open) -> bool {
     open.replay.is_some() || open.adopt.is_some()
 }
 
-/// From where to where.
-fn place(row: &LinkStatus) -> (&str, &str, &str) {
-    (&row.peer, &row.address, &row.local_address)
+/// From where to where, and over which connection.
+fn place(row: &LinkStatus) -> (&str, &str, &str, u32) {
+    (&row.peer, &row.address, &row.local_address, row.connection)
 }
 
 fn status(link: &Link) -> LinkStatus {
@@ -520,5 +520,6 @@ fn status(link: &Link) -> LinkStatus {
         heartbeats_sent: measures.beats_out,
         heartbeats_heard: measures.beats_in,
         delivery_bytes_per_s: link.delivery(),
+        connection: link.connection_number,
     }
 }

@@ -93,3 +93,37 @@ async fn a_peer_is_dialled_from_a_socket_of_its_family() {
     let sockets = Sockets::bind(&both, &*credentials, &[7; 64]).unwrap();
     assert_eq!(sockets.local_addrs(), both);
 }
+
+#[tokio::test]
+async fn a_busy_link_has_several_connections() {
+    let authority = Authority::new();
+    let (server, _arrivals) = egress(&authority);
+    let mut client = ingress(&authority, &["127.0.0.1:0"]);
+    client.network.keep(&[wanted("egress", server.address)]);
+    let from = linked(&client.tunnel, 1).await;
+    let first = client.tunnel.link("egress").unwrap();
+    // As if so many were under way.
+    (0..2_000).for_each(|_| first.vitals().began());
+    assert_eq!(linked(&client.tunnel, 2).await, from);
+    let second = client.tunnel.link("egress").unwrap();
+    assert!(!Arc::ptr_eq(&first, &second), "what is new goes there");
+    assert_eq!(ask(&client.tunnel).await, b"hello");
+    // The new one fills, too, and says so; four are enough.
+    (0..2_000).for_each(|_| second.vitals().began());
+    linked(&client.tunnel, 3).await;
+    let third = client.tunnel.link("egress").unwrap();
+    (0..2_000).for_each(|_| third.vitals().began());
+    linked(&client.tunnel, 4).await;
+    let fourth = client.tunnel.link("egress").unwrap();
+    (0..2_000).for_each(|_| fourth.vitals().began());
+    let numbers = client.tunnel.status().into_iter().map(|row| row.connection);
+    assert_eq!(numbers.collect::<Vec<_>>(), [0, 1, 2, 3]);
+    // They end with the first, and it is dialled again.
+    first.close("cut");
+    for link in [&second, &third, &fourth] {
+        link.vitals().ended(link.vitals().exchanges());
+        link.closed().await;
+    }
+    linked(&client.tunnel, 1).await;
+    assert_eq!(ask(&client.tunnel).await, b"hello");
+}

@@ -94,7 +94,7 @@ pub(crate) fn paths(views: &[pb::PathView]) -> String {
         }
         row.extend([
             link.peer.clone(),
-            link.address.clone(),
+            address(&link),
             word(link.state().as_str_name(), "LINK_STATE_"),
             millis(link.rtt_us),
             jitter,
@@ -114,6 +114,14 @@ pub(crate) fn paths(views: &[pb::PathView]) -> String {
         "delivers",
     ];
     table(&[&["from", "region"], begin, &rest].concat(), rows)
+}
+
+/// Where a link ends; a busy path has several connections.
+fn address(link: &pb::LinkStatus) -> String {
+    match link.connection {
+        0 => link.address.clone(),
+        number => format!("{} ({})", link.address, number + 1),
+    }
 }
 
 /// As lines are sold: in megabits a second.

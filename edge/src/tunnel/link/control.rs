@@ -34,6 +34,16 @@ pub struct Ready {
 }
 
 impl Ready {
+    /// Says which of the connections of its path it is, if it is not the first.
+    #[must_use]
+    pub(in crate::tunnel) fn numbered(mut self, connection: u32) -> Self {
+        // Nobody else has the link yet.
+        if let Some(link) = Arc::get_mut(&mut self.link) {
+            link.connection_number = connection;
+        }
+        self
+    }
+
     /// Serves the control stream until the connection is gone.
     pub async fn serve(self) {
         let Self {
