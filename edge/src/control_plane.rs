@@ -8,6 +8,8 @@
 // How this node gets to be known.
 pub mod enroll;
 
+pub mod roots;
+
 // What control tells.
 pub mod snapshot;
 
@@ -98,6 +100,8 @@ struct Inner {
     connected: watch::Sender<bool>,
     /// Control has said that this node was removed.
     removed: watch::Sender<bool>,
+    /// What control said last of the roots.
+    roots: watch::Sender<Option<Arc<v1::Roots>>>,
     admission: Arc<admit::Admission>,
     keys: Arc<keys::Keys>,
     /// Where credentials are kept between starts, unless they are not.
@@ -163,6 +167,7 @@ impl ControlPlane {
             drained: watch::Sender::new(false),
             connected: watch::Sender::new(false),
             removed: watch::Sender::new(false),
+            roots: watch::Sender::new(None),
             admission,
             keys: Arc::new(keys),
             safe,
@@ -204,6 +209,12 @@ impl ControlPlane {
     #[must_use]
     pub fn removed(&self) -> watch::Receiver<bool> {
         self.0.removed.subscribe()
+    }
+
+    /// Whom control says to trust; nothing where that was never changed.
+    #[must_use]
+    pub fn roots(&self) -> watch::Receiver<Option<Arc<v1::Roots>>> {
+        self.0.roots.subscribe()
     }
 
     /// Forgets the credentials of providers, also those on disk. Blocks for one file.

@@ -1,8 +1,8 @@
 //! Who this node is, and how it proves that to others.
 //!
 //! A key that never leaves `state_dir`, a short-lived certificate that control issued for it, and
-//! the network's roots. TLS settings made from them look the certificate up at every handshake,
-//! so that a renewed one is used at once and no link is dropped. Getting certificates is
+//! the network's roots. TLS settings made from them look certificate and roots up at every handshake,
+//! so that a renewed one is used at once, a new root trusted at once, and no link is dropped. Getting certificates is
 //! `control_plane::enroll`'s work; nothing here speaks to anybody.
 
 mod grace;
@@ -10,6 +10,8 @@ mod grace;
 mod peer;
 
 mod revoked;
+
+mod roots;
 
 mod state;
 
@@ -26,19 +28,25 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use parking_lot::Mutex;
 use ring::hkdf;
 use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
-use vector_proto::{control::v1::EnrollResponse, id::NodeId};
+use tokio::sync::watch;
+use vector_proto::{
+    control::v1::{EnrollResponse, Roots as ToldRoots},
+    id::NodeId,
+};
 use zeroize::Zeroizing;
 
 pub(crate) use self::grace::GRACE;
 pub use self::{
     peer::{NotANode, Peer, peer},
     revoked::Revocations,
+    roots::Standing,
     tls::{CONTROL_NAME, Pin, pinned_client},
 };
 
-use self::{grace::Grace, revoked::Revoked, state::State, tls::Held};
+use self::{grace::Grace, revoked::Revoked, roots::Roots, state::State, tls::Held};
 use crate::config::Role;
 
 /// Why this node cannot prove who it is.
@@ -89,11 +97,25 @@ struct Inner {
     reset_key: [u8; 64],
     state_keys: StateKeys,
     held: Arc<ArcSwap<Held>>,
-    /// The certificate in use is not on disk yet.
+    /// The roots or the certificate in use are not on disk yet.
     unkept: AtomicBool,
     grace: Arc<Grace>,
     revoked: Arc<Revoked>,
+    roots: Arc<ArcSwap<Roots>>,
+    /// Held while roots or the certificate change.
+    told: Mutex<Told>,
+    standing: ArcSwap<Standing>,
+    /// New certificates come from another root than this node's.
+    leaving: watch::Sender<bool>,
     tls: tls::Settings,
+}
+
+/// What control said of the roots since the start.
+#[derive(Default)]
+struct Told {
+    generation: u64,
+    /// Pin of the root that new certificates come from; empty: it did not say.
+    signing: String,
 }
 
 /// Keys to seal this node's own state with, derived from its private key (HKDF, RFC 5869): the same at every start, and
@@ -205,10 +227,13 @@ impl Identity {
             .ok_or_else(|| stored("it is empty".into()))?;
         let peer = peer(std::slice::from_ref(leaf)).map_err(|error| stored(error.to_string()))?;
         let held = Held::new(&kept.key, kept.chain).map_err(|error| stored(error.to_string()))?;
+        let roots = Roots::new(kept.roots).map_err(|error| stored(error.to_string()))?;
+        let standing = ArcSwap::from_pointee(roots.standing(held.chain()));
+        let roots = Arc::new(ArcSwap::from_pointee(roots));
         let held = Arc::new(ArcSwap::from_pointee(held));
         let grace = Arc::new(Grace::default());
         let revoked = Arc::new(Revoked::default());
-        let tls = tls::Settings::new(&kept.roots, &held, (&grace, &revoked))?;
+        let tls = tls::Settings::new(&roots, &held, (&grace, &revoked))?;
         let epoch = state.next_epoch(unix_ms(SystemTime::now()));
         let reset_key = state.reset_key()?;
         let state_keys = StateKeys::of(&kept.key);
@@ -223,6 +248,10 @@ impl Identity {
             unkept: AtomicBool::new(false),
             grace,
             revoked,
+            roots,
+            told: Mutex::default(),
+            standing,
+            leaving: watch::Sender::new(false),
             tls,
         }))))
     }
@@ -271,23 +300,88 @@ impl Identity {
             )));
         }
         let held = Held::new(&key, chain)?;
+        let mut told = self.0.told.lock();
+        if issued.roots_generation >= told.generation {
+            self.take_roots(roots)?;
+            told.generation = issued.roots_generation;
+        }
         self.0.held.store(Arc::new(held));
         self.0.unkept.store(true, Ordering::Relaxed);
+        self.weigh(&told);
+        drop(told);
         self.keep();
         Ok(())
     }
 
-    /// Writes the certificate in use to the disk, unless it is there. False when the disk refuses: to be tried again.
+    /// Writes the roots and the certificate in use to the disk, unless they are there. False when the disk refuses: to be
+    /// tried again.
     pub fn keep(&self) -> bool {
         if !self.0.unkept.load(Ordering::Relaxed) {
             return true;
         }
-        let written = self.0.state.write_chain(self.0.held.load().chain());
+        // Whoever changes them meanwhile writes after us.
+        let _told = self.0.told.lock();
+        // The roots first, so that what is on disk fits together whenever the process dies.
+        let written = self
+            .0
+            .state
+            .write_roots(self.0.roots.load().certificates())
+            .and_then(|()| self.0.state.write_chain(self.0.held.load().chain()));
         if let Err(error) = &written {
-            tracing::error!(%error, "the renewed certificate is in use, but not on disk: a restart would use the one before");
+            tracing::error!(%error, "renewed roots or certificate are in use, but not on disk: a restart would use those before");
         }
         self.0.unkept.store(written.is_err(), Ordering::Relaxed);
         written.is_ok()
+    }
+
+    /// Trusts the roots that control tells, and no others, from the next handshake on. Answers whether they are others than
+    /// before. Blocks for two files.
+    ///
+    /// # Errors
+    /// [`Error::Issued`] when they are no roots: those of before stay.
+    pub fn trust(&self, told: &ToldRoots) -> Result<bool, Error> {
+        let mut known = self.0.told.lock();
+        if told.generation < known.generation {
+            return Ok(false);
+        }
+        let changed = self.take_roots(ders(&told.roots))?;
+        known.generation = told.generation;
+        told.signing.clone_into(&mut known.signing);
+        self.weigh(&known);
+        drop(known);
+        self.keep();
+        Ok(changed)
+    }
+
+    fn take_roots(&self, roots: Vec<CertificateDer<'static>>) -> Result<bool, Error> {
+        let changed = !self.0.roots.load().are(&roots);
+        if changed {
+            let next = Roots::new(roots)?;
+            self.0.roots.store(Arc::new(next));
+            self.0.unkept.store(true, Ordering::Relaxed);
+        }
+        Ok(changed)
+    }
+
+    /// After roots or the certificate have changed.
+    fn weigh(&self, told: &Told) {
+        let standing = self.0.roots.load().standing(self.0.held.load().chain());
+        let signing = &told.signing;
+        let leaving = standing.roots.contains(signing) && !standing.proven_by.contains(signing);
+        self.0.standing.store(Arc::new(standing));
+        self.0.leaving.send_replace(leaving);
+    }
+
+    /// Which roots it trusts, and which its own certificate comes from.
+    #[must_use]
+    pub fn standing(&self) -> Arc<Standing> {
+        self.0.standing.load_full()
+    }
+
+    /// Whether its certificate comes from a root that is about to go.
+    #[must_use]
+    pub fn leaving(&self) -> watch::Receiver<bool> {
+        self.0.leaving.subscribe()
     }
 
     /// Its name.

@@ -23,7 +23,7 @@ use self::{egress_side::EgressSide, links::TunnelCredentials, status::Status};
 use crate::{
     admin::Door,
     config::{Config, Heartbeat, Role},
-    control_plane::{ControlPlane, Registration, Replicas, enroll},
+    control_plane::{ControlPlane, Registration, Replicas, enroll, roots},
     egress,
     identity::Identity,
     ingress::{self, Ingress},
@@ -134,6 +134,7 @@ impl Node {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(service.run(stop.clone()));
         let (heard, me) = (control.connected(), identity.clone());
+        tasks.spawn(roots::follow(me.clone(), control.roots(), stop.clone()));
         tasks.spawn(enroll::keep_fresh(me, replicas, heard, stop.clone()));
         if let Some(egress) = &egress {
             tasks.spawn(egress.clone().follow(control.clone(), stop.clone()));

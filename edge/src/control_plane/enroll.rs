@@ -38,6 +38,9 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Between tries of a renewal, at most.
 const RENEW_RETRY_MAX: Duration = Duration::from_secs(300);
 
+/// Where the root is replaced, nodes renew within this time, each at a moment of its own.
+const LEAVE: Duration = Duration::from_secs(8);
+
 /// The longest sleep without a look at the clock, which may have been set or have stood still.
 const LOOK: Duration = Duration::from_secs(600);
 
@@ -207,7 +210,7 @@ async fn enroll(node: &config::Node, urls: &[http::Uri], invite: &str) -> Result
 }
 
 /// Renews the certificate whenever a third of its life is over, until `stop`; one that is overdue as soon as control is
-/// heard again.
+/// heard again, and one whose root is about to go soon after control has told so.
 ///
 /// Cancel safety: dropping it renews nothing more; a certificate in use stays in use.
 pub async fn keep_fresh(
@@ -217,6 +220,7 @@ pub async fn keep_fresh(
     stop: CancellationToken,
 ) {
     let mut client = NodeClient::new(replicas);
+    let mut leaving = identity.leaving();
     let mut pause = Duration::ZERO;
     loop {
         let wait = if pause.is_zero() {
@@ -238,10 +242,18 @@ pub async fn keep_fresh(
                 }
             }
         };
+        let left = async {
+            // After a failure, the pause says when.
+            if !pause.is_zero() || leaving.wait_for(|leaving| *leaving).await.is_err() {
+                pending::<()>().await;
+            }
+            tokio::time::sleep(LEAVE.mul_f64(fastrand::f64())).await;
+        };
         let looked = tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(jittered(wait.min(look))) => true,
             () = heard => false,
+            () = left => false,
         };
         if looked && wait > look {
             continue;

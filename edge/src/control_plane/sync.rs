@@ -348,6 +348,17 @@ impl Node<'_> {
             Some(control_event::Event::Scores(scores)) => {
                 inner.scores.take(stream, scores, Instant::now());
             }
+            Some(control_event::Event::Roots(roots)) => {
+                // Of what two replicas say, the newer.
+                inner.roots.send_if_modified(|known| {
+                    let before = known.as_ref().map_or(0, |known| known.generation);
+                    let newer = roots.generation >= before;
+                    if newer {
+                        *known = Some(Arc::new(roots));
+                    }
+                    newer
+                });
+            }
             Some(control_event::Event::Drain(drain)) => {
                 inner.drained.send_replace(drain.on);
                 tracing::info!(on = drain.on, "drain");

@@ -82,8 +82,9 @@ fn differs(a: &v1::Status, b: &v1::Status, age: Duration) -> bool {
             .iter()
             .map(|one| (one.credential.clone(), one.state))
             .collect();
+        let trust = (status.trusted_roots.clone(), status.proven_by.clone());
         let emptied = status.draining && status.exchanges + status.client_exchanges == 0;
-        (status.draining, emptied, links, credentials)
+        (status.draining, emptied, links, credentials, trust)
     };
     shape(a) != shape(b) || pools_differ(a, b, age) || upstreams_differ(a, b, age)
 }

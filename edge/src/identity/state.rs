@@ -116,7 +116,7 @@ impl State {
         roots: &[CertificateDer<'_>],
         region: &str,
     ) -> Result<(), Error> {
-        self.put("roots.pem", pems(roots).as_bytes())?;
+        self.write_roots(roots)?;
         self.put("region", region.as_bytes())?;
         self.write_chain(chain)?;
         self.put("identity.key", key_pem.as_bytes())?;
@@ -157,6 +157,10 @@ impl State {
 
     pub(super) fn mark_removed(&self) -> Result<(), Error> {
         self.put(REMOVED, b"")
+    }
+
+    pub(super) fn write_roots(&self, roots: &[CertificateDer<'_>]) -> Result<(), Error> {
+        self.put("roots.pem", pems(roots).as_bytes())
     }
 
     pub(super) fn write_chain(&self, chain: &[CertificateDer<'_>]) -> Result<(), Error> {

@@ -368,3 +368,60 @@ fn that_a_node_was_removed_is_remembered_until_it_enrols_anew() {
     );
     assert!(!network.node(folder.path(), "n-1").was_removed());
 }
+
+#[test]
+fn a_root_takes_anothers_place_under_settings_in_use() {
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let (old, new) = (Authority::new(), Authority::new());
+    let here = old.node(folders[0].path(), "here");
+    let there = old.node(folders[1].path(), "there");
+    let ders = |roots: &[&Authority]| roots.iter().map(|by| by.root.to_vec().into()).collect();
+    let pin_of = |by: &Authority| {
+        let roots = Roots::new(vec![by.root.clone()]).unwrap();
+        roots.standing(&[]).roots.remove(0)
+    };
+    let (old_pin, new_pin) = (pin_of(&old), pin_of(&new));
+    let told = |generation: u64, roots: &[&Authority], signing: &str| ToldRoots {
+        roots: ders(roots),
+        generation,
+        signing: signing.to_owned(),
+    };
+    assert!(here.trust(&told(2, &[&old, &new], &old_pin)).unwrap());
+    assert!(there.trust(&told(2, &[&old, &new], &old_pin)).unwrap());
+    assert!(!here.trust(&told(1, &[&old], &old_pin)).unwrap(), "is old");
+    let standing = here.standing();
+    assert_eq!(standing.roots, [old_pin.clone(), new_pin.clone()]);
+    assert_eq!(standing.proven_by, [old_pin]);
+    assert!(!*here.leaving().borrow());
+    for bad in [told(3, &[], ""), told(3, &[&old; 9], "")] {
+        assert!(matches!(here.trust(&bad), Err(Error::Issued(_))));
+    }
+
+    // The new one signs: one of them has renewed, and both know each other.
+    assert!(!there.trust(&told(3, &[&old, &new], &new_pin)).unwrap());
+    assert!(*there.leaving().borrow());
+    let renew = |node: &Identity| {
+        let request = node.renewal().unwrap();
+        let issued = EnrollResponse {
+            roots: ders(&[&old, &new]),
+            roots_generation: 3,
+            ..new.issue(request.csr(), node.node())
+        };
+        node.renewed(&request, &issued).unwrap();
+    };
+    renew(&there);
+    assert!(!*there.leaving().borrow());
+    assert_eq!(there.standing().proven_by, std::slice::from_ref(&new_pin));
+    assert!(handshake(&here, &there, "there").unwrap().is_some());
+    assert!(handshake(&there, &here, "here").unwrap().is_some());
+
+    // The old one is gone, also after a restart.
+    assert!(there.trust(&told(4, &[&new], &new_pin)).unwrap());
+    assert!(handshake(&here, &there, "there").is_err());
+    let there = Identity::load(folders[1].path()).unwrap().unwrap();
+    assert_eq!(there.standing().roots, [new_pin]);
+    assert!(handshake(&here, &there, "there").is_err());
+    renew(&here);
+    assert!(handshake(&here, &there, "there").unwrap().is_some());
+    assert!(handshake(&there, &here, "here").unwrap().is_some());
+}

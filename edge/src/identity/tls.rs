@@ -15,13 +15,13 @@ use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig,
     SignatureScheme,
     client::{
-        ResolvesClientCert, Resumption, WebPkiServerVerifier,
+        ResolvesClientCert, Resumption,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
         verify_server_cert_signed_by_trust_anchor, verify_server_name,
     },
     crypto::{CryptoProvider, ring as provider, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName, UnixTime},
-    server::{ClientHello, ParsedCertificate, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, ParsedCertificate, ResolvesServerCert},
     sign::CertifiedKey,
 };
 use x509_parser::prelude::FromDer as _;
@@ -31,6 +31,7 @@ use super::{
     grace::{Grace, Lenient},
     peer,
     revoked::Revoked,
+    roots::{Live, Roots},
 };
 
 /// The name in control's certificate, whatever its address. No node can get it.
@@ -52,6 +53,10 @@ pub(super) struct Held {
 }
 
 impl Held {
+    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.key.cert
+    }
+
     #[cfg(test)]
     pub(super) fn leaf(&self) -> CertificateDer<'static> {
         self.key.cert[0].clone()
@@ -123,16 +128,14 @@ pub(super) struct Settings {
 
 impl Settings {
     pub(super) fn new(
-        roots: &[CertificateDer<'static>],
+        roots: &Arc<ArcSwap<Roots>>,
         held: &Arc<ArcSwap<Held>>,
         (grace, revoked): (&Arc<Grace>, &Arc<Revoked>),
     ) -> Result<Self, Error> {
-        let roots = Arc::new(store(roots)?);
         let crypto = Arc::new(provider::default_provider());
-        let judge =
-            WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&crypto));
+        let judge = Arc::new(Live(Arc::clone(roots)));
         let servers = Lenient {
-            judge: judge.build()?,
+            judge: Arc::clone(&judge),
             grace: Arc::clone(grace),
             revoked: Arc::clone(revoked),
         };
@@ -143,7 +146,7 @@ impl Settings {
             .with_custom_certificate_verifier(Arc::new(servers))
             .with_client_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesClientCert>);
         let verifier = ControlVerifier {
-            trust: Trust::Roots(Arc::clone(&roots)),
+            trust: Trust::Roots(Arc::clone(roots)),
             crypto: Arc::clone(&crypto),
         };
         let mut control = ClientConfig::builder_with_provider(Arc::clone(&crypto))
@@ -153,8 +156,7 @@ impl Settings {
             .with_client_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesClientCert>);
         control.alpn_protocols = vec![H2.to_vec()];
         let nodes = Lenient {
-            judge: WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&crypto))
-                .build()?,
+            judge,
             grace: Arc::clone(grace),
             revoked: Arc::clone(revoked),
         };
@@ -208,7 +210,27 @@ pub(super) fn check_issued(
     peer(chain).map_err(|error| Error::Issued(error.to_string()))
 }
 
-fn store(roots: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
+/// Whether a certificate comes from this root, whenever it is or was good.
+pub(super) fn comes_from(chain: &[CertificateDer<'_>], root: &CertificateDer<'static>) -> bool {
+    let Some((leaf, between)) = chain.split_first() else {
+        return false;
+    };
+    let (Ok(parsed), Some((_, ends)), Ok(roots)) = (
+        ParsedCertificate::try_from(leaf),
+        validity(leaf),
+        store(std::slice::from_ref(root)),
+    ) else {
+        return false;
+    };
+    let all = provider::default_provider()
+        .signature_verification_algorithms
+        .all;
+    // Nothing above it ends earlier.
+    let at = UnixTime::since_unix_epoch(ends.saturating_sub(Duration::from_secs(1)));
+    verify_server_cert_signed_by_trust_anchor(&parsed, &roots, between, at, all).is_ok()
+}
+
+pub(super) fn store(roots: &[CertificateDer<'static>]) -> Result<RootCertStore, Error> {
     let mut store = RootCertStore::empty();
     for root in roots {
         store.add(root.clone())?;
@@ -241,7 +263,7 @@ impl Pin {
 }
 
 /// Settings for the one call before there are roots: control must send its root, and the root must
-/// have this pin. `strange` becomes true when another root was shown.
+/// have this pin. It sends two while one takes the other's place. `strange` becomes true when only others were shown.
 ///
 /// # Errors
 /// [`Error::Tls`], never in practice.
@@ -261,17 +283,21 @@ pub fn pinned_client(pin: Pin, strange: Arc<AtomicBool>) -> Result<Arc<ClientCon
 }
 
 /// What a certificate of control must come from.
-#[derive(Debug)]
 enum Trust {
-    Roots(Arc<RootCertStore>),
+    Roots(Arc<ArcSwap<Roots>>),
     Pin(Pin, Arc<AtomicBool>),
 }
 
 /// Accepts a server that a trusted root calls [`CONTROL_NAME`], at whatever address it was dialled.
-#[derive(Debug)]
 struct ControlVerifier {
     trust: Trust,
     crypto: Arc<CryptoProvider>,
+}
+
+impl fmt::Debug for ControlVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ControlVerifier")
+    }
 }
 
 impl ServerCertVerifier for ControlVerifier {
@@ -287,18 +313,18 @@ impl ServerCertVerifier for ControlVerifier {
         let parsed = ParsedCertificate::try_from(leaf)?;
         match &self.trust {
             Trust::Roots(roots) => {
-                verify_server_cert_signed_by_trust_anchor(&parsed, roots, above, now, all)?;
+                let roots = roots.load();
+                verify_server_cert_signed_by_trust_anchor(&parsed, roots.store(), above, now, all)?;
             }
             Trust::Pin(pin, strange) => {
                 let unknown = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-                let Some((root, between)) = above.split_last().filter(|(root, _)| pin.is_of(root))
-                else {
+                let Some(root) = above.iter().find(|root| pin.is_of(root)) else {
                     strange.store(true, Ordering::Relaxed);
                     return Err(unknown);
                 };
                 let mut roots = RootCertStore::empty();
                 roots.add(root.clone().into_owned())?;
-                verify_server_cert_signed_by_trust_anchor(&parsed, &roots, between, now, all)?;
+                verify_server_cert_signed_by_trust_anchor(&parsed, &roots, above, now, all)?;
             }
         }
         let name = ServerName::try_from(CONTROL_NAME)

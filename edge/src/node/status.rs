@@ -93,6 +93,7 @@ impl Status {
     fn read(&self) -> control::Status {
         let place = &self.place;
         let (disk_free_bytes, disk_bytes) = Telemetry::disk(&place.state_dir);
+        let standing = place.identity.standing();
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -106,6 +107,8 @@ impl Status {
             unix_ms: ms(now),
             more: false,
             certificate_until_unix_ms: ms(place.identity.validity().1),
+            trusted_roots: standing.roots.clone(),
+            proven_by: standing.proven_by.clone(),
             disk_free_bytes,
             disk_bytes,
             client_exchanges: place.telemetry.running(Role::Ingress),
