@@ -1,7 +1,7 @@
 //! How an operator reaches control: TLS that trusts one pinned root and nothing else.
 //!
-//! Control sends its leaf and its root. The root must have the pin that stands in the token; the leaf must
-//! be signed by it and carry control's fixed name, so the address that is dialled does not matter and a
+//! Control sends its leaf and its root, or two roots while one takes the other's place. One must have the pin that stands in the
+//! token; the leaf must come from it and carry control's fixed name, so the address that is dialled does not matter and a
 //! node's certificate is not enough.
 
 use std::{
@@ -219,16 +219,16 @@ impl ServerCertVerifier for Pinned {
     ) -> Result<ServerCertVerified, TlsError> {
         let wrong =
             || TlsError::InvalidCertificate(CertificateError::ApplicationVerificationFailure);
-        let (root, between) = intermediates
-            .split_last()
-            .filter(|(root, _)| self.has_pin(root))
+        let root = intermediates
+            .iter()
+            .find(|root| self.has_pin(root))
             .ok_or_else(wrong)?;
         let mut roots = RootCertStore::empty();
         roots.add(root.clone().into_owned()).map_err(|_| wrong())?;
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&self.provider))
             .build()
             .map_err(|_| wrong())?
-            .verify_server_cert(end_entity, between, server_name, ocsp_response, now)
+            .verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
     fn verify_tls12_signature(

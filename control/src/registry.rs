@@ -15,8 +15,9 @@
 //! | `/nodes/ID`: who may have a certificate | 0.1 KiB | by an enrolment, a drain |
 //! | `/seen/nodes/ID`: what the node said of itself last | 0.2 KiB | by a node's start, unless it says the same; its epoch is another each time |
 //! | `/revoked/ID`: which certificates of a node that was removed or enrolled anew count no more | 40 bytes; 20,000 rows | with that |
+//! | `/trust/ID`: which roots a node trusts, and is known by, while the root is replaced | 0.3 KiB | then, by a node's first word and its new certificate |
 //! | `/invites/HASH`: invites not used yet | 0.1 KiB; 1,000 rows | by an invite and its use |
-//! | `/secrets/NAME`: sealed: pepper, CA, intermediate; hashed: root's token | to 4 KiB | when a network is founded, by rotations; root's token at each start |
+//! | `/secrets/NAME`: sealed: pepper, CA, intermediate, next root; hashed: root's token | to 4 KiB | when a network is founded, by rotations; root's token at each start |
 //! | `/operators/NAME`: operators, by the hash of a token or certificate | 0.2 KiB; 1,000 rows | when one is added or removed |
 //! | `/audit/head`, `/audit/entries/N`: every change, the newest 10,000 | 0.4 KiB, to 4 KiB of details | with every change but a node's start |
 //!
@@ -66,7 +67,7 @@ mod node;
 pub use node::{Enrolment, Invite, NodeSpec, Seen};
 
 mod sealed;
-pub use sealed::{Rewrapped, SealedUnder, SecretsStatus};
+pub use sealed::{CA, Rewrapped, SealedUnder, SecretsStatus};
 
 mod operator;
 pub use operator::{NewOperator, Operator, OperatorRole};
@@ -77,8 +78,13 @@ pub use revoke::{CERTIFICATE_LIFE_MAX, revoked_before};
 mod rollout;
 pub use rollout::{Rollout, Stage, Staging};
 
+mod rotation;
+pub use rotation::{Founded, SIGNING};
+
 mod signing;
-pub use signing::AT as INTERMEDIATE;
+
+mod trust;
+pub use trust::Trust;
 
 mod undo;
 

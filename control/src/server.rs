@@ -200,11 +200,12 @@ impl Joined {
         let authority = Arc::new(authority);
         let registry = Arc::new(Registry::open(Arc::clone(&store), vault).await?);
         registry
-            .take_up_intermediate(&authority, api::unix_now())
+            .take_up_signing(&authority, api::unix_now())
             .await?;
+        signing::write_down(&founding::folder(config), &authority);
         let tls = tls::Tls::new(Arc::clone(&authority), &config.names)?;
         if registry
-            .open_operator(&config.admin_token_file, authority.pin())
+            .open_operator(&config.admin_token_file, &authority.pin())
             .await?
         {
             tracing::info!(file = %config.admin_token_file.display(), "operator's token made");
@@ -228,7 +229,8 @@ impl Joined {
 pub struct Server {
     rooms: Rooms,
     tls: tls::Tls,
-    names: Vec<String>,
+    /// The CA in files.
+    ca: PathBuf,
     grpc: TcpListener,
     probes: TcpListener,
     dns: Option<Dns>,
@@ -293,7 +295,7 @@ impl Server {
         Ok(Self {
             rooms,
             tls,
-            names: config.names.clone(),
+            ca: founding::folder(config),
             grpc,
             probes: listen_on(config.admin_listen).await?,
             dns: match &config.dns {
@@ -330,7 +332,7 @@ impl Server {
     /// The root's pin, as it stands in tokens.
     #[must_use]
     pub fn pin(&self) -> String {
-        self.rooms.authority.pin().to_owned()
+        self.rooms.authority.pin()
     }
 
     /// Serves until `stop` is cancelled, then drains.
@@ -341,7 +343,7 @@ impl Server {
         let Self {
             rooms,
             tls,
-            names,
+            ca,
             grpc,
             probes,
             dns,
@@ -353,9 +355,9 @@ impl Server {
             let (registry, metrics) = (Arc::clone(&rooms.registry), Arc::clone(&rooms.metrics));
             dns.serve(registry, metrics, &tasks, &drain);
         }
-        follow(&rooms);
+        follow(&rooms, ca);
         tasks.spawn(rolls.run(drain.clone()));
-        tasks.spawn(tls.clone().renew(names, CERTIFICATE_TURN, drain.clone()));
+        tasks.spawn(tls.clone().renew(CERTIFICATE_TURN, drain.clone()));
         let ready = CancellationToken::new();
         let probing = probe::serve(
             probes,
@@ -405,7 +407,7 @@ impl Server {
 }
 
 /// Begins all that follows the store and the nodes, until the rooms drain.
-fn follow(rooms: &Rooms) {
+fn follow(rooms: &Rooms, ca: PathBuf) {
     let (tasks, drain) = (&rooms.tasks, &rooms.drain);
     let (publisher, publishing) = (Arc::clone(&rooms.publisher), drain.clone());
     tasks.spawn(async move { publisher.run(publishing).await });
@@ -418,9 +420,13 @@ fn follow(rooms: &Rooms) {
     tasks.spawn(mover.run(drain.clone()));
     let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());
     tasks.spawn(async move { steering.run(steered).await });
-    let (registry, authority) = (Arc::clone(&rooms.registry), Arc::clone(&rooms.authority));
+    let signing = signing::Signing {
+        registry: Arc::clone(&rooms.registry),
+        authority: Arc::clone(&rooms.authority),
+        folder: ca,
+    };
     let metrics = Arc::clone(&rooms.metrics);
-    tasks.spawn(signing::follow(registry, authority, metrics, drain.clone()));
+    tasks.spawn(signing::follow(signing, metrics, drain.clone()));
     let heed = Heed::new(Arc::clone(&rooms.registry), Arc::clone(&rooms.fleet));
     tasks.spawn(heed.run(drain.clone()));
 }

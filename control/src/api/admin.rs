@@ -423,7 +423,7 @@ impl pb::admin_server::Admin for Operators {
         request: Request<pb::ShowAuthorityRequest>,
     ) -> Answer<pb::AuthorityView> {
         self.rooms.operator(&request)?;
-        Ok(Response::new(self.authority()))
+        self.authority().await.map(Response::new)
     }
 
     async fn rotate_intermediate(
@@ -432,6 +432,15 @@ impl pb::admin_server::Admin for Operators {
     ) -> Answer<pb::AuthorityView> {
         let caller = self.rooms.operator(&request)?;
         self.intermediate_rotated(&caller).await.map(Response::new)
+    }
+
+    async fn rotate_root(
+        &self,
+        request: Request<pb::RotateRootRequest>,
+    ) -> Answer<pb::AuthorityView> {
+        let caller = self.rooms.operator(&request)?;
+        let step = request.into_inner().step();
+        self.root_rotated(&caller, step).await.map(Response::new)
     }
 
     async fn who_am_i(&self, request: Request<pb::WhoAmIRequest>) -> Answer<pb::OperatorView> {

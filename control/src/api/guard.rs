@@ -64,6 +64,7 @@ const MINIMUM: &[(&str, OperatorRole)] = &[
     ("Restore", Admin),
     ("RotateSecrets", Admin),
     ("RotateIntermediate", Admin),
+    ("RotateRoot", Admin),
     ("InviteNode", Admin),
     ("RemoveNode", Admin),
     ("AddOperator", Admin),

@@ -2,16 +2,18 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tonic::{Request, Response, Status, Streaming};
 use vector_proto::control::v1::{
     AdmitRequest, AdmitResponse, ClaimOutcome, ClaimRequest, ClaimResponse, EnrollRequest,
     EnrollResponse, LocateRequest, LocateResponse, NodeEvent, RecallRequest, RecallResponse,
-    RecordRequest, RecordResponse, RenewRequest, SettleRequest, SettleResponse, node_server::Node,
+    RecordRequest, RecordResponse, RenewRequest, Roots, SettleRequest, SettleResponse,
+    node_server::Node,
 };
 
 use super::{Rooms, sync, unix_ms, unix_now};
 use crate::{
-    identity::{Peer, Role},
+    identity::{Peer, Role, Signing},
     ledger::{Claim, Claimed, Located},
     registry::{Admission, Enrolment, NodeSpec},
     telemetry::Outcome,
@@ -46,13 +48,15 @@ impl Nodes {
         // Never one of before its enrolment, whatever this replica's clock says.
         let at = unix_now().max(Duration::from_millis(spec.enrolled_unix_ms));
         let chain = authority.node_leaf(csr, &peer, at)?;
+        let signing = authority.signing();
         Ok(EnrollResponse {
             node: spec.id,
             region: spec.region,
             roles: spec.roles,
             certificate_chain: chain.iter().map(|der| der.to_vec().into()).collect(),
-            roots: vec![authority.root().to_vec().into()],
+            roots: ders(&signing),
             trust_domain: authority.trust_domain().to_owned(),
+            roots_generation: generation(&signing),
         })
     }
 }
@@ -266,6 +270,26 @@ impl Node for Nodes {
             refused: sync::refused(&refused),
         }))
     }
+}
+
+/// What a node is told of the roots.
+pub(super) fn roots(signing: &Signing) -> Roots {
+    Roots {
+        roots: ders(signing),
+        generation: generation(signing),
+        signing: signing.of_nodes().facts().pin.clone(),
+    }
+}
+
+fn ders(signing: &Signing) -> Vec<Bytes> {
+    signing
+        .roots()
+        .map(|root| root.certificate().to_vec().into())
+        .collect()
+}
+
+fn generation(signing: &Signing) -> u64 {
+    u64::try_from(signing.generation).unwrap_or_default()
 }
 
 /// Bytes of a fixed length.

@@ -20,17 +20,17 @@ use tokio_stream::{Stream, StreamExt as _, wrappers::ReceiverStream};
 use tonic::{Status, Streaming};
 use vector_proto::control::v1::{
     ControlEvent, Credentials, Drain, KeysChanged, NodeEvent, Register, Scores,
-    control_event::Event, node_event,
+    Status as NodeStatus, control_event::Event, node_event,
 };
 
 pub(super) use self::keep::refused;
 
 use self::keep::Keeper;
-use super::{Rooms, unix_ms};
+use super::{Rooms, node::roots, unix_ms};
 use crate::{
     health::{Attached, EVENTS_MAX},
-    identity::{Peer, Role},
-    registry::{ChangedKeys, StoredCredential},
+    identity::{Peer, Role, Signing},
+    registry::{ChangedKeys, StoredCredential, Trust},
     routing::{Published, Share, Told},
 };
 
@@ -60,6 +60,9 @@ struct Session {
     told: Arc<Told>,
     /// Objects the node told of.
     keeper: Keeper,
+    signing: watch::Receiver<Arc<Signing>>,
+    /// What the node said of roots, as far as it is kept.
+    trust: Trust,
 }
 
 /// Why a stream ends.
@@ -119,6 +122,8 @@ pub(super) async fn open(
         deltas: register.deltas,
         held: None,
         keeper: Keeper::new(Arc::clone(&rooms.ledger)),
+        signing: rooms.authority.changes(),
+        trust: Trust::default(),
         entitlement: None,
         peer,
         attached,
@@ -167,6 +172,7 @@ impl Session {
                 self.send(Event::KeysChanged(keys_changed(changed))).await?;
             }
         }
+        self.send_roots().await?;
         let spec = self.rooms.registry.node(self.peer.id.as_str()).await?;
         self.send(Event::Drain(Drain { on: spec.draining })).await?;
         self.send_newest().await?;
@@ -196,6 +202,8 @@ impl Session {
                     Ok(()) => self.send_scores(false).await,
                     Err(_) => return End::Dismissed,
                 },
+                // Never fails: the authority is held here.
+                _ = self.signing.changed() => self.send_roots().await,
                 answer = self.keeper.answer() => self.send(Event::ObjectsAnswered(answer)).await,
                 message = inbound.message() => match message {
                     Ok(Some(event)) => self.heard(event).await,
@@ -206,6 +214,37 @@ impl Session {
             };
             if let Err(end) = step {
                 return end;
+            }
+        }
+    }
+
+    /// Whom to trust, where that was ever changed.
+    async fn send_roots(&mut self) -> Result<(), End> {
+        let signing = Arc::clone(&self.signing.borrow_and_update());
+        if signing.generation == 0 {
+            return Ok(());
+        }
+        self.send(Event::Roots(roots(&signing))).await
+    }
+
+    /// Keeps what the node trusts, for whoever decides about the next step of a rotation.
+    async fn keep_trust(&mut self, status: &NodeStatus) {
+        if self.rooms.authority.signing().rotation().is_none()
+            || (self.trust.roots == status.trusted_roots
+                && self.trust.proven_by == status.proven_by)
+        {
+            return;
+        }
+        let trust = Trust {
+            roots: status.trusted_roots.clone(),
+            proven_by: status.proven_by.clone(),
+        };
+        let id = self.peer.id.as_str();
+        match self.rooms.registry.keep_trust(id, &trust).await {
+            Ok(()) => self.trust = trust,
+            // It is tried again when the node says next how it is.
+            Err(error) => {
+                tracing::warn!(node.id = id, %error, "which roots the node trusts is not kept yet");
             }
         }
     }
@@ -337,7 +376,10 @@ impl Session {
                 let (refused, kept) = (rejected.revision, rejected.kept);
                 self.attached.rejected(refused, kept, rejected.reason, now);
             }
-            Some(node_event::Event::Status(status)) => self.attached.status(status, now),
+            Some(node_event::Event::Status(status)) => {
+                self.keep_trust(&status).await;
+                self.attached.status(status, now);
+            }
             Some(node_event::Event::ObjectsMade(made)) => self.keeper.take(made),
             Some(node_event::Event::KeysHeard(heard)) => self.attached.heard_keys(heard.asked),
             Some(node_event::Event::WholeWanted(wanted)) => {

@@ -1,42 +1,30 @@
-//! Makes and keeps the root, and signs leaves with its intermediate.
+//! Signs leaves with the root's intermediate, and says which roots are trusted: two of them while one takes the other's place.
 //!
-//! The root's key lies in `ca/root.key` with mode 0600, and sealed in the store where several replicas share one; it is
-//! never sent to anybody else. A root from before there were intermediates (its `pathLenConstraint` is 0) signs leaves
-//! itself. Leaves begin five minutes in the past, so that a node whose clock is slow can use one at once.
+//! Leaves begin five minutes in the past, so that a node whose clock is slow can use one at once. While the root is rotated,
+//! control's own leaf and those of operators come from the new one already: whoever trusts only the old one finds a way to it,
+//! over the cross-signed intermediate, and what operators are given stays good when the old one goes.
 
-use std::{fs, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{io, net::IpAddr, path::Path, sync::Arc, time::Duration};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName,
-    DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData,
-    SanType, SerialNumber,
+    CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use rustls::{
     crypto::ring::sign::any_supported_type,
-    pki_types::{
-        CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer,
-        pem::PemObject as _,
-    },
+    pki_types::{CertificateDer, CertificateSigningRequestDer, PrivateKeyDer, PrivatePkcs8KeyDer},
     sign::CertifiedKey,
 };
 use tokio::sync::watch;
 use vector_proto::{control::BACKDATE_S, id::NodeId};
-use zeroize::Zeroizing;
 
-use super::{
-    certificate::{Facts, belongs_to, is_signed_by},
-    intermediate::Intermediate,
-    peer::Peer,
-};
+use super::{certificate::is_signed_by, intermediate::Intermediate, peer::Peer, root::Root};
 use crate::vault;
 
 /// The name in control's own certificate that operators and nodes check, whatever address they dial.
 pub const CONTROL_NAME: &str = "vector-control";
 
 const DAY: Duration = Duration::from_secs(24 * 3_600);
-
-/// Life of the root: 10 years.
-const ROOT_LIFE: Duration = Duration::from_secs(3_653 * 24 * 3_600);
 
 /// Life of a node's certificate.
 const NODE_LIFE: Duration = DAY;
@@ -72,21 +60,135 @@ pub enum Error {
     Random(#[from] vault::Error),
 }
 
-/// Holds the root, and the intermediate that signs in its place.
+/// Holds what signs and what is trusted.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    root: CertificateDer<'static>,
-    facts: Facts,
     trust_domain: String,
-    /// Changes when another one signs.
-    intermediate: watch::Sender<Option<Arc<Intermediate>>>,
+    /// Changes when another one signs, or another root is trusted.
+    signing: watch::Sender<Arc<Signing>>,
+}
+
+/// What signs and what is trusted at one moment.
+#[derive(Clone, Debug)]
+pub struct Signing {
+    /// Which roots nodes are to trust is told with this: what has a larger one is newer. 0: the root was never rotated.
+    pub generation: i64,
+    root: Arc<Root>,
+    intermediate: Option<Arc<Intermediate>>,
+    rotation: Option<Arc<Rotation>>,
+}
+
+/// A root on its way to the place of the one that there is. Both are trusted.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    /// The new root.
+    pub root: Arc<Root>,
+    /// What signs in its place; the old root has signed it too.
+    pub intermediate: Arc<Intermediate>,
+    /// Leaves of nodes come from the new root.
+    pub switched: bool,
+}
+
+impl Signing {
+    /// The roots, the one that stays last.
+    pub fn roots(&self) -> impl Iterator<Item = &Arc<Root>> {
+        let next = self.rotation.as_ref().map(|rotation| &rotation.root);
+        [&self.root].into_iter().chain(next)
+    }
+
+    /// The root that everything comes from in the end: the new one while there are two.
+    #[must_use]
+    pub fn lasting(&self) -> &Arc<Root> {
+        let next = self.rotation.as_ref().map(|rotation| &rotation.root);
+        next.unwrap_or(&self.root)
+    }
+
+    /// The root that leaves of nodes come from.
+    #[must_use]
+    pub fn of_nodes(&self) -> &Arc<Root> {
+        match &self.rotation {
+            Some(rotation) if rotation.switched => &rotation.root,
+            _ => &self.root,
+        }
+    }
+
+    /// The root that is, or was until it is replaced.
+    #[must_use]
+    pub fn root(&self) -> &Arc<Root> {
+        &self.root
+    }
+
+    /// The one that signs in the place of [`Signing::root`]; `None` where that signs itself.
+    #[must_use]
+    pub fn intermediate(&self) -> Option<&Arc<Intermediate>> {
+        self.intermediate.as_ref()
+    }
+
+    /// What takes its place, if something does.
+    #[must_use]
+    pub fn rotation(&self) -> Option<&Arc<Rotation>> {
+        self.rotation.as_ref()
+    }
+
+    /// What signs for those who shall still be known when there is but one root again.
+    fn lasting_signer(&self) -> Signer<'_> {
+        match &self.rotation {
+            Some(rotation) => Signer::Intermediate(&rotation.intermediate),
+            None => self.signer(),
+        }
+    }
+
+    fn signer_of_nodes(&self) -> Signer<'_> {
+        match &self.rotation {
+            Some(rotation) if rotation.switched => Signer::Intermediate(&rotation.intermediate),
+            _ => self.signer(),
+        }
+    }
+
+    fn signer(&self) -> Signer<'_> {
+        match &self.intermediate {
+            Some(intermediate) => Signer::Intermediate(intermediate),
+            None => Signer::Root(&self.root),
+        }
+    }
+}
+
+/// What puts its name under a leaf.
+enum Signer<'a> {
+    Root(&'a Root),
+    Intermediate(&'a Intermediate),
+}
+
+impl Signer<'_> {
+    fn ends(&self) -> Duration {
+        match self {
+            Self::Root(root) => root.facts().ends,
+            Self::Intermediate(signing) => signing.facts().ends,
+        }
+    }
+
+    /// A leaf, and what is between it and the roots.
+    fn leaf(
+        &self,
+        mut params: CertificateParams,
+        (life, now): (Duration, Duration),
+        key: &impl PublicKeyData,
+    ) -> Result<Vec<CertificateDer<'static>>, Error> {
+        date(&mut params, life, now, self.ends());
+        let (leaf, above) = match self {
+            Self::Root(root) => (params.signed_by(key, root.issuer())?, &[][..]),
+            Self::Intermediate(signing) => {
+                (params.signed_by(key, signing.issuer())?, signing.shown())
+            }
+        };
+        Ok([&[leaf.der().clone()], above].concat())
+    }
 }
 
 impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Authority")
             .field("trust_domain", &self.trust_domain)
-            .field("pin", &self.facts.pin)
+            .field("pin", &self.pin())
             .finish_non_exhaustive()
     }
 }
@@ -97,85 +199,48 @@ impl Authority {
     /// # Errors
     /// When the files cannot be read or made, or do not belong together.
     pub fn open(folder: &Path, trust_domain: &str, now: Duration) -> Result<Self, Error> {
-        fs::create_dir_all(folder)?;
-        let (key_path, root_path) = (folder.join("root.key"), folder.join("root.pem"));
-        if !root_path.exists() {
-            let key = KeyPair::generate()?;
-            let root = root_params(trust_domain, now)?.self_signed(&key)?;
-            // The certificate is what says that the root is there: it is written last.
-            if key_path.exists() {
-                fs::remove_file(&key_path)?;
-            }
-            vault::write_private(&key_path, key.serialize_pem().as_bytes())?;
-            vault::write_new(&root_path, root.pem().as_bytes(), 0o644)?;
-        }
-        let key = KeyPair::from_pem(&fs::read_to_string(&key_path)?)
-            .map_err(|error| Error::Stored(format!("root.key: {error}")))?;
-        let root = CertificateDer::from_pem_file(&root_path)
-            .map_err(|error| Error::Stored(format!("root.pem: {error}")))?;
-        Self::of(key, root, trust_domain)
+        Ok(Self::of(
+            Root::open(folder, trust_domain, now)?,
+            trust_domain,
+        ))
     }
 
-    /// The authority that another replica has made ([`Authority::export`]).
-    ///
-    /// # Errors
-    /// When key and root are none, or do not belong together.
-    pub fn import(key: &[u8], root: &[u8], trust_domain: &str) -> Result<Self, Error> {
-        let key = KeyPair::try_from(key)
-            .map_err(|error| Error::Stored(format!("the root's key: {error}")))?;
-        Self::of(key, root.to_vec().into(), trust_domain)
-    }
-
-    fn of(key: KeyPair, root: CertificateDer<'static>, trust_domain: &str) -> Result<Self, Error> {
-        let facts =
-            Facts::read(&root).ok_or_else(|| Error::Stored("root.pem: no certificate".into()))?;
-        if !belongs_to(&key, &facts) {
-            return Err(Error::Stored(
-                "the root's key is not the one of the root".into(),
-            ));
-        }
-        let issuer = Issuer::from_ca_cert_der(&root, key)
-            .map_err(|error| Error::Stored(format!("root.pem: {error}")))?;
-        Ok(Self {
-            issuer,
-            root,
-            facts,
+    /// The authority over a root.
+    #[must_use]
+    pub fn of(root: Root, trust_domain: &str) -> Self {
+        Self {
             trust_domain: trust_domain.to_owned(),
-            intermediate: watch::Sender::new(None),
-        })
+            signing: watch::Sender::new(Arc::new(Signing {
+                generation: 0,
+                root: Arc::new(root),
+                intermediate: None,
+                rotation: None,
+            })),
+        }
     }
 
-    /// The root's key and the root in DER, to be sealed for the other replicas of control and for nobody else.
+    /// What signs and what is trusted now.
     #[must_use]
-    pub fn export(&self) -> (Zeroizing<Vec<u8>>, Vec<u8>) {
-        (
-            Zeroizing::new(self.issuer.key().serialize_der()),
-            self.root.to_vec(),
-        )
+    pub fn signing(&self) -> Arc<Signing> {
+        Arc::clone(&self.signing.borrow())
     }
 
-    /// The root, for those who verify.
+    /// Tells when that is another.
     #[must_use]
-    pub fn root(&self) -> &CertificateDer<'static> {
-        &self.root
+    pub fn changes(&self) -> watch::Receiver<Arc<Signing>> {
+        self.signing.subscribe()
     }
 
-    /// Lower hex SHA-256 of the root's public key.
+    /// Lower hex SHA-256 of the root's public key; of the one that is to go, until it is gone.
     #[must_use]
-    pub fn pin(&self) -> &str {
-        &self.facts.pin
+    pub fn pin(&self) -> String {
+        self.signing.borrow().root.facts().pin.clone()
     }
 
-    /// What people are told of the root.
+    /// That of the root that stays: what is given out now is to be good beyond a rotation.
     #[must_use]
-    pub fn root_facts(&self) -> &Facts {
-        &self.facts
-    }
-
-    /// Whether the root signs intermediates, and they the leaves.
-    #[must_use]
-    pub fn has_intermediates(&self) -> bool {
-        self.facts.path_len != Some(0)
+    pub fn lasting_pin(&self) -> String {
+        self.signing.borrow().lasting().facts().pin.clone()
     }
 
     /// A new intermediate. It signs nothing before it is taken up.
@@ -183,54 +248,80 @@ impl Authority {
     /// # Errors
     /// [`Error::NoIntermediate`] for a root that may sign none.
     pub fn new_intermediate(&self, now: Duration) -> Result<Intermediate, Error> {
-        if !self.has_intermediates() {
-            return Err(Error::NoIntermediate);
-        }
-        let key = KeyPair::generate()?;
-        let mut params = intermediate_params(&self.trust_domain)?;
-        date(&mut params, Intermediate::LIFE, now, self.facts.ends);
-        let certificate = params.signed_by(&key, &self.issuer)?.der().clone();
-        Intermediate::of(key, certificate)
+        self.signing()
+            .root
+            .new_intermediate(&self.trust_domain, now)
     }
 
-    /// Whether an intermediate is this root's.
+    /// A new root to take the place of the one that there is, with an intermediate that both have signed. Nothing comes of it
+    /// before it is taken up.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn new_rotation(&self, now: Duration) -> Result<Rotation, Error> {
+        let root = Root::make(&self.trust_domain, now)?;
+        let intermediate = root.new_intermediate(&self.trust_domain, now)?;
+        let cross = self
+            .signing()
+            .root
+            .cross_sign(&intermediate, &self.trust_domain, now)?;
+        Ok(Rotation {
+            root: Arc::new(root),
+            intermediate: Arc::new(intermediate.crossed(cross)),
+            switched: false,
+        })
+    }
+
+    /// Whether an intermediate is the root's.
     #[must_use]
     pub fn has_signed(&self, intermediate: &Intermediate) -> bool {
-        is_signed_by(intermediate.certificate(), &self.root)
+        is_signed_by(
+            intermediate.certificate(),
+            self.signing.borrow().root.certificate(),
+        )
     }
 
     /// Leaves are signed by this one from now on; those of the one before stay good.
     pub fn take_up(&self, next: Intermediate) {
-        self.intermediate.send_if_modified(|current| {
-            let is_other = current
-                .as_ref()
-                .is_none_or(|current| current.facts().pin != next.facts().pin);
+        self.signing.send_if_modified(|signing| {
+            let before = signing.intermediate.as_ref();
+            let is_other = before.is_none_or(|before| before.facts().pin != next.facts().pin);
             if is_other {
-                *current = Some(Arc::new(next));
+                Arc::make_mut(signing).intermediate = Some(Arc::new(next));
             }
             is_other
         });
     }
 
-    /// The one that signs leaves; `None` where the root does.
-    #[must_use]
-    pub fn intermediate(&self) -> Option<Arc<Intermediate>> {
-        self.intermediate.borrow().clone()
+    /// This is on its way to the root's place from now on, or nothing is. What is older than what is known changes nothing.
+    pub fn take_up_rotation(&self, generation: i64, rotation: Option<Rotation>) {
+        self.signing.send_if_modified(|signing| {
+            let is_news = generation > signing.generation;
+            if is_news {
+                let signing = Arc::make_mut(signing);
+                signing.generation = generation;
+                signing.rotation = rotation.map(Arc::new);
+            }
+            is_news
+        });
     }
 
-    /// Tells when another intermediate was taken up.
-    #[must_use]
-    pub fn changes(&self) -> watch::Receiver<Option<Arc<Intermediate>>> {
-        self.intermediate.subscribe()
+    /// This is the root from now on, and no other is trusted.
+    pub fn succeed(&self, generation: i64, root: Root, intermediate: Option<Intermediate>) {
+        self.signing.send_modify(|signing| {
+            *signing = Arc::new(Signing {
+                generation,
+                root: Arc::new(root),
+                intermediate: intermediate.map(Arc::new),
+                rotation: None,
+            });
+        });
     }
 
-    /// No leaf lives beyond this, since 1970: its issuer ends.
+    /// No leaf of an operator lives beyond this, since 1970: its issuer ends.
     #[must_use]
     pub fn signs_until(&self) -> Duration {
-        self.intermediate
-            .borrow()
-            .as_ref()
-            .map_or(self.facts.ends, |signing| signing.facts().ends)
+        self.signing.borrow().lasting_signer().ends()
     }
 
     /// What every name of this network ends in.
@@ -271,7 +362,10 @@ impl Authority {
             SanType::URI(uri.try_into()?),
             SanType::DnsName(dns.try_into()?),
         ];
-        self.leaf(params, (NODE_LIFE, now), &request.public_key)
+        let signing = self.signing();
+        signing
+            .signer_of_nodes()
+            .leaf(params, (NODE_LIFE, now), &request.public_key)
     }
 
     /// A leaf for an operator, for the public key of its signing request, with what is between it and the root: to show
@@ -291,7 +385,10 @@ impl Authority {
         let mut params = leaf_params(name.as_str())?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.subject_alt_names = vec![SanType::URI(uri.try_into()?)];
-        self.leaf(params, (life, now), &request.public_key)
+        let signing = self.signing();
+        signing
+            .lasting_signer()
+            .leaf(params, (life, now), &request.public_key)
     }
 
     /// Control's own certificate and key, under `names` and [`CONTROL_NAME`].
@@ -315,55 +412,27 @@ impl Authority {
                 Err(_) => SanType::DnsName(name.as_str().try_into()?),
             });
         }
-        let mut chain = self.leaf(params, (CONTROL_LIFE, now), &key)?;
-        // Who knows no more than the pin finds the root here.
-        chain.push(self.root.clone());
+        let signing = self.signing();
+        let mut chain = signing
+            .lasting_signer()
+            .leaf(params, (CONTROL_LIFE, now), &key)?;
+        // Who knows no more than the pin finds the root here. The one that is to go comes last: builds from before two were
+        // trusted look nowhere else.
+        let mut roots: Vec<_> = signing
+            .roots()
+            .map(|root| root.certificate().clone())
+            .collect();
+        roots.reverse();
+        chain.append(&mut roots);
         let der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let signer = any_supported_type(&der).map_err(|error| Error::Stored(error.to_string()))?;
         Ok(Arc::new(CertifiedKey::new(chain, signer)))
-    }
-
-    /// A leaf, and what is between it and the root.
-    fn leaf(
-        &self,
-        mut params: CertificateParams,
-        (life, now): (Duration, Duration),
-        key: &impl PublicKeyData,
-    ) -> Result<Vec<CertificateDer<'static>>, Error> {
-        let Some(signing) = self.intermediate() else {
-            date(&mut params, life, now, self.facts.ends);
-            let leaf = params.signed_by(key, &self.issuer)?;
-            return Ok(vec![leaf.der().clone()]);
-        };
-        date(&mut params, life, now, signing.facts().ends);
-        let leaf = params.signed_by(key, signing.issuer())?;
-        Ok(vec![leaf.der().clone(), signing.certificate().clone()])
     }
 }
 
 fn request(csr: &[u8]) -> Result<CertificateSigningRequestParams, Error> {
     CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
         .map_err(|error| Error::Request(error.to_string()))
-}
-
-fn root_params(trust_domain: &str, now: Duration) -> Result<CertificateParams, Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = named(&format!("Vector Engine root of {trust_domain}"));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.serial_number = Some(serial()?);
-    date(&mut params, ROOT_LIFE, now, Duration::MAX);
-    Ok(params)
-}
-
-fn intermediate_params(trust_domain: &str) -> Result<CertificateParams, Error> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = named(&format!("Vector Engine intermediate of {trust_domain}"));
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.use_authority_key_identifier_extension = true;
-    params.serial_number = Some(serial()?);
-    Ok(params)
 }
 
 fn leaf_params(name: &str) -> Result<CertificateParams, Error> {
@@ -379,13 +448,13 @@ fn leaf_params(name: &str) -> Result<CertificateParams, Error> {
     Ok(params)
 }
 
-fn named(name: &str) -> DistinguishedName {
+pub(super) fn named(name: &str) -> DistinguishedName {
     let mut names = DistinguishedName::new();
     names.push(DnType::CommonName, name);
     names
 }
 
-fn serial() -> Result<SerialNumber, Error> {
+pub(super) fn serial() -> Result<SerialNumber, Error> {
     let mut bytes = vault::random::<16>()?;
     // Positive and never short, as X.509 wants it.
     bytes[0] = (bytes[0] & 0x7F) | 0x40;
@@ -393,7 +462,12 @@ fn serial() -> Result<SerialNumber, Error> {
 }
 
 /// Lives for `life`, but never beyond its issuer's end.
-fn date(params: &mut CertificateParams, life: Duration, now: Duration, issuer_ends: Duration) {
+pub(super) fn date(
+    params: &mut CertificateParams,
+    life: Duration,
+    now: Duration,
+    issuer_ends: Duration,
+) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     params.not_before = epoch + now.saturating_sub(BACKDATE);
     params.not_after = epoch + (now + life).min(issuer_ends);

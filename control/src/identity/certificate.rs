@@ -51,6 +51,18 @@ pub(super) fn is_signed_by(der: &[u8], issuer: &[u8]) -> bool {
         .is_some_and(|(signed, issuer)| signed.verify_signature(Some(issuer.public_key())).is_ok())
 }
 
+/// A certificate as PEM.
+pub(super) fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    let letters = base64::engine::general_purpose::STANDARD.encode(der);
+    let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
+    for line in letters.as_bytes().chunks(64) {
+        text.push_str(&String::from_utf8_lossy(line));
+        text.push('\n');
+    }
+    text + "-----END CERTIFICATE-----\n"
+}
+
 /// Lower hex SHA-256 of a public key in DER.
 fn pin_of(public_key: &[u8]) -> String {
     vault::hex(digest(&SHA256, public_key).as_ref())

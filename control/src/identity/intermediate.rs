@@ -19,7 +19,8 @@ const DAY: Duration = Duration::from_secs(24 * 3_600);
 /// Signs leaves.
 pub struct Intermediate {
     issuer: Issuer<'static, KeyPair>,
-    certificate: CertificateDer<'static>,
+    /// Its certificate, and behind it the one that another root has signed for the same key, if one has.
+    shown: Vec<CertificateDer<'static>>,
     facts: Facts,
 }
 
@@ -56,9 +57,23 @@ impl Intermediate {
             .map_err(|error| wrong(&error.to_string()))?;
         Ok(Self {
             issuer,
-            certificate,
+            shown: vec![certificate],
             facts,
         })
+    }
+
+    /// The same, shown with what another root has signed for it.
+    #[must_use]
+    pub fn crossed(mut self, cross: CertificateDer<'static>) -> Self {
+        self.shown.truncate(1);
+        self.shown.push(cross);
+        self
+    }
+
+    /// What another root has signed for it.
+    #[must_use]
+    pub fn cross(&self) -> Option<&CertificateDer<'static>> {
+        self.shown.get(1)
     }
 
     /// Its key and itself in DER, to be sealed for the replicas of control and for nobody else.
@@ -66,7 +81,7 @@ impl Intermediate {
     pub fn export(&self) -> (Zeroizing<Vec<u8>>, Vec<u8>) {
         (
             Zeroizing::new(self.issuer.key().serialize_der()),
-            self.certificate.to_vec(),
+            self.certificate().to_vec(),
         )
     }
 
@@ -87,6 +102,12 @@ impl Intermediate {
     }
 
     pub(super) fn certificate(&self) -> &CertificateDer<'static> {
-        &self.certificate
+        // There is always one.
+        &self.shown[0]
+    }
+
+    /// What goes with each leaf.
+    pub(super) fn shown(&self) -> &[CertificateDer<'static>] {
+        &self.shown
     }
 }

@@ -29,8 +29,12 @@ fn leaf(authority: &Authority, now: Duration) -> Vec<CertificateDer<'static>> {
 }
 
 fn counts(authority: &Authority, chain: &[CertificateDer<'static>], at: Duration) -> bool {
+    comes_from(authority.signing().root(), chain, at)
+}
+
+fn comes_from(root: &Root, chain: &[CertificateDer<'static>], at: Duration) -> bool {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.root().clone()).unwrap();
+    roots.add(root.certificate().clone()).unwrap();
     let leaf = ParsedCertificate::try_from(&chain[0]).unwrap();
     let all = rustls::crypto::ring::default_provider().signature_verification_algorithms;
     let at = UnixTime::since_unix_epoch(at);
@@ -42,7 +46,7 @@ fn leaves_of_the_intermediate_before_stay_good() {
     let dir = tempfile::tempdir().unwrap();
     let ours = Authority::open(&dir.path().join("ours"), "vector.local", NOW).unwrap();
     let others = Authority::open(&dir.path().join("others"), "vector.local", NOW).unwrap();
-    assert!(ours.has_intermediates());
+    assert!(ours.signing().root().has_intermediates());
     let by_root = leaf(&ours, NOW);
     assert_eq!(by_root.len(), 1);
 
@@ -84,4 +88,59 @@ fn no_leaf_outlives_what_signed_it() {
     assert!(counts(&ours, &chain, late));
     let life = Facts::read(&chain[0]).unwrap();
     assert_eq!(life.ends, ends, "a day would be beyond it");
+}
+
+/// A root from before there were intermediates.
+fn root_that_signs_itself() -> Root {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(
+        rcgen::DnType::CommonName,
+        "Vector Engine root of vector.local",
+    );
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+    let root = params.self_signed(&key).unwrap();
+    Root::import(&key.serialize_der(), root.der()).unwrap()
+}
+
+#[test]
+fn who_trusts_either_root_knows_control_while_one_takes_the_others_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let of_now = Authority::open(dir.path(), "vector.local", NOW).unwrap();
+    of_now.take_up(of_now.new_intermediate(NOW).unwrap());
+    let of_before = Authority::of(root_that_signs_itself(), "vector.local");
+    for ours in [of_now, of_before] {
+        let old = ours.signing().root().clone();
+        let rotation = ours.new_rotation(NOW).unwrap();
+        let new = rotation.root.clone();
+        // Who trusts the old one, and who the new one.
+        let known = |chain: &[CertificateDer<'static>]| {
+            [&old, &new].map(|root| comes_from(root, chain, NOW))
+        };
+        ours.take_up_rotation(7, Some(rotation.clone()));
+        assert_eq!(ours.pin(), old.facts().pin);
+        assert_eq!(ours.lasting_pin(), new.facts().pin);
+        assert_eq!(known(&leaf(&ours, NOW)), [true, false]);
+        let control = ours.control_leaf(&[], NOW).unwrap();
+        assert_eq!(known(&control.cert), [true, true]);
+        assert_eq!(control.cert.last(), Some(old.certificate()));
+
+        ours.take_up_rotation(6, None);
+        assert!(ours.signing().rotation().is_some(), "that is old");
+        let switched = Rotation {
+            switched: true,
+            ..rotation
+        };
+        ours.take_up_rotation(8, Some(switched));
+        assert_eq!(known(&leaf(&ours, NOW)), [true, true]);
+
+        let (key, root) = new.export();
+        let (signing, certificate) = ours.signing().rotation().unwrap().intermediate.export();
+        let signing = Intermediate::import(&signing, &certificate).unwrap();
+        ours.succeed(9, Root::import(&key, &root).unwrap(), Some(signing));
+        assert_eq!(known(&leaf(&ours, NOW)), [false, true]);
+        let control = ours.control_leaf(&[], NOW).unwrap();
+        assert_eq!(known(&control.cert), [false, true]);
+    }
 }

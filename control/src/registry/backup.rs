@@ -1,7 +1,8 @@
 //! All that the store holds of the network, taken out and put back: sealed as it is, with a digest over it.
 //!
-//! Left out is what belongs to one moment or to whoever restores: invites, sessions, the CA (which must be the same), its intermediate and
-//! the hash of the operator's token. Secrets stay sealed, so a backup is worth nothing without the master key, and only a control that has that key takes it.
+//! Left out is what belongs to one moment or to whoever restores: invites, sessions, the CA (which must be the same), its
+//! intermediate, the root that is to replace it, and the hash of the operator's token. Secrets stay sealed, so a backup is worth
+//! nothing without the master key, and only a control that has that key takes it.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -13,7 +14,9 @@ use super::{
     history,
     key::{self, StoredKey},
     node::{NodeSpec, Seen},
-    operator, rollout, signing,
+    operator, rollout, rotation,
+    sealed::CA,
+    signing,
 };
 use crate::coordinate::{Entry, Listing, Transaction, Write};
 
@@ -33,7 +36,7 @@ const KEPT: &[&str] = &[
 const PUBLISHED: &str = "/routing/published";
 
 /// Not in a backup: a control that restores one has its own.
-const OWN: &[&str] = &[operator::AT, "/secrets/ca", signing::AT, rollout::AT];
+const OWN: &[&str] = &[operator::AT, CA, signing::AT, rotation::AT, rollout::AT];
 
 /// After a restore revisions go on this far above the backup's: nodes may have seen newer ones since, and one number must
 /// never mean two snapshots.

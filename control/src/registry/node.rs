@@ -11,7 +11,7 @@ use vector_proto::{control::v1::Register, id::NodeId};
 use zeroize::Zeroizing;
 
 use super::{
-    Actor, Error, Fault, Registry, audit::change, catalog::decode, revoke::revoked_before,
+    Actor, Error, Fault, Registry, audit::change, catalog::decode, revoke::revoked_before, trust,
 };
 use crate::{
     coordinate::{Entry, Listing, Revision, Transaction},
@@ -270,7 +270,7 @@ impl Registry {
         decode(&self.node_entry(id).await?.value)
     }
 
-    async fn node_entry(&self, id: &str) -> Result<Entry, Error> {
+    pub(super) async fn node_entry(&self, id: &str) -> Result<Entry, Error> {
         let entry = self.store.get(&format!("{NODES}{id}")).await?;
         entry.ok_or_else(|| Error::Unknown {
             kind: "node",
@@ -333,7 +333,8 @@ impl Registry {
         let gone = Transaction::new()
             .when(at.clone(), entry.changed)
             .delete(at)
-            .delete(format!("{SEEN}{id}"));
+            .delete(format!("{SEEN}{id}"))
+            .delete(trust::at(id));
         let gone = self.revoke(id, before, now_unix_ms, gone).await?;
         self.commit(by, &[change("remove", "node", id, Vec::new())], gone)
             .await?;

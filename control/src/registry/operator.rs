@@ -99,6 +99,8 @@ pub struct NewOperator<'a> {
     pub role: &'a str,
     /// SHA-256 of the certificate that was made for it; without one, a token is made.
     pub certificate: Option<Bytes>,
+    /// Pin of the root that it comes from.
+    pub root: &'a str,
     /// 0: no end.
     pub ttl_s: u64,
     /// Now.
@@ -122,6 +124,9 @@ struct Stored {
     created_by: String,
     #[prost(uint64, tag = "6")]
     expires_unix_ms: u64,
+    /// Pin of the root that the certificate comes from; empty: the network's first.
+    #[prost(string, tag = "7")]
+    root: String,
 }
 
 impl Stored {
@@ -289,6 +294,7 @@ impl Registry {
         let secret = match new.certificate {
             Some(certificate) => {
                 stored.certificate = certificate;
+                new.root.clone_into(&mut stored.root);
                 None
             }
             None => {
@@ -322,6 +328,26 @@ impl Registry {
             Ok(decode::<Stored>(&entry.value)?.view(name))
         };
         entries.iter().map(view).collect()
+    }
+
+    /// Names of the operators whose certificates are good until now, but do not come from this root.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn operators_not_of(
+        &self,
+        root: &str,
+        now_unix_ms: u64,
+    ) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        for entry in self.store.list(OPERATORS).await?.entries {
+            let stored: Stored = decode(&entry.value)?;
+            let good = stored.expires_unix_ms == 0 || stored.expires_unix_ms > now_unix_ms;
+            if good && !stored.certificate.is_empty() && stored.root != root {
+                names.push(entry.key[OPERATORS.len()..].to_owned());
+            }
+        }
+        Ok(names)
     }
 
     /// Takes an operator away. False when there was none.

@@ -14,15 +14,15 @@ use super::{
     Actor, Catalog, Error, Registry, StoredCredential, audit,
     catalog::{GENERATION, Kind, PREFIX as CONFIGURED},
     key::PEPPER_KEY,
-    signing,
+    rotation, signing,
 };
 use crate::{
     coordinate::{Revision, Transaction},
     vault::KeyId,
 };
 
-/// The CA that replicas share.
-const CA: &str = "/secrets/ca";
+/// The CA that replicas share, and that of a network whose root was replaced.
+pub const CA: &str = "/secrets/ca";
 
 /// Records that one transaction writes anew, and their bytes: a third of etcd's limit. One is 100 KiB at the very worst, with
 /// 16 KiB of a secret and sixteen headers.
@@ -228,7 +228,7 @@ impl Registry {
     /// Every record with secrets, and the configuration it was read with.
     async fn sealed(&self) -> Result<(Vec<Record>, Catalog), Error> {
         let mut all = Vec::new();
-        for at in [PEPPER_KEY, CA, signing::AT] {
+        for at in [PEPPER_KEY, CA, signing::AT, rotation::AT] {
             if let Some(entry) = self.store.get(at).await? {
                 all.push(Record::Alone {
                     at,

@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// Where it lies.
-pub const AT: &str = "/secrets/intermediate";
+pub(super) const AT: &str = "/secrets/intermediate";
 
 /// Who replaces one that grows old.
 const CONTROL: &str = "control";
@@ -37,7 +37,7 @@ impl Registry {
         authority: &Authority,
         now: Duration,
     ) -> Result<(), Error> {
-        if !authority.has_intermediates() {
+        if !authority.signing().root().has_intermediates() {
             return Ok(());
         }
         let (kept, changed) = self.intermediate().await?;
@@ -56,13 +56,19 @@ impl Registry {
     /// good until they end.
     ///
     /// # Errors
-    /// [`Error::Refused`] where the root may have none; [`Error::Conflict`] when somebody else was first.
+    /// [`Error::Refused`] where the root may have none, or is being replaced itself; [`Error::Conflict`] when somebody else was
+    /// first.
     pub async fn rotate_intermediate(
         &self,
         authority: &Authority,
         by: &Actor,
         now: Duration,
     ) -> Result<Facts, Error> {
+        if authority.signing().rotation().is_some() {
+            return Err(Error::Refused(
+                "the root is being replaced, and brings an intermediate of its own: finish or abort that first".to_owned(),
+            ));
+        }
         let (_, changed) = self.intermediate().await?;
         self.rotate(authority, changed, by, now).await
     }
@@ -123,6 +129,14 @@ impl Registry {
         let next = authority
             .new_intermediate(now)
             .map_err(|error| Error::Refused(error.to_string()))?;
+        let put = Transaction::new()
+            .when(AT, changed)
+            .put(AT, self.sealed_intermediate(&next)?);
+        Ok((next, put))
+    }
+
+    /// An intermediate as it lies in the store.
+    pub(super) fn sealed_intermediate(&self, next: &Intermediate) -> Result<Vec<u8>, Error> {
         let (key, certificate) = next.export();
         let mut kept = Kept {
             key: key.to_vec(),
@@ -130,14 +144,11 @@ impl Registry {
         };
         let clear = Zeroizing::new(kept.encode_to_vec());
         kept.key.zeroize();
-        let put = Transaction::new()
-            .when(AT, changed)
-            .put(AT, self.vault.seal(AT, &clear)?);
-        Ok((next, put))
+        Ok(self.vault.seal(AT, &clear)?)
     }
 
     /// The stored one, and when it was put; 0: never.
-    async fn intermediate(&self) -> Result<(Option<Intermediate>, Revision), Error> {
+    pub(super) async fn intermediate(&self) -> Result<(Option<Intermediate>, Revision), Error> {
         let Some(entry) = self.store.get(AT).await? else {
             return Ok((None, 0));
         };
@@ -176,7 +187,15 @@ mod tests {
         registry.sign_anew(&theirs, seen, now).await.unwrap();
         // This one read the same old intermediate, and comes second.
         registry.sign_anew(&ours, seen, now).await.unwrap();
-        let pin = |authority: &Authority| authority.intermediate().unwrap().facts().pin.clone();
+        let pin = |authority: &Authority| {
+            authority
+                .signing()
+                .intermediate()
+                .unwrap()
+                .facts()
+                .pin
+                .clone()
+        };
         assert_eq!(pin(&ours), pin(&theirs));
     }
 }

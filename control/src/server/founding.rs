@@ -3,23 +3,26 @@
 //! The master key is brought by configuration: the same file on every replica. With it, `/secrets/ca` in etcd opens, which
 //! holds the root and its key; that it opens is the proof of the master key. A replica whose master key or CA is another
 //! one is refused before it has served anything. Replicas start one after the other ([`Turn`]) so that two first ones do
-//! not make two of everything; each write is still a compare-and-put.
+//! not make two of everything; each write is still a compare-and-put. A control that is alone has its CA in files, and in its
+//! store too once the root was replaced.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
-use prost::Message;
-use zeroize::{Zeroize as _, Zeroizing};
+use prost::Message as _;
+use zeroize::Zeroizing;
 
 use super::Error;
 use crate::{
     config::Config,
     coordinate::{self, Session, Store, Transaction, elect},
-    identity::Authority,
+    identity::{self, Authority, Root},
+    registry::{CA, Founded},
     vault::{self, MasterKey, Vault},
 };
-
-/// Where the sealed CA is.
-const CA: &str = "/secrets/ca";
 
 /// Everything sealed, and what is hashed beside it.
 const SECRETS: &str = "/secrets/";
@@ -29,17 +32,6 @@ const TURN: &str = "start";
 
 /// A replica that waits for its turn says so after this.
 const PATIENCE: Duration = Duration::from_secs(2);
-
-/// The CA as it is sealed.
-#[derive(Clone, PartialEq, Message)]
-struct Founded {
-    #[prost(bytes = "vec", tag = "1")]
-    key: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    root: Vec<u8>,
-    #[prost(string, tag = "3")]
-    trust_domain: String,
-}
 
 /// The right to start; nobody else does meanwhile.
 pub(super) struct Turn {
@@ -85,23 +77,20 @@ pub(super) async fn open(
         return Err(Error::NoMasterKey(file.clone()));
     }
     let vault = vault(config)?;
-    let folder = config.data_dir.join("ca");
-    if config.etcd.is_none() {
-        let authority = Authority::open(&folder, &config.trust_domain, now)?;
-        return Ok((vault, authority));
-    }
+    let folder = folder(config);
     let authority = match store.get(CA).await? {
         Some(entry) => shared(config, &vault, &entry.value)?,
+        None if config.etcd.is_none() => Authority::open(&folder, &config.trust_domain, now)?,
         None => {
             let authority = Authority::open(&folder, &config.trust_domain, now)?;
-            let (key, root) = authority.export();
-            let mut founded = Founded {
+            let (key, root) = authority.signing().root().export();
+            let founded = Founded {
                 key: key.to_vec(),
                 root,
                 trust_domain: config.trust_domain.clone(),
+                former: Vec::new(),
             };
             let clear = Zeroizing::new(founded.encode_to_vec());
-            founded.key.zeroize();
             let put = Transaction::new()
                 .when(CA, 0)
                 .put(CA, vault.seal(CA, &clear)?);
@@ -110,6 +99,20 @@ pub(super) async fn open(
         }
     };
     Ok((vault, authority))
+}
+
+/// Where a replica has the CA in files, if it has.
+pub(super) fn folder(config: &Config) -> PathBuf {
+    config.data_dir.join("ca")
+}
+
+/// Brings the root in `folder` to the one that there is, so that a copy of the folder is worth something. One that holds none
+/// stays so.
+pub(super) fn keep_root(folder: &Path, root: &Root) -> Result<(), identity::Error> {
+    match Root::pin_in(folder)? {
+        Some(pin) if pin != root.facts().pin => root.replace_in(folder),
+        _ => Ok(()),
+    }
 }
 
 /// The master key, and those that only open.
@@ -133,20 +136,18 @@ fn shared(config: &Config, vault: &Vault, sealed: &[u8]) -> Result<Authority, Er
     let other = || Error::OtherMasterKey(config.master_key_file.clone());
     let clear = vault.open_sealed(CA, sealed).map_err(|_| other())?;
     let founded = Founded::decode(&clear[..]).map_err(|_| other())?;
-    let key = Zeroizing::new(founded.key);
     if founded.trust_domain != config.trust_domain {
         return Err(Error::OtherDomain {
-            theirs: founded.trust_domain,
+            theirs: founded.trust_domain.clone(),
             ours: config.trust_domain.clone(),
         });
     }
-    let authority = Authority::import(&key, &founded.root, &config.trust_domain)?;
-    let folder: PathBuf = config.data_dir.join("ca");
-    if folder.join("root.pem").exists() {
-        let own = Authority::open(&folder, &config.trust_domain, Duration::ZERO)?;
-        if own.pin() != authority.pin() {
-            return Err(Error::OtherAuthority(folder));
-        }
+    let root = Root::import(&founded.key, &founded.root)?;
+    let folder = folder(config);
+    // What it has may be from before the root was replaced; then that is written anew later.
+    let is_ours = |own: &String| *own == root.facts().pin || founded.former.contains(own);
+    if Root::pin_in(&folder)?.is_some_and(|own| !is_ours(&own)) {
+        return Err(Error::OtherAuthority(folder));
     }
-    Ok(authority)
+    Ok(Authority::of(root, &config.trust_domain))
 }

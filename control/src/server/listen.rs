@@ -14,7 +14,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
-use tokio_rustls::{TlsAcceptor, server::TlsStream};
+use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tonic::transport::server::Connected;
@@ -41,7 +41,7 @@ const WAITING_MAX: usize = 64;
 /// What a handshake needs.
 #[derive(Clone)]
 pub(super) struct Listening {
-    acceptor: TlsAcceptor,
+    tls: Tls,
     metrics: Arc<Metrics>,
     trust_domain: Arc<str>,
     permits: Arc<Semaphore>,
@@ -50,7 +50,7 @@ pub(super) struct Listening {
 impl Listening {
     pub(super) fn new(tls: Tls, metrics: Arc<Metrics>, trust_domain: &str) -> Self {
         Self {
-            acceptor: tls.acceptor(),
+            tls,
             metrics,
             trust_domain: trust_domain.into(),
             permits: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
@@ -99,7 +99,7 @@ impl Listening {
     ) {
         // Without it, small answers wait for the peer's delayed acknowledgement.
         let _ = socket.set_nodelay(true);
-        let shaken = tokio::time::timeout(HANDSHAKE_WAIT, self.acceptor.accept(socket)).await;
+        let shaken = tokio::time::timeout(HANDSHAKE_WAIT, self.tls.acceptor().accept(socket)).await;
         let stream = match shaken {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return self.failed(address, &error.to_string()),

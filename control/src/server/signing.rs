@@ -1,15 +1,22 @@
-//! Signs with the intermediate that all replicas share, whoever replaced it, and replaces it in time.
+//! Signs with what all replicas share, whoever replaced it, trusts the roots that they trust, and replaces the intermediate in
+//! time.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     api::unix_now,
     identity::{Authority, Facts},
-    registry::{self, INTERMEDIATE, Registry},
+    registry::{self, Registry, SIGNING},
     telemetry::{Metrics, Signer},
 };
+
+use super::founding::keep_root;
 
 /// After a failure of the store.
 const RETRY: Duration = Duration::from_secs(1);
@@ -17,21 +24,24 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Whether it grows old is looked at this often.
 const LOOK: Duration = Duration::from_secs(3_600);
 
+/// What signs, and where it is written down.
+pub(super) struct Signing {
+    pub(super) registry: Arc<Registry>,
+    pub(super) authority: Arc<Authority>,
+    /// The CA in files, if there are any.
+    pub(super) folder: PathBuf,
+}
+
 /// Until cancelled.
-pub(super) async fn follow(
-    registry: Arc<Registry>,
-    authority: Arc<Authority>,
-    metrics: Arc<Metrics>,
-    drain: CancellationToken,
-) {
+pub(super) async fn follow(signing: Signing, metrics: Arc<Metrics>, drain: CancellationToken) {
     loop {
         let ended = tokio::select! {
             () = drain.cancelled() => return,
-            ended = heed(&registry, &authority, &metrics) => ended,
+            ended = heed(&signing, &metrics) => ended,
         };
         // A watch that missed something ends like any failure: what is stored then is read anew.
         if let Err(error) = ended {
-            tracing::warn!(%error, "which intermediate signs is not followed, will try again");
+            tracing::warn!(%error, "what signs is not followed, will try again");
         }
         tokio::select! {
             () = drain.cancelled() => return,
@@ -40,20 +50,30 @@ pub(super) async fn follow(
     }
 }
 
-async fn heed(
-    registry: &Registry,
-    authority: &Authority,
-    metrics: &Metrics,
-) -> Result<(), registry::Error> {
+async fn heed(signing: &Signing, metrics: &Metrics) -> Result<(), registry::Error> {
+    let Signing {
+        registry,
+        authority,
+        folder,
+    } = signing;
     let store = registry.store();
-    let from = store.list(INTERMEDIATE).await?.revision;
-    let mut watch = store.watch(INTERMEDIATE, from).await?;
+    let from = store.list(SIGNING).await?.revision;
+    let mut watch = store.watch(SIGNING, from).await?;
     loop {
-        registry.take_up_intermediate(authority, unix_now()).await?;
+        registry.take_up_signing(authority, unix_now()).await?;
         tell(metrics, authority);
+        write_down(folder, authority);
         if let Ok(put) = tokio::time::timeout(LOOK, watch.next()).await {
             put?;
         }
+    }
+}
+
+/// Has the root in files, too, wherever it is in files at all.
+pub(super) fn write_down(folder: &Path, authority: &Authority) {
+    if let Err(error) = keep_root(folder, authority.signing().root()) {
+        let folder = folder.display();
+        tracing::error!(%error, %folder, "the new root is in the store, but not in this folder");
     }
 }
 
@@ -62,9 +82,14 @@ fn tell(metrics: &Metrics, authority: &Authority) {
         let ends = metrics.ca_ends.get_or_create(&Signer { certificate });
         ends.set(facts.ends.as_secs());
     };
-    ends("root", authority.root_facts());
-    if let Some(signing) = authority.intermediate() {
-        ends("intermediate", signing.facts());
+    let signing = authority.signing();
+    ends("root", signing.lasting().facts());
+    let intermediate = match signing.rotation() {
+        Some(rotation) => Some(&rotation.intermediate),
+        None => signing.intermediate(),
+    };
+    if let Some(intermediate) = intermediate {
+        ends("intermediate", intermediate.facts());
     }
 }
 
@@ -78,10 +103,7 @@ mod tests {
     };
 
     /// What one replica has of the shared store.
-    async fn replica(
-        store: &Arc<dyn Store>,
-        dir: &std::path::Path,
-    ) -> (Arc<Registry>, Arc<Authority>) {
+    async fn replica(store: &Arc<dyn Store>, dir: &Path) -> (Arc<Registry>, Arc<Authority>) {
         let vault = Vault::open(&dir.join("master.key")).unwrap();
         let registry = Registry::open(Arc::clone(store), vault).await.unwrap();
         let authority = Authority::open(&dir.join("ca"), "vector.local", unix_now()).unwrap();
@@ -93,7 +115,7 @@ mod tests {
     }
 
     fn signing(authority: &Authority) -> Facts {
-        authority.intermediate().unwrap().facts().clone()
+        authority.signing().intermediate().unwrap().facts().clone()
     }
 
     #[tokio::test]
@@ -109,12 +131,12 @@ mod tests {
         let mut heard = theirs.changes();
         let by = Actor::operator("eve", String::new());
         let metrics = Arc::new(Metrics::default());
-        let following = follow(
-            Arc::clone(&two),
-            Arc::clone(&theirs),
-            Arc::clone(&metrics),
-            CancellationToken::new(),
-        );
+        let replica = Signing {
+            registry: Arc::clone(&two),
+            authority: Arc::clone(&theirs),
+            folder: dir.path().join("none"),
+        };
+        let following = follow(replica, Arc::clone(&metrics), CancellationToken::new());
         let rotated = tokio::select! {
             () = following => None,
             rotated = async {
@@ -150,7 +172,7 @@ mod tests {
         std::fs::remove_dir_all(dir.path().join("ca")).unwrap();
         let (_, theirs) = replica(&store, dir.path()).await;
         assert_ne!(signing(&ours), signing(&theirs));
-        assert!(theirs.has_signed(&theirs.intermediate().unwrap()));
-        assert!(!theirs.has_signed(&ours.intermediate().unwrap()));
+        assert!(theirs.has_signed(theirs.signing().intermediate().unwrap()));
+        assert!(!theirs.has_signed(ours.signing().intermediate().unwrap()));
     }
 }

@@ -16,74 +16,103 @@ use tokio_util::sync::CancellationToken;
 
 use self::lenient::Lenient;
 use super::Error;
-use crate::{api::unix_now, identity::Authority};
+use crate::{
+    api::unix_now,
+    identity::{Authority, Signing},
+};
 
 mod lenient;
 
 #[derive(Clone, Debug)]
 pub(super) struct Tls {
     authority: Arc<Authority>,
-    certificate: Arc<Current>,
+    names: Arc<[String]>,
+    current: Arc<ArcSwap<Current>>,
+}
+
+/// The settings in use, and what they were made of.
+#[derive(Debug)]
+struct Current {
+    signing: Arc<Signing>,
     config: Arc<ServerConfig>,
 }
 
-/// The certificate in use.
+/// The certificate of these settings.
 #[derive(Debug)]
-struct Current(ArcSwap<CertifiedKey>);
+struct Own(Arc<CertifiedKey>);
 
-impl ResolvesServerCert for Current {
+impl ResolvesServerCert for Own {
     fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+        Some(Arc::clone(&self.0))
     }
 }
 
-impl Tls {
-    pub(super) fn new(authority: Arc<Authority>, names: &[String]) -> Result<Self, Error> {
+impl Current {
+    /// Settings with a new certificate, and the roots of now. Sessions of before are not resumed: they may be of somebody who
+    /// is no longer trusted.
+    fn new(authority: &Authority, names: &[String]) -> Result<Self, Error> {
         let wrong = |error: &dyn std::fmt::Display| Error::Tls(error.to_string());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let signing = authority.signing();
         let mut roots = RootCertStore::empty();
-        roots
-            .add(authority.root().clone())
-            .map_err(|error| wrong(&error))?;
+        for root in signing.roots() {
+            roots
+                .add(root.certificate().clone())
+                .map_err(|error| wrong(&error))?;
+        }
         let clients =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
                 .allow_unauthenticated()
                 .build()
                 .map_err(|error| wrong(&error))?;
         let leaf = authority.control_leaf(names, unix_now())?;
-        let certificate = Arc::new(Current(ArcSwap::new(leaf)));
         let mut config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|error| wrong(&error))?
             .with_client_cert_verifier(Arc::new(Lenient(clients)))
-            .with_cert_resolver(Arc::<Current>::clone(&certificate));
+            .with_cert_resolver(Arc::new(Own(leaf)));
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self {
-            authority,
-            certificate,
+            signing,
             config: Arc::new(config),
         })
     }
+}
 
-    pub(super) fn acceptor(&self) -> TlsAcceptor {
-        TlsAcceptor::from(Arc::clone(&self.config))
+impl Tls {
+    pub(super) fn new(authority: Arc<Authority>, names: &[String]) -> Result<Self, Error> {
+        let current = Current::new(&authority, names)?;
+        Ok(Self {
+            authority,
+            names: names.into(),
+            current: Arc::new(ArcSwap::from_pointee(current)),
+        })
     }
 
-    /// Makes a new certificate every so often, and when another intermediate signs. A failure keeps the one in use, which lives far longer.
-    pub(super) async fn renew(self, names: Vec<String>, every: Duration, drain: CancellationToken) {
+    /// For one connection: with a new certificate when another one signs since the last, or another root is trusted.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        if !Arc::ptr_eq(&self.current.load().signing, &self.authority.signing()) {
+            self.make_anew();
+        }
+        TlsAcceptor::from(Arc::clone(&self.current.load().config))
+    }
+
+    /// A failure keeps the certificate in use, which lives far longer than until the next try.
+    fn make_anew(&self) {
+        match Current::new(&self.authority, &self.names) {
+            Ok(current) => self.current.store(Arc::new(current)),
+            Err(error) => tracing::error!(%error, "control's certificate could not be renewed"),
+        }
+    }
+
+    /// Makes a new certificate every so often.
+    pub(super) async fn renew(self, every: Duration, drain: CancellationToken) {
         let mut turns = tokio::time::interval(every);
         turns.tick().await;
-        let mut signing = self.authority.changes();
         loop {
             tokio::select! {
                 () = drain.cancelled() => return,
-                _ = turns.tick() => {}
-                // Never fails: the authority is held here.
-                _ = signing.changed() => {}
-            }
-            match self.authority.control_leaf(&names, unix_now()) {
-                Ok(leaf) => self.certificate.0.store(leaf),
-                Err(error) => tracing::error!(%error, "control's certificate could not be renewed"),
+                _ = turns.tick() => self.make_anew(),
             }
         }
     }

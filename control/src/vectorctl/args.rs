@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 mod ca;
-pub(crate) use ca::Ca;
+pub(crate) use ca::{Ca, RotateRoot};
 
 /// Steers a Vector Engine network.
 #[derive(Debug, Parser)]
@@ -53,8 +53,8 @@ pub(crate) struct Arguments {
     /// Print JSON with stable field names instead of tables.
     #[arg(long, global = true)]
     pub(crate) json: bool,
-    /// Do what control refuses as too large a loss: more than half of all models, upstreams or paths at once, or, for
-    /// `restore`, a network that is configured already.
+    /// Do what control refuses as too large a loss: more than half of all models, upstreams or paths at once, for
+    /// `restore` a network that is configured already, for `ca rotate-root` whoever is left out.
     #[arg(long, global = true)]
     pub(crate) force: bool,
     #[command(subcommand)]

@@ -24,6 +24,8 @@ mod replicas;
 
 mod rollout;
 
+mod rotation;
+
 mod staged;
 
 mod words;

@@ -65,7 +65,7 @@ impl Etcd {
     }
 
     /// Settings of a replica.
-    fn settings(&self) -> String {
+    pub(super) fn settings(&self) -> String {
         format!("[etcd]\nendpoints = [{:?}]", self.url)
     }
 }

@@ -28,7 +28,7 @@ pub(super) async fn take(rooms: &Rooms) -> Result<Parts, Status> {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         trust_domain: rooms.authority.trust_domain().to_owned(),
         made_unix_ms: unix_ms(),
-        pin: rooms.authority.pin().to_owned(),
+        pin: rooms.authority.pin(),
     };
     tracing::info!(entries = entries.len(), "backup taken");
     let mut parts: Vec<pb::BackupPart> = vec![pb::BackupPart::default()];

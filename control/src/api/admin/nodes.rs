@@ -30,7 +30,7 @@ impl Operators {
             "node invited"
         );
         Ok(pb::InviteNodeResponse {
-            token: format!("vinv_{}.{}", *secret, self.rooms.authority.pin()),
+            token: format!("vinv_{}.{}", *secret, self.rooms.authority.lasting_pin()),
             expires_unix_ms: invite.expires_unix_ms,
         })
     }

@@ -37,22 +37,24 @@ impl Operators {
         caller: &Caller,
         mut asked: pb::AddOperatorRequest,
     ) -> Result<pb::AddedOperator, Status> {
-        let authority = &self.rooms.authority;
+        let signing = self.rooms.authority.signing();
+        let root = signing.lasting();
         let chain = self.certified(&mut asked)?;
         let new = NewOperator {
             name: &asked.name,
             role: &asked.role,
             certificate: chain.first().map(|leaf| sha256(leaf)),
+            root: &root.facts().pin,
             ttl_s: asked.ttl_s,
             now_unix_ms: unix_ms(),
         };
         let (view, secret) = self.rooms.registry.add_operator(&caller.by, new).await?;
-        let token = secret.map(|secret| format!("vadm_{}.{}", *secret, authority.pin()));
+        let token = secret.map(|secret| format!("vadm_{}.{}", *secret, root.facts().pin));
         Ok(pb::AddedOperator {
             operator: Some(view),
             token: token.unwrap_or_default(),
             certificate_chain: chain,
-            root: authority.root().to_vec().into(),
+            root: root.certificate().to_vec().into(),
         })
     }
 

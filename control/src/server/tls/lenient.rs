@@ -99,7 +99,8 @@ mod tests {
         let verifier = |name: &str| {
             let authority = Authority::open(&dir.path().join(name), "vector.local", now).unwrap();
             let mut roots = RootCertStore::empty();
-            roots.add(authority.root().clone()).unwrap();
+            let root = authority.signing().root().certificate().clone();
+            roots.add(root).unwrap();
             let crypto = Arc::new(rustls::crypto::ring::default_provider());
             let judge = WebPkiClientVerifier::builder_with_provider(roots.into(), crypto);
             (authority, Lenient(judge.build().unwrap()))

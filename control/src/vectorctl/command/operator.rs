@@ -111,7 +111,7 @@ async fn with_certificate(
 }
 
 /// A certificate as PEM.
-fn armoured(der: &[u8]) -> String {
+pub(super) fn armoured(der: &[u8]) -> String {
     use base64::Engine as _;
     let letters = base64::engine::general_purpose::STANDARD.encode(der);
     let mut text = "-----BEGIN CERTIFICATE-----\n".to_owned();
