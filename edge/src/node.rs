@@ -116,9 +116,8 @@ impl Node {
         let status = Arc::new(Status::new(place, tunnel.clone(), egress.clone()));
         control.set_status_source(status.source());
         let me = hello(&config, &identity);
-        let relay = config
-            .has(Role::Relay)
-            .then(|| Relay::new(tunnel.clone(), telemetry.clone()));
+        let passes = config.has(Role::Relay);
+        let relay = passes.then(|| Relay::new(tunnel.clone(), telemetry.clone()));
         let parts = Parts {
             me: me.clone(),
             credentials,

@@ -427,6 +427,7 @@ mod tests {
             name,
             role: "viewer",
             certificate,
+            root: "",
             ttl_s,
             now_unix_ms: made,
         };

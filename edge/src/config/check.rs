@@ -1,5 +1,7 @@
 //! From settings as written to settings as meant: defaults, ranges, and what must go together.
 
+mod egress;
+
 use std::{
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -8,9 +10,9 @@ use std::{
 };
 
 use super::{
-    Admin, Config, Control, Egress, Format, Heartbeat, Ingress, Node, Role, Secret, Telemetry, Tls,
+    Admin, Config, Control, Format, Heartbeat, Ingress, Node, Role, Secret, Telemetry, Tls,
     TlsFiles, Tunnel, acme,
-    raw::{RawConfig, RawControl, RawEgress, RawIngress, RawNode, RawTelemetry, RawTunnel},
+    raw::{RawConfig, RawControl, RawIngress, RawNode, RawTelemetry, RawTunnel},
 };
 
 /// An hour: no time of ours may be longer.
@@ -51,7 +53,7 @@ pub(super) fn check(raw: RawConfig, faults: &mut Vec<String>) -> Option<Config> 
     let reached = has(Role::Relay) || has(Role::Egress);
     let tunnel = tunnel(raw.tunnel, reached, faults);
     let egress_wanted = has(Role::Egress);
-    let egress = egress(raw.egress, faults);
+    let egress = egress::check(raw.egress, faults);
     let admin = address(faults, "admin.listen", raw.admin.listen, "127.0.0.1:9100");
     let telemetry = telemetry(raw.telemetry, faults);
     Some(Config {
@@ -400,38 +402,6 @@ fn line_mbps(mbps: Option<u64>, faults: &mut Vec<String>) -> Option<u32> {
         1..=LINE_MBPS_MAX,
     );
     u32::try_from(mbps).ok()
-}
-
-fn egress(raw: RawEgress, faults: &mut Vec<String>) -> Egress {
-    Egress {
-        connect: ms(
-            faults,
-            "egress.connect_ms",
-            raw.connect_ms,
-            5_000,
-            1..=MS_MAX,
-        ),
-        first_byte: ms(
-            faults,
-            "egress.first_byte_ms",
-            raw.first_byte_ms,
-            600_000,
-            1..=MS_MAX,
-        ),
-        idle: ms(faults, "egress.idle_ms", raw.idle_ms, 300_000, 1..=MS_MAX),
-        tls_roots: raw
-            .tls_roots
-            .filter(|text| !text.is_empty())
-            .map(PathBuf::from),
-        kept_bytes_max: within(
-            faults,
-            "egress.kept_bytes_max",
-            raw.kept_bytes_max,
-            4 << 30,
-            0..=1 << 50,
-        ),
-        keep_credentials: raw.keep_credentials.unwrap_or(true),
-    }
 }
 
 fn telemetry(raw: RawTelemetry, faults: &mut Vec<String>) -> Option<Telemetry> {

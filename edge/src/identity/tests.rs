@@ -381,11 +381,12 @@ fn a_root_takes_anothers_place_under_settings_in_use() {
         roots.standing(&[]).roots.remove(0)
     };
     let (old_pin, new_pin) = (pin_of(&old), pin_of(&new));
-    let told = |generation: u64, roots: &[&Authority], signing: &str| ToldRoots {
-        roots: ders(roots),
-        generation,
-        signing: signing.to_owned(),
-    };
+    let told =
+        |generation: u64, roots: &[&Authority], signing: &str| vector_proto::control::v1::Roots {
+            roots: ders(roots),
+            generation,
+            signing: signing.to_owned(),
+        };
     assert!(here.trust(&told(2, &[&old, &new], &old_pin)).unwrap());
     assert!(there.trust(&told(2, &[&old, &new], &old_pin)).unwrap());
     assert!(!here.trust(&told(1, &[&old], &old_pin)).unwrap(), "is old");

@@ -53,10 +53,6 @@ pub(super) struct Held {
 }
 
 impl Held {
-    pub(super) fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.key.cert
-    }
-
     #[cfg(test)]
     pub(super) fn leaf(&self) -> CertificateDer<'static> {
         self.key.cert[0].clone()

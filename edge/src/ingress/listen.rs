@@ -4,6 +4,8 @@
 //! Draining stops the loop, lets every connection finish what runs on it, one that has just come its first request, and
 //! ends what is left when the time is over. HTTP/1.1 is watched by `wire`, HTTP/2 by `idle` and `stall`.
 
+mod opening;
+
 use std::{
     collections::HashMap,
     convert::Infallible,
@@ -68,12 +70,6 @@ const RESETS_MAX: usize = 20;
 
 /// How long an HTTP/2 connection without any sign of life is kept.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
-
-/// How long clients wait at the door of a node that has just begun, for routes and a link to where they lead.
-const FIRST_LINK: Duration = Duration::from_secs(2);
-
-/// How often it looks for them.
-const LINK_EVERY: Duration = Duration::from_millis(5);
 
 /// How long a client that has just come may take for its first byte when the door is closed behind it.
 const FIRST_WORDS: Duration = Duration::from_secs(1);
@@ -169,7 +165,7 @@ impl Door {
             self.ingress.tasks.spawn(certificate.keep(drain.clone()));
         }
         // Whoever comes before that waits a moment, rather than hear that there is no way. Or it does not come about.
-        let linked = tokio::time::timeout(FIRST_LINK, self.ingress.linked());
+        let linked = tokio::time::timeout(opening::FIRST_LINK, self.ingress.linked());
         drain.run_until_cancelled(linked).await;
         loop {
             let accepted = tokio::select! {
@@ -224,20 +220,6 @@ impl Door {
             }
             drop(seat);
         });
-    }
-}
-
-impl Ingress {
-    /// Waits until there are routes, and a link if they lead to any egress.
-    async fn linked(&self) {
-        let lost = || {
-            let routes = self.control.routes();
-            let leads = routes.nodes.values().any(|node| node.egress);
-            routes.revision == 0 || (leads && !self.tunnel.any_up())
-        };
-        while lost() {
-            tokio::time::sleep(LINK_EVERY).await;
-        }
     }
 }
 

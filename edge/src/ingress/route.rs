@@ -2,11 +2,10 @@
 //!
 //! Upstreams are tried by priority. Inside a priority two candidates are drawn by lot and the cheaper one is taken
 //! (`load`), so that the work does not grow with the network and no two ingress nodes flock to one egress. What this node
-//! sees itself decides, whatever the snapshot says: of several paths to an egress, one is taken until another is clearly
-//! better as both are measured (`tunnel::cost`); a path that is suspect is taken when its priority has no other, one that
-//! is dead when nothing else is left at all. A pair that is ejected is taken only if there is nothing else, and one whose
-//! credentials rest not at all. An egress that drains takes nothing new, and says so over its links, which then count as none.
-//! The snapshot's word for that may be old: whom only it calls draining is taken if there is nothing else.
+//! sees itself decides: of several paths to an egress, one is taken until another is clearly better as both are measured
+//! (`tunnel::cost`); a path that is suspect is taken when its priority has no other, one that is dead when nothing else is
+//! left. So is a pair that is ejected; one whose credentials rest is not taken at all. An egress that drains says so over
+//! its links, which then count as none; whom only the snapshot calls draining, which may be old, is taken last.
 
 use std::{
     cell::Cell,
@@ -448,10 +447,9 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             let Some(state) = (self.up)(&path).filter(|state| state.condition <= worst) else {
                 continue;
             };
-            let cost_us = if state.whole {
-                state.cost_us
-            } else {
-                self.expected_us(ways, row, state)
+            let cost_us = match state.whole {
+                true => state.cost_us,
+                false => self.expected_us(ways, row, state),
             };
             let state = PathState { cost_us, ..state };
             cheapest.offer(at, state.condition, cost_us, state);
@@ -625,6 +623,7 @@ mod tests {
         let wish = Wish {
             target: &target,
             tried: &[],
+            model: "m",
             affinity: 0,
         };
         let over = costs_ms.iter().map(|&(direct_ms, relay_ms)| {

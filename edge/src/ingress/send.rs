@@ -3,6 +3,8 @@
 //! `retry` has the one table of what may be tried again. A small body leaves in one flush with its OPEN; a larger one is
 //! pumped by a task of its own while the answer is awaited, and can be pumped again while nothing of it was forgotten.
 
+mod learn;
+
 use std::{
     sync::{
         Arc,
@@ -24,7 +26,7 @@ use vector_proto::{
 use super::{
     Ingress, affinity, head,
     linger::Waiting,
-    load::{self, Change, InFlight, Lesson, Scope},
+    load::{InFlight, Lesson},
     peek::Ask,
     pump::Pump,
     queue::{Full, Turn, Visitor},
@@ -293,41 +295,6 @@ impl Sending<'_> {
             tries.last = Some(denied);
         }
         None
-    }
-
-    /// Takes in how an attempt went, for the next ones of everybody.
-    fn learn(&self, candidate: &Candidate, in_flight: &mut InFlight, lesson: Lesson) {
-        if matches!(lesson, Lesson::Rests(_)) && !self.target.credential.is_empty() {
-            // A pinned credential says nothing of the others.
-            return;
-        }
-        let loads = &self.ingress.loads;
-        let row = &self.target.row.upstreams[candidate.upstream];
-        let upstream = load::Upstream {
-            provider: &row.provider,
-            model: row.called(self.ask.model.as_deref().unwrap_or_default()),
-        };
-        let now_us = loads.at(Instant::now());
-        let Some(change) = loads.learn(in_flight, upstream, lesson, now_us) else {
-            return;
-        };
-        let model = |scope| {
-            if scope == Scope::Model {
-                upstream.model
-            } else {
-                "*"
-            }
-        };
-        let (provider, egress) = (&row.provider.name, &candidate.path.egress);
-        match change {
-            Change::InUse(scope) => {
-                tracing::info!(exchange = %self.exchange, %provider, %egress, model = model(scope), "upstream is in use again");
-            }
-            Change::Ejected(scope) => {
-                tracing::warn!(exchange = %self.exchange, %provider, %egress, model = model(scope), "upstream is ejected");
-            }
-        }
-        self.ingress.control.report_soon();
     }
 
     /// Nobody could even be asked.

@@ -4,6 +4,8 @@
 //! Reading is wait-free: requests look links up in a map that is replaced whole when a link comes
 //! or goes, which is rare.
 
+mod status;
+
 use std::{
     sync::{Arc, OnceLock},
     time::Duration,
@@ -12,11 +14,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
-use vector_proto::{
-    control::v1::{LinkState, LinkStatus},
-    id::ExchangeId,
-    tunnel::v1,
-};
+use vector_proto::{control::v1::LinkStatus, id::ExchangeId, tunnel::v1};
 
 use super::{
     Call, Condition, Link, OpenError, Path, PathState, TransitHandler,
@@ -148,7 +146,11 @@ impl Tunnel {
     #[must_use]
     pub fn status(&self) -> Vec<LinkStatus> {
         let links = self.core.links.load();
-        let mut rows: Vec<LinkStatus> = links.values().flatten().map(|link| status(link)).collect();
+        let mut rows: Vec<LinkStatus> = links
+            .values()
+            .flatten()
+            .map(|link| status::of(link))
+            .collect();
         rows.sort_by(|a, b| place(a).cmp(&place(b)));
         rows
     }
@@ -489,37 +491,4 @@ pub const fn asks_for_known(open: &v1::Open) -> bool {
 /// From where to where, and over which connection.
 fn place(row: &LinkStatus) -> (&str, &str, &str, u32) {
     (&row.peer, &row.address, &row.local_address, row.connection)
-}
-
-fn status(link: &Link) -> LinkStatus {
-    let state = match (link.condition(), link.draining()) {
-        _ if link.is_down() => LinkState::Down,
-        (Condition::Down, _) => LinkState::Down,
-        (_, true) => LinkState::Draining,
-        (Condition::Suspect, false) => LinkState::Suspect,
-        (Condition::Up, false) => LinkState::Up,
-    };
-    let (sent_packets, lost_packets) = link.packets();
-    let measures = link.vitals().measures();
-    let micros = |duration: Duration| u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    let ppm = |share: f32| (share * 1e6) as u32;
-    LinkStatus {
-        peer: link.peer.to_string(),
-        address: link.address.to_string(),
-        local_address: link
-            .local_address()
-            .map_or_else(String::new, |at| at.to_string()),
-        state: state.into(),
-        rtt_us: micros(measures.rtt.unwrap_or_else(|| link.rtt())),
-        lost_packets,
-        sent_packets,
-        jitter_us: micros(measures.jitter),
-        loss_out_ppm: ppm(measures.loss_out),
-        loss_in_ppm: ppm(measures.loss_in),
-        flaps: measures.flaps,
-        heartbeats_sent: measures.beats_out,
-        heartbeats_heard: measures.beats_in,
-        delivery_bytes_per_s: link.delivery(),
-        connection: link.connection_number,
-    }
 }

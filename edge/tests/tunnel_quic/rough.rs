@@ -3,21 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use vector_edge::{
-    relay::Relay,
-    tunnel::{
-        ArrivalHandler, Part, Path, Tunnel,
-        network::{Network, Parts, Sockets},
-        pulse::Intervals,
-    },
-};
+use vector_edge::tunnel::{ArrivalHandler, Part, Path};
 use vector_proto::{
     id::ExchangeId,
     tunnel::{VERSION, v1},
 };
 use vector_wan::{Detour, Way};
 
-use crate::town::{Authority, Node, node, wanted};
+use crate::town::{Authority, Node, node, start, wanted};
 
 /// Pieces of an answer and of a request's body, 5 ms apart.
 const PIECES: usize = 100;
@@ -38,11 +31,6 @@ fn echoing() -> ArrivalHandler {
 }
 
 fn relay(authority: &Authority) -> Node {
-    let credentials = authority.node("relay", "relay");
-    let any = "127.0.0.1:0".parse().unwrap();
-    let sockets = Sockets::bind(&[any], &*credentials, &[7; 64]).unwrap();
-    let address = sockets.local_addrs()[0];
-    let tunnel = Tunnel::default();
     let me = v1::Hello {
         version: VERSION,
         node: "relay".into(),
@@ -50,19 +38,8 @@ fn relay(authority: &Authority) -> Node {
         roles: vec!["relay".into()],
         ..v1::Hello::default()
     };
-    let parts = Parts {
-        me,
-        credentials,
-        arrivals: None,
-        transits: Some(Relay::new(tunnel.clone()).handler()),
-        intervals: Intervals::default(),
-    };
-    let network = Network::start(tunnel.clone(), sockets, parts).unwrap();
-    Node {
-        tunnel,
-        network,
-        address,
-    }
+    let any = "127.0.0.1:0".parse().unwrap();
+    start(any, me, &authority.node("relay", "relay"), None)
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::sync::mpsc;
 use vector_edge::{
     relay::Relay,
+    telemetry::Telemetry,
     tunnel::{
         ArrivalHandler, Call, Credentials, Part, Path, Peer, Tunnel,
         dial::Wanted,
@@ -226,7 +227,7 @@ fn start_on(
         me,
         credentials: Arc::clone(credentials) as _,
         arrivals,
-        transits: is_relay.then(|| Relay::new(tunnel.clone()).handler()),
+        transits: is_relay.then(|| Relay::new(tunnel.clone(), Telemetry::silent()).handler()),
         intervals,
         own_runtime,
     };
