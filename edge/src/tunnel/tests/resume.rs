@@ -257,7 +257,7 @@ async fn chaos(seed: u64, total: usize) {
             () = trouble => {}
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), done)
+    Box::pin(tokio::time::timeout(Duration::from_secs(20), done))
         .await
         .unwrap_or_else(|_| panic!("seed {seed}: stuck"));
 }
@@ -265,7 +265,7 @@ async fn chaos(seed: u64, total: usize) {
 #[tokio::test]
 async fn bodies_survive_any_order_of_deaths() {
     for seed in 0..12 {
-        chaos(seed, 2_000_000).await;
+        Box::pin(chaos(seed, 2_000_000)).await;
     }
 }
 
