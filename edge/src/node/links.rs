@@ -100,7 +100,7 @@ pub(super) fn show(telemetry: &Telemetry, tally: &Tally) {
         ),
         (
             "exchange_doubles",
-            "Pieces of exchanges, and OPENs of redundant ones, sent over two paths at once",
+            "Pieces of exchanges sent over two paths at once",
             &tally.doubled,
         ),
         (

@@ -410,12 +410,7 @@ impl End {
         let (at, first) = &opening.first;
         first.lateness().note(at.elapsed());
         if opening.hedged && !Arc::ptr_eq(first, link) {
-            let tally = self.tunnel.tally();
-            let won = match self.redundant {
-                true => &tally.doubles_first,
-                false => &tally.hedges_won,
-            };
-            won.inc();
+            self.tunnel.tally().hedges_won.inc();
         }
     }
 

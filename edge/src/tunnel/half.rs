@@ -16,16 +16,9 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use prost::Message as _;
 use tokio::time::Sleep;
-use vector_proto::{
-    refusal::Code,
-    tunnel::{
-        codec::{
-            self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, GoneReason, Kind, Piece,
-        },
-        v1,
-    },
+use vector_proto::tunnel::codec::{
+    self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, GoneReason, Kind, Piece,
 };
 
 use self::stream::Read;
@@ -123,7 +116,7 @@ impl SendHalf {
             ending,
         } = self;
         let (mut out, mut left) = (Out::Done, None);
-        let (room, double, twice) = {
+        let (room, double) = {
             let mut sending = end.sending.lock();
             if let Some(reason) = end.fate() {
                 return Poll::Ready(Err(reason));
@@ -157,15 +150,11 @@ impl SendHalf {
             if sending.twin.is_some() {
                 end.tunnel.tally().doubled.inc();
             }
-            let twice = end.redundant && sending.opens_twice();
-            (end.poll_room(&mut sending, cx), double, twice)
+            (end.poll_room(&mut sending, cx), double)
         };
         end.tunnel.came(end, out);
         if let Some(now) = left {
             end.tunnel.may_hedge(end, now);
-        }
-        if twice {
-            end.tunnel.open_twice(end);
         }
         if double {
             end.tunnel.double(end);
@@ -210,8 +199,6 @@ pub(super) struct ReceiveHalf {
     queue: VecDeque<Bytes>,
     /// What came instead of a sequence.
     refused: Option<Bytes>,
-    /// What was said on one stream while another one was left.
-    said_no: Option<Bytes>,
     /// Set while no stream is left.
     alone: Option<Pin<Box<Sleep>>>,
     /// By how much the window is larger than at first.
@@ -232,7 +219,6 @@ impl ReceiveHalf {
             input: Bytes::new(),
             queue: VecDeque::new(),
             refused: None,
-            said_no: None,
             alone: None,
             grown: 0,
         }
@@ -313,17 +299,14 @@ impl ReceiveHalf {
                     }
                     Poll::Ready(Read::Refused(payload)) => {
                         self.streams.remove(at);
-                        let before = self.said_no.take();
-                        self.said_no = Some(before.filter(|no| !is_of_path(no)).unwrap_or(payload));
-                        if self.is_refused() {
+                        // Another attachment of the same exchange may still be accepted, or was.
+                        if self.streams.is_empty() && !self.end.is_accepted() {
+                            self.refused = Some(payload);
                             return Poll::Ready(Ok(()));
                         }
                     }
                     Poll::Ready(Read::Ended) => {
                         self.streams.remove(at);
-                        if self.is_refused() {
-                            return Poll::Ready(Ok(()));
-                        }
                         // What is left to read comes over the one that remains.
                         if let [only] = &self.streams[..]
                             && only.link.carries()
@@ -353,15 +336,6 @@ impl ReceiveHalf {
             ready!(alone.as_mut().poll(cx));
             return Poll::Ready(Err(LostReason::Reset));
         }
-    }
-
-    /// Whether a refusal stands. Another attachment of the same exchange may still be accepted, or was.
-    fn is_refused(&mut self) -> bool {
-        let last = self.streams.is_empty() && !self.end.has_arrivals();
-        if last && !self.end.is_accepted() {
-            self.refused = self.said_no.take();
-        }
-        self.refused.is_some()
     }
 
     fn take_arrivals(&mut self) {
@@ -440,13 +414,6 @@ impl Drop for ReceiveHalf {
             });
         }
     }
-}
-
-/// Whether a refusal is of the way that a copy of an OPEN took, and says nothing of the exchange: the egress has another copy,
-/// or a relay has no way to it.
-fn is_of_path(refused: &Bytes) -> bool {
-    let code = v1::Refused::decode(&refused[..]).map(|refused| refused.code.parse());
-    matches!(code, Ok(Ok(Code::Protocol | Code::NoPath)))
 }
 
 /// Reads the one frame that stands before the sequence, and what came behind it.

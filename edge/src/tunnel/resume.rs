@@ -30,7 +30,7 @@ use self::{
     hope::{Seen, Verdict},
 };
 use super::{
-    Condition, LostReason, Tunnel,
+    LostReason, Tunnel,
     end::{End, Out, Side},
     link::Link,
 };
@@ -234,26 +234,12 @@ impl Tunnel {
 
     /// The acceptance of an exchange is late: it is opened over another path, too.
     pub(super) fn hedge(&self, end: &Arc<End>) {
-        if self.open_again(end) {
-            self.tally().hedges.inc();
-        }
-    }
-
-    /// A redundant exchange is opened over two paths at once.
-    pub(super) fn open_twice(&self, end: &Arc<End>) {
-        if self.open_again(end) {
-            self.tally().doubled.inc();
-        }
-    }
-
-    fn open_again(&self, end: &Arc<End>) -> bool {
         let first = end.home();
-        let to = self.way_to_egress(&end.far, Some(&first));
-        let Some(to) = to.filter(|to| to.way_to(&end.far).condition != Condition::Down) else {
-            return false;
+        let Some(to) = self.way_to_egress(&end.far, Some(&first)) else {
+            return;
         };
         if *to.peer == *end.far && end.epoch() != 0 && to.epoch != end.epoch() {
-            return false;
+            return;
         }
         let planned = {
             let mut sending = end.sending.lock();
@@ -269,11 +255,10 @@ impl Tunnel {
             });
             ask.and_then(|ask| Move::next(&mut sending, &to, ask))
         };
-        let opens = planned.is_some();
         if let Some(next) = planned {
+            self.tally().hedges.inc();
             self.carry(end, next);
         }
-        opens
     }
 
     /// No way is left. Whoever waits goes on waiting for a while.

@@ -15,7 +15,7 @@ pub struct Tally {
     pub hedges: Counter,
     /// Hedges that were accepted first.
     pub hedges_won: Counter,
-    /// Pieces, and OPENs of redundant exchanges, sent over two paths at once.
+    /// Pieces sent over two paths at once.
     pub doubled: Counter,
     /// Pieces of which the second path's copy came first.
     pub doubles_first: Counter,

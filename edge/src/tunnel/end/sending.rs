@@ -9,7 +9,7 @@ use std::{
 use bytes::Bytes;
 
 use crate::tunnel::{
-    double::{BEHIND_BYTES_MAX, SMALL_BYTES_MAX, Twin},
+    double::{SMALL_BYTES_MAX, Twin},
     exchange::{Attachments, Outgoing},
     link::Link,
     overdue::Progress,
@@ -127,13 +127,6 @@ impl Sending {
     /// Whether the writer must wait: what it has is more than the receiver allows.
     pub(super) const fn is_held_up(&self) -> bool {
         self.outgoing.is_full()
-    }
-
-    /// Whether its OPEN may go over a second path as well, whole with the request, and has not yet.
-    pub(in crate::tunnel) fn opens_twice(&self) -> bool {
-        let opening = self.opening.as_ref();
-        let once = opening.is_some_and(|opening| opening.left && !opening.hedged);
-        once && self.ended && self.outgoing.held_bytes() <= BEHIND_BYTES_MAX as u64
     }
 
     /// Whether nothing of the sequence is left to do.

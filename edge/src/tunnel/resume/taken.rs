@@ -13,7 +13,7 @@ use vector_proto::{
 
 use super::carry::{Ask, Move, drive};
 use crate::tunnel::{
-    LostReason, Tunnel, double,
+    LostReason, Tunnel,
     end::{Attachment, End, Side},
     exchange::{INITIAL_CREDIT_BYTES, Ignored, REQUEST_CREDIT_BYTES},
     half::ReadStream,
@@ -156,18 +156,7 @@ impl Tunnel {
             end.read_also(ReadStream::attached(link, receive, 0, rest));
         }
         // Otherwise whoever takes the first one answers at any moment.
-        if !end.is_accepted() {
-            return;
-        }
-        // The first copy of a redundant exchange was sent beside another, and later ones as that was lost.
-        let beside = end.redundant && number == 1;
-        let to_move = if beside {
-            end.carried_by(link);
-            double::answer_beside(end, link, send)
-        } else {
-            Some(send)
-        };
-        if let Some(send) = to_move {
+        if end.is_accepted() {
             self.answer_on(end, link, send, (number, 0)).await;
         }
     }
