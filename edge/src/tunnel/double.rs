@@ -3,8 +3,7 @@
 //! The second stream, the *twin*, begins with what is unacknowledged and then gets every piece that the first gets, so
 //! that either is the whole rest of the sequence: when the first dies, the twin takes its place and nothing is sent again.
 //! It never holds the first up: a twin that falls behind, or would have to carry large pieces, is given up, as one is whose
-//! path is trusted again. The OPEN of a redundant exchange, with a request that is whole and small, goes over two paths as well
-//! (`resume`); its second stream carries the answer as a twin.
+//! path is trusted again.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -12,25 +11,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use vector_proto::tunnel::{
-    codec::{self, Kind},
-    v1,
-};
 
 use super::{
     Condition, Tunnel,
     end::{Attachment, End, Side},
-    exchange::INITIAL_CREDIT_BYTES,
     link::Link,
     resume::attach_frame,
-    transport::Sender,
 };
 
 /// What one flush may hand out for it to count as small: a few tokens.
 pub(super) const SMALL_BYTES_MAX: usize = 2 << 10;
 
 /// What a twin may be behind. 64 KiB a redundant exchange.
-pub(super) const BEHIND_BYTES_MAX: usize = 64 << 10;
+const BEHIND_BYTES_MAX: usize = 64 << 10;
 
 /// A second stream that carries what the first does.
 #[derive(Debug)]
@@ -89,8 +82,13 @@ impl Tunnel {
                 Side::Egress => self.way_to_ingress(end, Some(&first)),
             })
         };
-        let is_up = |to: &Arc<Link>| to.way_to(&end.far).condition == Condition::Up;
-        let to = to.filter(is_up);
+        // To a redundant exchange, a path that is heard again and not yet trusted is better than none.
+        let worst = if end.redundant {
+            Condition::Suspect
+        } else {
+            Condition::Up
+        };
+        let to = to.filter(|to| to.way_to(&end.far).condition <= worst);
         match to {
             Some(to) => {
                 self.tasks().spawn(begin(Arc::clone(end), to));
@@ -98,36 +96,6 @@ impl Tunnel {
             None => end.doubling.store(false, Ordering::Relaxed),
         }
     }
-}
-
-/// The second OPEN of a redundant exchange came: its stream carries what the first one does. Gives it back if there is
-/// none that carries the answer well.
-pub(super) fn answer_beside(end: &End, link: &Arc<Link>, stream: Sender) -> Option<Sender> {
-    let mut sending = end.sending.lock();
-    let at = sending.at.as_ref();
-    if !at.is_some_and(|at| !at.link.is_down() && at.link.condition() == Condition::Up) {
-        return Some(stream);
-    }
-    let fits = sending.outgoing.held_bytes() <= BEHIND_BYTES_MAX as u64;
-    if sending.twin.is_some() || sending.moving || sending.is_over() || !fits {
-        return None;
-    }
-    let (offset, mut unacknowledged) = sending.outgoing.sent_slices();
-    let accepted = v1::Accepted {
-        epoch: end.epoch(),
-        request_credit: INITIAL_CREDIT_BYTES,
-        offset,
-    };
-    let mut leaving = vec![codec::message(Kind::Accepted, &accepted)];
-    leaving.append(&mut unacknowledged);
-    let link = Arc::clone(link);
-    let at = Attachment { link, stream };
-    let mut twin = Twin { at, leaving };
-    let mut nobody = Context::from_waker(std::task::Waker::noop());
-    if twin.hand_over(&mut nobody) {
-        sending.twin = Some(Box::new(twin));
-    }
-    None
 }
 
 /// Opens the twin. What is unacknowledged leaves on it at once.
