@@ -387,43 +387,43 @@ impl ControlPlane {
         let counts = &self.0.usage.counts;
         let objects = &self.0.reports.counts;
         telemetry.register(
-            "vector_usage_journal_bytes",
+            "usage_journal_bytes",
             "Usage on disk that control does not have yet",
             counts.bytes.clone(),
         );
         telemetry.register(
-            "vector_usage_in_memory",
+            "usage_in_memory",
             "Usage records that the disk does not take and control does not have yet",
             counts.in_memory.clone(),
         );
         for (name, help, counter) in [
             (
-                "vector_usage_dropped",
+                "usage_dropped",
                 "Usage records lost, as disk and memory were full",
                 &counts.dropped,
             ),
             (
-                "vector_usage_refused",
+                "usage_refused",
                 "Usage records that control would never take",
                 &counts.refused,
             ),
             (
-                "vector_usage_disk_faults",
+                "usage_disk_faults",
                 "Writes of usage that the disk refused",
                 &counts.disk_faults,
             ),
             (
-                "vector_objects_dropped",
+                "objects_dropped",
                 "Objects that control was not told of, as too many waited",
                 &objects.dropped,
             ),
             (
-                "vector_objects_refused",
+                "objects_refused",
                 "Objects that control would never take",
                 &objects.refused,
             ),
             (
-                "vector_objects_told_again",
+                "objects_told_again",
                 "Batches of objects told more than once, as a stream broke or control could not keep them",
                 &objects.again,
             ),
