@@ -91,7 +91,7 @@ pub struct Ingress {
     pub stall: Duration,
     /// Silence in an event stream after which a comment is sent. Default 15 s.
     pub ping: Duration,
-    /// How long a request may wait for a credential that rests, from its begin.
+    /// How long a request may wait for a credential that rests, from its begin, or for a path.
     pub queue: Duration,
     /// Connections of clients at once. Default 16,384.
     pub connections_max: usize,

@@ -2,7 +2,7 @@
 //!
 //! One line for each provider, in which accounts take turns, so that nobody is behind another's hundred. When the rest is
 //! over, one request goes first; each that gets through lets two more go, and one that meets another rest stops the line until
-//! that is over. Bounded in requests and bytes. A client that goes away leaves its line.
+//! that is over. Bounded in requests and bytes, together with those that wait for a path. A client that goes away leaves its line.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -43,6 +43,8 @@ pub(super) struct Full;
 pub(super) struct Queue {
     lines: Mutex<Lines>,
     waiting: AtomicUsize,
+    /// No provider's name.
+    stranded: Arc<str>,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +83,7 @@ pub(super) struct Visitor<'a> {
 
 /// A place in a line. Dropped, it is free.
 #[derive(Debug)]
-struct Place<'a> {
+pub(super) struct Place<'a> {
     queue: &'a Queue,
     visitor: Visitor<'a>,
     number: u64,
@@ -102,6 +104,16 @@ impl Queue {
     /// Whether others wait in a line: who comes now belongs behind them.
     pub(super) fn is_waiting(&self, line: &Arc<str>) -> bool {
         self.waiting.load(Ordering::Relaxed) > 0 && self.lines.lock().lines.contains_key(line)
+    }
+
+    /// The line of those who wait for something else than a provider's credentials.
+    pub(super) const fn stranded(&self) -> &Arc<str> {
+        &self.stranded
+    }
+
+    /// Takes a place without waiting for a turn.
+    pub(super) fn hold<'a>(&'a self, visitor: Visitor<'a>) -> Result<Place<'a>, Full> {
+        self.enter(visitor, None, Instant::now())
     }
 
     /// Waits for a turn, which does not come before `opens`.

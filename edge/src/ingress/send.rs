@@ -4,6 +4,7 @@
 //! pumped by a task of its own while the answer is awaited, and can be pumped again while nothing of it was forgotten.
 
 mod learn;
+mod stranded;
 
 use std::{
     sync::{
@@ -139,7 +140,10 @@ impl Sending<'_> {
             turn = Some(self.wait(line, &tries, Wait::default()).await?);
         }
         loop {
-            let round = self.round(&mut tries, record).await;
+            let mut round = self.round(&mut tries, record).await;
+            if let Round::Denied(denied) = round {
+                round = self.until_reached(denied, &mut tries, record).await;
+            }
             let rest = match round {
                 Round::Sent(sent) => {
                     if let Some(turn) = turn {

@@ -16,6 +16,11 @@ use super::verdict::Verdict;
 /// Time in which a sample loses 63 % of its weight.
 const FORGET: Duration = Duration::from_secs(10);
 
+/// What one that is avoided is taken to be slower at first; nothing is left of it after [`AVOIDED`]. A sample of that length would
+/// keep a quick one out for a minute after what was wrong is over, long after any failure could be told from it.
+const AVOIDED_COST: Duration = Duration::from_secs(2);
+const AVOIDED: Duration = Duration::from_secs(5);
+
 /// Time in which what others measured, and an average of successes, lose as much.
 pub(super) const FORGET_SLOWLY: Duration = Duration::from_secs(60);
 
@@ -27,6 +32,8 @@ pub(super) struct Figures {
     /// Plain average of the answers' times alone: what others are told. A failure may be of this node's own path.
     answered_us: AtomicU64,
     sampled_us: AtomicU64,
+    /// 0: never.
+    avoided_until_us: AtomicU64,
     outstanding: AtomicU32,
     success_permille: AtomicU32,
     tries: AtomicU32,
@@ -50,6 +57,7 @@ impl Default for Figures {
             peak_us: AtomicU64::new(0),
             answered_us: AtomicU64::new(0),
             sampled_us: AtomicU64::new(0),
+            avoided_until_us: AtomicU64::new(0),
             outstanding: AtomicU32::new(0),
             success_permille: AtomicU32::new(1_000),
             tries: AtomicU32::new(0),
@@ -61,9 +69,18 @@ impl Default for Figures {
 }
 
 impl Figures {
-    /// Expected time to the first byte as this node measured it, in microseconds.
+    /// Expected time to the first byte as this node measured it, in microseconds, and more while it is avoided.
     pub(super) fn measured(&self, now_us: u64) -> f64 {
-        self.peak_us.load(Ordering::Relaxed) as f64 * self.fresh(now_us)
+        let until_us = self.avoided_until_us.load(Ordering::Relaxed);
+        let left_us = until_us.saturating_sub(now_us) as f64;
+        let avoided = left_us * AVOIDED_COST.div_duration_f64(AVOIDED);
+        self.peak_us.load(Ordering::Relaxed) as f64 * self.fresh(now_us) + avoided
+    }
+
+    /// Others are taken for some seconds, unless they are much slower.
+    pub(super) fn avoid(&self, now_us: u64) {
+        let until_us = now_us.saturating_add(AVOIDED.as_micros() as u64);
+        self.avoided_until_us.store(until_us, Ordering::Relaxed);
     }
 
     /// The same as others measured it. `None`: they said nothing of it.
@@ -139,6 +156,7 @@ impl Figures {
     /// What was measured says nothing any more.
     pub(super) fn forget_times(&self) {
         self.peak_us.store(0, Ordering::Relaxed);
+        self.avoided_until_us.store(0, Ordering::Relaxed);
     }
 
     /// Takes in the time of an answer, for others.

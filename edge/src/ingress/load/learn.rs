@@ -63,13 +63,13 @@ impl Loads {
                 tried.load.answered(first_byte, now_us)
             }
             Lesson::Avoid(Scope::Pair) => {
-                pair.figures.sample(FAILURE, now_us);
+                pair.figures.avoid(now_us);
                 None
             }
             Lesson::Avoid(Scope::Model) => {
                 tried.meets(upstream.model, now_us);
                 if let Some(model) = &tried.load.model {
-                    model.sample(FAILURE, &pair, now_us);
+                    model.avoid(&pair, now_us);
                 }
                 None
             }
@@ -166,11 +166,21 @@ fn eject<'a>(
 
 impl Model {
     fn sample(&self, first_byte: Duration, pair: &Pair, now_us: u64) {
+        self.follow(pair);
+        self.figures.sample(first_byte, now_us);
+    }
+
+    fn avoid(&self, pair: &Pair, now_us: u64) {
+        self.follow(pair);
+        self.figures.avoid(now_us);
+    }
+
+    /// What is noted from now on is of the way that the pair is reached by.
+    fn follow(&self, pair: &Pair) {
         let way = pair.way.load(Ordering::Relaxed);
         if self.way.swap(way, Ordering::Relaxed) != way {
             self.figures.forget_times();
         }
-        self.figures.sample(first_byte, now_us);
     }
 }
 

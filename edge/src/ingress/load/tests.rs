@@ -101,6 +101,26 @@ fn an_egress_that_is_lost_and_back_is_no_longer_avoided() {
     assert!(world.cost(0, "m", 0) < 1e4);
 }
 
+/// What was wrong may be over before any request could see that the egress was gone.
+#[test]
+fn what_is_avoided_is_tried_again_after_some_seconds() {
+    let world = World::new(2);
+    for at in [0, 1] {
+        world.load(at, "m").reached_over(1);
+        world.tell(at, "m", answered(2 * MS), 0);
+    }
+    for scope in [Scope::Pair, Scope::Model] {
+        let now_us = 100 * SECOND_US;
+        world.tell(1, "m", answered(2 * MS), now_us);
+        world.tell(0, "m", Lesson::Avoid(scope), now_us);
+        let dearer = |later_us| {
+            world.cost(0, "m", now_us + later_us) > world.cost(1, "m", now_us + later_us)
+        };
+        assert!(dearer(0) && dearer(4 * SECOND_US), "{scope:?}");
+        assert!(!dearer(5 * SECOND_US), "{scope:?}");
+    }
+}
+
 #[test]
 fn a_peak_counts_at_once_and_is_forgotten() {
     let world = World::new(1);

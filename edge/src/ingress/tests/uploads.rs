@@ -1,7 +1,7 @@
 //! Bodies of every size and framing reach the egress whole.
 
 use super::{
-    world::{World, refused},
+    world::{World, config, refused},
     *,
 };
 use crate::tunnel::Condition;
@@ -82,9 +82,32 @@ async fn an_upload_that_breaks_off_breaks_at_the_egress() {
     assert_eq!(world.events.recv().await.unwrap(), "upload broke");
 }
 
+/// The last egress starts again, say: what comes meanwhile waits for it.
+#[tokio::test]
+async fn what_finds_no_path_goes_on_when_there_is_one() {
+    let world = World::start().await;
+    let links = ["egress-a", "egress-b"].map(|egress| world.tunnel.link(egress).unwrap());
+    for link in &links {
+        world.tunnel.remove(link);
+    }
+    let back = async {
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        world.tunnel.add(&links[0]);
+    };
+    let (answer, ()) = tokio::join!(world.chat("echo"), back);
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+}
+
 #[tokio::test]
 async fn no_link_is_no_path() {
-    let world = World::start().await;
+    let world = World::with(crate::config::Ingress {
+        // Nobody waits.
+        queue: Duration::ZERO,
+        ..config()
+    })
+    .await;
     for egress in ["egress-a", "egress-b"] {
         let link = world.tunnel.link(egress).unwrap();
         world.tunnel.remove(&link);
