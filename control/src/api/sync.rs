@@ -51,6 +51,8 @@ struct Session {
     sent: u64,
     /// The node takes what is different, and snapshots as bytes.
     deltas: bool,
+    /// It takes a long delta in pieces.
+    delta_parts: bool,
     /// Credentials the node has been sent.
     held: Option<Vec<(Arc<StoredCredential>, Share)>>,
     /// `Published::entitlement` that they were looked up by.
@@ -120,6 +122,7 @@ pub(super) async fn open(
         told: Arc::default(),
         sent: register.revision,
         deltas: register.deltas,
+        delta_parts: register.delta_parts,
         held: None,
         keeper: Keeper::new(Arc::clone(&rooms.ledger)),
         signing: rooms.authority.changes(),
@@ -261,7 +264,7 @@ impl Session {
         }
         if self.sent != revision {
             if self.deltas {
-                for news in newest.news_since(self.sent) {
+                for news in newest.news_since(self.sent, self.delta_parts) {
                     self.send(news).await?;
                 }
             } else {

@@ -285,7 +285,8 @@ impl Registry {
     pub async fn keep_seen(&self, id: &str, mut seen: Seen) -> Result<(), Error> {
         check_seen(&seen)?;
         // These change with every connection and decide nothing.
-        (seen.revision, seen.keys_revision, seen.deltas) = (0, 0, false);
+        (seen.revision, seen.keys_revision) = (0, 0);
+        (seen.deltas, seen.delta_parts) = (false, false);
         let at = format!("{SEEN}{id}");
         let value = seen.encode_to_vec();
         let before = self.store.get(&at).await?;

@@ -102,9 +102,10 @@ impl Published {
         rest.map_or(self.snapshot.revision, |rest| rest.snapshot.revision)
     }
 
-    /// What a node is told that has been told of `revision` and takes deltas, one after the other.
-    pub fn news_since(&self, revision: u64) -> impl Iterator<Item = Event> {
-        self.steps.news_since(revision, &self.encoded)
+    /// What a node is told that has been told of `revision` and takes deltas, one after the other; `in_parts`, a long one in
+    /// pieces.
+    pub fn news_since(&self, revision: u64, in_parts: bool) -> impl Iterator<Item = Event> {
+        self.steps.news_since(revision, in_parts, &self.encoded)
     }
 
     /// The sealed credentials that an egress needs: of the providers whose row lists it, and no others. With each, how

@@ -16,6 +16,24 @@ impl Stream {
         Self::open_as(client, register).await
     }
 
+    /// The pieces of the next delta, put together, and how many they were: one for a delta that came whole.
+    async fn pieces(&mut self) -> (pb::SnapshotDelta, usize) {
+        let (mut held, mut count) = (Vec::new(), 0);
+        let whole = self.until(|event| match event {
+            Event::SnapshotPart(part) => {
+                assert!(part.delta, "it has the snapshot before");
+                held.extend_from_slice(&part.data);
+                count += 1;
+                let last = held.len() as u64 == part.bytes;
+                last.then(|| (held.clone(), count))
+            }
+            Event::SnapshotDelta(bytes) => Some((bytes.to_vec(), 1)),
+            _ => None,
+        });
+        let (whole, count) = whole.await;
+        (pb::SnapshotDelta::decode(&whole[..]).unwrap(), count)
+    }
+
     /// The next routes: `Ok` for the whole of them.
     async fn news(&mut self) -> Result<pb::Snapshot, Box<pb::SnapshotDelta>> {
         let mut whole = Vec::new();
@@ -126,5 +144,38 @@ async fn whoever_has_something_else_gets_the_whole() {
     old.snapshot(models(22)).await;
     admin.apply(with_models(22), false).await.unwrap();
     old.snapshot(models(23)).await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_long_delta_comes_in_pieces_to_whoever_takes_them() {
+    let control = Control::start().await;
+    let admin = control.admin().await;
+    admin.apply(with_models(400), false).await.unwrap();
+    let who = control.enroll("egress", "e-1").await;
+    let mut client = control.node(&who).await;
+    let mut stream = Stream::open_for_deltas(&mut client, 0).await;
+    let whole = stream.news().await.expect("nothing was known before");
+    let (held, _) = stream.follow(whole, |held| serves(held, "e-1")).await;
+
+    admin.apply(with_models(700), false).await.unwrap();
+    let register = |delta_parts| pb::Register {
+        epoch: 7,
+        revision: held.revision,
+        tunnel_addresses: vec!["127.0.0.1:7440".to_owned()],
+        deltas: true,
+        delta_parts,
+        ..pb::Register::default()
+    };
+    let mut found = Vec::new();
+    for delta_parts in [false, true] {
+        let mut stream = Stream::open_as(&mut client, register(delta_parts)).await;
+        let (delta, pieces) = stream.pieces().await;
+        let now = delta::apply(held.clone(), delta).unwrap();
+        assert!(models(701)(&now) && is_sealed(&now));
+        found.push(pieces);
+    }
+    assert_eq!(found[0], 1, "an older node is told as before");
+    assert!(found[1] > 1, "{found:?}");
     control.stop().await;
 }

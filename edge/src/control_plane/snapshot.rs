@@ -63,9 +63,21 @@ pub fn check(snapshot: &v1::Snapshot, region: &str) -> Result<Checked, Rejection
     }
 }
 
-/// A snapshot on its way, in pieces.
+/// A snapshot, or a delta, on its way in pieces.
 #[derive(Debug, Default)]
-pub struct Parts(Vec<u8>);
+pub struct Parts {
+    held: Vec<u8>,
+    delta: bool,
+}
+
+/// What the pieces were of.
+#[derive(Debug, PartialEq)]
+pub enum Put {
+    /// All of the routes.
+    Snapshot(v1::Snapshot),
+    /// What is different.
+    Delta(v1::SnapshotDelta),
+}
 
 /// Why pieces make no snapshot.
 #[derive(Debug, thiserror::Error)]
@@ -89,15 +101,16 @@ pub enum BadParts {
 }
 
 impl Parts {
-    /// Takes the next piece. Answers the snapshot with the last one.
+    /// Takes the next piece. Answers what they were of with the last one.
     ///
     /// # Errors
     /// [`BadParts`]; nothing is kept then.
-    pub fn take(&mut self, part: &v1::SnapshotPart) -> Result<Option<v1::Snapshot>, BadParts> {
-        if part.offset == 0 {
-            self.0.clear();
+    pub fn take(&mut self, part: &v1::SnapshotPart) -> Result<Option<Put>, BadParts> {
+        if part.offset == 0 || part.delta != self.delta {
+            self.held.clear();
+            self.delta = part.delta;
         }
-        let mut held = std::mem::take(&mut self.0);
+        let mut held = std::mem::take(&mut self.held);
         if part.bytes > SNAPSHOT_BYTES_MAX as u64 {
             return Err(BadParts::TooLarge(part.bytes));
         }
@@ -111,10 +124,13 @@ impl Parts {
         }
         held.extend_from_slice(&part.data);
         if after < part.bytes {
-            self.0 = held;
+            self.held = held;
             return Ok(None);
         }
-        Ok(Some(v1::Snapshot::decode(&held[..])?))
+        Ok(Some(match part.delta {
+            true => Put::Delta(v1::SnapshotDelta::decode(&held[..])?),
+            false => Put::Snapshot(v1::Snapshot::decode(&held[..])?),
+        }))
     }
 }
 
@@ -313,6 +329,7 @@ mod tests {
             bytes: whole.len() as u64,
             offset: from as u64,
             data: whole.slice(from..to),
+            delta: false,
         };
         let mut parts = Parts::default();
         assert!(matches!(parts.take(&part(0, 5)), Ok(None)));
@@ -321,7 +338,7 @@ mod tests {
             "it begins anew"
         );
         let last = part(9, whole.len());
-        assert_eq!(parts.take(&last).unwrap(), Some(sealed(7)));
+        assert_eq!(parts.take(&last).unwrap(), Some(Put::Snapshot(sealed(7))));
         for bad in [
             part(9, 12),
             part(0, 0),
@@ -345,8 +362,35 @@ mod tests {
             bytes: 1,
             offset: 0,
             data: Bytes::from_static(&[255]),
+            delta: false,
         };
         assert!(matches!(parts.take(&noise), Err(BadParts::Unreadable(_))));
+    }
+
+    #[test]
+    fn pieces_of_a_delta_make_a_delta_and_end_those_of_a_snapshot() {
+        let delta = v1::SnapshotDelta {
+            from: 7,
+            revision: 8,
+            ..v1::SnapshotDelta::default()
+        };
+        let (snapshot, encoded) = (sealed(7).encode_to_vec(), delta.encode_to_vec());
+        let part = |of: &Vec<u8>, from: usize, to: usize, delta: bool| v1::SnapshotPart {
+            bytes: of.len() as u64,
+            offset: from as u64,
+            data: Bytes::copy_from_slice(&of[from..to]),
+            delta,
+        };
+        let mut parts = Parts::default();
+        let mut take = |part| parts.take(&part);
+        assert!(matches!(take(part(&snapshot, 0, 2, false)), Ok(None)));
+        assert!(matches!(take(part(&encoded, 0, 2, true)), Ok(None)));
+        let whole = take(part(&encoded, 2, encoded.len(), true));
+        assert_eq!(whole.unwrap(), Some(Put::Delta(delta)));
+        // One is not continued by the other.
+        assert!(matches!(take(part(&snapshot, 0, 2, false)), Ok(None)));
+        let other = take(part(&encoded, 2, encoded.len(), true));
+        assert!(matches!(other, Err(BadParts::Order { .. })), "{other:?}");
     }
 
     #[test]

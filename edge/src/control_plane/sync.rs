@@ -33,7 +33,7 @@ use super::{
     ControlPlane, Registration, STREAMS,
     report::Outbox,
     seats::{Seats, order},
-    snapshot::{self, News},
+    snapshot::{self, News, Put},
     tell::{event, report_status},
 };
 
@@ -201,6 +201,7 @@ impl Node<'_> {
             revision: inner.routes.load().revision,
             keys_revision: inner.admission.revision(),
             deltas: true,
+            delta_parts: true,
             hears_keys: true,
             ..self.registration.register.clone()
         };
@@ -316,7 +317,8 @@ impl Node<'_> {
             }
             Some(control_event::Event::SnapshotPart(part)) => match waiting.parts.take(&part) {
                 Ok(None) => {}
-                Ok(Some(snapshot)) => waiting.routes = Some(News::whole(snapshot)),
+                Ok(Some(Put::Snapshot(snapshot))) => waiting.routes = Some(News::whole(snapshot)),
+                Ok(Some(Put::Delta(delta))) => waiting.routes.get_or_insert_default().then(delta),
                 Err(bad) => waiting.routes = Some(News::unreadable(bad.to_string())),
             },
             Some(control_event::Event::SnapshotDelta(encoded)) => {

@@ -9,7 +9,10 @@ use ring::digest::{SHA256, digest};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use vector_edge::control_plane::{connect, snapshot::Parts};
+use vector_edge::control_plane::{
+    connect,
+    snapshot::{Parts, Put},
+};
 use vector_edge::identity::Identity;
 use vector_proto::control::{
     delta,
@@ -101,29 +104,33 @@ impl Node {
     ) -> anyhow::Result<Option<u64>> {
         let whole = self.number == WHOLE;
         let revision = match message.event {
-            Some(control_event::Event::SnapshotPart(part)) => {
-                let Some(snapshot) = parts.take(&part)? else {
-                    return Ok(None);
-                };
-                let revision = snapshot.revision;
-                if whole {
-                    check(&snapshot)?;
-                    *held = snapshot;
+            Some(control_event::Event::SnapshotPart(part)) => match parts.take(&part)? {
+                None => return Ok(None),
+                Some(Put::Snapshot(snapshot)) => {
+                    let revision = snapshot.revision;
+                    if whole {
+                        check(&snapshot)?;
+                        *held = snapshot;
+                    }
+                    revision
                 }
-                revision
-            }
+                Some(Put::Delta(delta)) => self.follows(delta, held)?,
+            },
             Some(control_event::Event::SnapshotDelta(encoded)) => {
-                let delta = SnapshotDelta::decode(encoded)?;
-                let revision = delta.revision;
-                if whole {
-                    *held = delta::apply(std::mem::take(held), delta)?;
-                    check(held)?;
-                }
-                revision
+                self.follows(SnapshotDelta::decode(encoded)?, held)?
             }
             _ => return Ok(None),
         };
         Ok(Some(revision))
+    }
+
+    fn follows(&self, delta: SnapshotDelta, held: &mut Snapshot) -> anyhow::Result<u64> {
+        let revision = delta.revision;
+        if self.number == WHOLE {
+            *held = delta::apply(std::mem::take(held), delta)?;
+            check(held)?;
+        }
+        Ok(revision)
     }
 
     fn register(&self) -> Register {
@@ -138,6 +145,7 @@ impl Node {
             region: self.identity.region().to_owned(),
             tunnel_addresses: vec![network::address(self.number)],
             deltas: true,
+            delta_parts: true,
             client_urls: if role == "ingress" {
                 urls.to_vec()
             } else {

@@ -11,8 +11,8 @@ use vector_proto::control::{
 
 use crate::routing::{seal::Sealed, ways::Ways};
 
-/// A snapshot goes to a node in pieces of this size: what a stream has once needed for a message it keeps for ever, and
-/// other words get in between.
+/// A snapshot, or a long delta, goes to a node in pieces of this size: what a stream has once needed for a message it keeps
+/// for ever, and other words get in between.
 const PART_BYTES: usize = 8 << 10;
 
 /// Steps that are kept for nodes that are behind: more than a node falls behind while it is connected.
@@ -57,24 +57,38 @@ impl Steps {
     }
 
     /// What a node is told that has been told of `revision`, one after the other: the steps from there on, or the whole.
+    /// `in_parts`: it takes a delta in pieces.
     pub(super) fn news_since<'a>(
         &'a self,
         revision: u64,
+        in_parts: bool,
         encoded: &'a Bytes,
     ) -> impl Iterator<Item = Event> + 'a {
         let known = self.0.iter().position(|step| step.from == revision);
         let steps = self.0.iter().skip(known.unwrap_or(self.0.len()));
-        let whole = if known.is_none() { encoded.len() } else { 0 };
-        let parts = (0..whole).step_by(PART_BYTES).map(move |from| {
-            let to = whole.min(from + PART_BYTES);
-            Event::SnapshotPart(SnapshotPart {
-                bytes: whole as u64,
-                offset: from as u64,
-                data: encoded.slice(from..to),
-            })
+        let whole = known.is_none().then_some(encoded);
+        let steps = steps.flat_map(move |step| {
+            let long = in_parts && step.encoded.len() > PART_BYTES;
+            let (short, long) = match long {
+                true => (None, Some(&step.encoded)),
+                false => (Some(Event::SnapshotDelta(step.encoded.clone())), None),
+            };
+            short
+                .into_iter()
+                .chain(long.into_iter().flat_map(|long| parts(long, true)))
         });
-        steps
-            .map(|step| Event::SnapshotDelta(step.encoded.clone()))
-            .chain(parts)
+        steps.chain(whole.into_iter().flat_map(|whole| parts(whole, false)))
     }
+}
+
+fn parts(encoded: &Bytes, delta: bool) -> impl Iterator<Item = Event> + '_ {
+    (0..encoded.len()).step_by(PART_BYTES).map(move |from| {
+        let to = encoded.len().min(from + PART_BYTES);
+        Event::SnapshotPart(SnapshotPart {
+            bytes: encoded.len() as u64,
+            offset: from as u64,
+            data: encoded.slice(from..to),
+            delta,
+        })
+    })
 }

@@ -102,7 +102,7 @@ async fn what_finds_no_path_goes_on_when_there_is_one() {
 
 #[tokio::test]
 async fn no_link_is_no_path() {
-    let world = World::with(crate::config::Ingress {
+    let world = World::with(config::Ingress {
         // Nobody waits.
         queue: Duration::ZERO,
         ..config()
