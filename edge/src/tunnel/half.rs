@@ -16,9 +16,16 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use prost::Message as _;
 use tokio::time::Sleep;
-use vector_proto::tunnel::codec::{
-    self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, GoneReason, Kind, Piece,
+use vector_proto::{
+    refusal::Code,
+    tunnel::{
+        codec::{
+            self, DATA_BYTES_MAX, Decoder, Entry, FRAME_HEADER_BYTES_MAX, GoneReason, Kind, Piece,
+        },
+        v1,
+    },
 };
 
 use self::stream::Read;
@@ -199,6 +206,8 @@ pub(super) struct ReceiveHalf {
     queue: VecDeque<Bytes>,
     /// What came instead of a sequence.
     refused: Option<Bytes>,
+    /// What was said on one stream while another one was left.
+    said_no: Option<Bytes>,
     /// Set while no stream is left.
     alone: Option<Pin<Box<Sleep>>>,
     /// By how much the window is larger than at first.
@@ -219,6 +228,7 @@ impl ReceiveHalf {
             input: Bytes::new(),
             queue: VecDeque::new(),
             refused: None,
+            said_no: None,
             alone: None,
             grown: 0,
         }
@@ -299,14 +309,20 @@ impl ReceiveHalf {
                     }
                     Poll::Ready(Read::Refused(payload)) => {
                         self.streams.remove(at);
-                        // Another attachment of the same exchange may still be accepted, or was.
-                        if self.streams.is_empty() && !self.end.is_accepted() {
-                            self.refused = Some(payload);
+                        let before = self.said_no.take();
+                        self.said_no = Some(before.filter(|no| !is_of_path(no)).unwrap_or(payload));
+                        if self.is_refused() {
                             return Poll::Ready(Ok(()));
                         }
                     }
-                    Poll::Ready(Read::Ended) => {
+                    Poll::Ready(gone @ (Read::Ended | Read::Broken)) => {
                         self.streams.remove(at);
+                        // Where a connection broke, whoever moves what was on it opens it again, and a copy's way is no matter.
+                        let moves = matches!(gone, Read::Broken)
+                            && self.said_no.as_ref().is_some_and(is_of_path);
+                        if !moves && self.is_refused() {
+                            return Poll::Ready(Ok(()));
+                        }
                         // What is left to read comes over the one that remains.
                         if let [only] = &self.streams[..]
                             && only.link.carries()
@@ -334,8 +350,20 @@ impl ReceiveHalf {
                 .alone
                 .get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
             ready!(alone.as_mut().poll(cx));
-            return Poll::Ready(Err(LostReason::Reset));
+            return Poll::Ready(match self.is_refused() {
+                true => Ok(()),
+                false => Err(LostReason::Reset),
+            });
         }
+    }
+
+    /// Whether a refusal stands. Another attachment of the same exchange may still be accepted, or was.
+    fn is_refused(&mut self) -> bool {
+        let last = self.streams.is_empty() && !self.end.has_arrivals();
+        if last && !self.end.is_accepted() {
+            self.refused = self.said_no.take();
+        }
+        self.refused.is_some()
     }
 
     fn take_arrivals(&mut self) {
@@ -414,6 +442,13 @@ impl Drop for ReceiveHalf {
             });
         }
     }
+}
+
+/// Whether a refusal is of the way that a copy of an OPEN took, and says nothing of the exchange: the egress has another copy,
+/// or a relay has no way to it.
+fn is_of_path(refused: &Bytes) -> bool {
+    let code = v1::Refused::decode(&refused[..]).map(|refused| refused.code.parse());
+    matches!(code, Ok(Ok(Code::Protocol | Code::NoPath)))
 }
 
 /// Reads the one frame that stands before the sequence, and what came behind it.

@@ -38,6 +38,8 @@ pub(super) enum Read {
     Bytes(u64, Bytes),
     Refused(Bytes),
     Ended,
+    /// Its connection is gone, or the peer took it back.
+    Broken,
 }
 
 impl ReadStream {
@@ -76,7 +78,8 @@ impl ReadStream {
             if bytes.is_empty() {
                 match ready!(self.stream.poll_read(cx)) {
                     Ok(Some(more)) => bytes = more,
-                    Ok(None) | Err(_) => return Poll::Ready(Ok(Read::Ended)),
+                    Ok(None) => return Poll::Ready(Ok(Read::Ended)),
+                    Err(_) => return Poll::Ready(Ok(Read::Broken)),
                 }
             }
             match &mut self.at {

@@ -169,3 +169,29 @@ async fn an_exchange_that_was_accepted_twice_is_at_home_where_it_is_answered() {
     assert!(call.response.next().now_or_never().is_none());
     assert!(Arc::ptr_eq(&end.home(), &second));
 }
+
+/// A copy of an OPEN may be refused for its way alone.
+#[tokio::test]
+async fn a_refusal_of_a_hedge_does_not_hide_what_the_egress_says() {
+    let mut world = World::new();
+    world.link().await;
+    world.over_relay().await;
+    // The relay has no way to the egress.
+    let (relay, _) = world.relay.clone().unwrap();
+    let links = relay.links_with("egress");
+    links.iter().for_each(|link| relay.remove(link));
+    let (mut call, arrival, end) = untaken(&mut world).await;
+    world.ingress.hedge(&end);
+    while end.home().peer.as_ref() != "relay" {
+        tokio::task::yield_now().await;
+    }
+    assert!(call.response.accepted().now_or_never().is_none());
+    let said = v1::Refused {
+        code: "no_credential".into(),
+        retryable: true,
+        ..v1::Refused::default()
+    };
+    arrival.refuse(said.clone()).await;
+    let refused = Failure::Refused(Box::new(said));
+    assert_eq!(call.response.head().await, Err(refused));
+}
