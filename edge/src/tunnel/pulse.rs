@@ -225,6 +225,7 @@ impl Pulse {
     /// Cancel safety: dropping the future stops the detector.
     pub(super) async fn keep(mut self, door: Door, tag: Tag) -> Detector {
         loop {
+            let received = self.link.received();
             let dialled = tokio::time::timeout(PROBE_TIMEOUT, door.dial(&tag));
             let ended = tokio::select! {
                 () = self.link.disconnected() => Ended::LinkGone,
@@ -234,6 +235,8 @@ impl Pulse {
                         tracing::debug!(peer = %self.link.peer, address = %self.link.address, %error, "probe failed");
                         Ended::ProbeLost
                     }
+                    // Cut before the first heartbeat, from which on the detector would have told.
+                    Err(_) if self.link.received() == received => Ended::Dead,
                     Err(_) => Ended::ProbeLost,
                 },
             };

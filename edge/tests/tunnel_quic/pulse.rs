@@ -92,6 +92,24 @@ async fn a_link_that_stays_dead_is_dialled_anew_and_not_trusted_at_once() {
     becomes(&again, Condition::Up).await;
 }
 
+/// Nobody has heard a heartbeat yet that could be missed.
+#[tokio::test]
+async fn a_path_that_dies_before_its_first_heartbeat_is_found_dead_before_quic_gives_up() {
+    const QUIC_GIVES_UP: Duration = Duration::from_secs(9);
+    let authority = Authority::new();
+    let (server, _arrivals) = egress(&authority);
+    // The probe is dialled when the link is up, and takes a round trip at least.
+    let detour = Detour::to(server.address, "rtt_ms=500", 1).unwrap();
+    let mut client = node(&authority.node("ingress", "ingress"), "ingress", None);
+    client.network.keep(&[wanted("egress", detour.address())]);
+    up(&client.tunnel).await;
+    detour.set(Way::Both, "blackhole=on").unwrap();
+    let link = client.tunnel.link("egress").unwrap();
+    assert_eq!(link.vitals().measures().rtt, None);
+    let closed = tokio::time::timeout(QUIC_GIVES_UP, link.closed());
+    assert!(closed.await.is_ok(), "still taken for a path");
+}
+
 #[tokio::test]
 async fn a_restart_of_the_peer_is_told() {
     let authority = Authority::new();
