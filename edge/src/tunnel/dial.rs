@@ -370,6 +370,9 @@ impl Keeper {
     async fn help(mut self, seat: Seat) {
         let dialled = tokio::time::timeout(DIAL_TIMEOUT, self.dial());
         let Some(Ok(Ok((ready, socket)))) = self.stop.run_until_cancelled(dialled).await else {
+            // The seat is asked for again when it is given up.
+            let pause = tokio::time::sleep(BACKOFF_MAX);
+            self.stop.run_until_cancelled(pause).await;
             return;
         };
         let ready = ready.numbered(seat.number as u32);

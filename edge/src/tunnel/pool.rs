@@ -4,6 +4,8 @@
 //! Reading is wait-free: requests look links up in a map that is replaced whole when a link comes
 //! or goes, which is rare.
 
+mod best;
+
 mod status;
 
 use std::{
@@ -16,10 +18,10 @@ use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
 use vector_proto::{control::v1::LinkStatus, id::ExchangeId, tunnel::v1};
 
+use self::best::{best_carrying, best_way, least_loaded, least_loaded_of_all};
 use super::{
     Call, Condition, Link, OpenError, Path, PathState, TransitHandler,
     budget::{Budget, Growth},
-    cost,
     end::{End, Side},
     hedge::Hedges,
     onward::{Outlook, Way},
@@ -139,7 +141,7 @@ impl Tunnel {
     #[must_use]
     pub fn carrying_link(&self, peer: &str) -> Option<Arc<Link>> {
         let links = self.core.links.load();
-        best(links.get(peer)?, None).cloned()
+        best_carrying(links.get(peer)?).cloned()
     }
 
     /// State of every link, for reports.
@@ -188,7 +190,7 @@ impl Tunnel {
     /// The best link that a peer dialled.
     #[must_use]
     pub fn accepted_link(&self, peer: &str) -> Option<Arc<Link>> {
-        best(self.core.accepted.load().get(peer)?, None).cloned()
+        best_carrying(self.core.accepted.load().get(peer)?).cloned()
     }
 
     /// Every link to and from a peer.
@@ -342,7 +344,13 @@ impl Tunnel {
 
     /// How many ways to a node are configured, dead or alive.
     pub(super) fn knows_ways(&self, egress: &str) -> usize {
-        let direct = self.core.links.load().get(egress).map_or(0, Vec::len);
+        let links = self.core.links.load();
+        // More connections of one path are no more ways.
+        let firsts = |links: &Vec<Arc<Link>>| {
+            let firsts = links.iter().filter(|link| link.connection_number == 0);
+            firsts.count()
+        };
+        let direct = links.get(egress).map_or(0, firsts);
         let relays = self.core.relays.load().get(egress).map_or(0, Vec::len);
         direct.max(1) + relays
     }
@@ -396,7 +404,7 @@ impl Tunnel {
         let links = self.core.accepted.load();
         let hops = std::iter::once(&*end.far).chain(end.via.iter().map(String::as_str));
         // What lies behind a relay is not known here.
-        best_way(&links, hops, failed, |link| link.condition())
+        best_way(&links, hops, failed, |link| (link.condition(), 0))
     }
 }
 
@@ -428,58 +436,6 @@ fn remove(links: &ArcSwap<Links>, link: &Arc<Link>) {
         }
         links
     });
-}
-
-/// The best link over any of the first hops; of equals, the one that is named first.
-fn best_way<'a, Rank: Ord>(
-    links: &Links,
-    hops: impl Iterator<Item = &'a str>,
-    failed: Option<&Arc<Link>>,
-    rank: impl Fn(&Link) -> Rank,
-) -> Option<Arc<Link>> {
-    hops.filter_map(|hop| best(links.get(hop)?, failed))
-        .min_by_key(|link| rank(link))
-        .cloned()
-}
-
-/// The best link over which a running exchange may go on.
-fn best<'a>(links: &'a [Arc<Link>], failed: Option<&Arc<Link>>) -> Option<&'a Arc<Link>> {
-    best_of(
-        links.iter().filter(|link| {
-            link.carries() && failed.is_none_or(|failed| !Arc::ptr_eq(failed, link))
-        }),
-    )
-}
-
-/// The best link for a new exchange. A dead one is better than none: its path may come back before its connection is
-/// given up.
-fn least_loaded(links: &[Arc<Link>]) -> Option<&Arc<Link>> {
-    let takes = |link: &&Arc<Link>| !link.draining() && !link.is_down();
-    best_of(links.iter().filter(takes))
-}
-
-/// Of several links to one peer, one in the best condition than which none is clearly cheaper, and of those the one with
-/// the least on it.
-fn best_of<'a>(links: impl Iterator<Item = &'a Arc<Link>> + Clone) -> Option<&'a Arc<Link>> {
-    let rank = |link: &&Arc<Link>| {
-        let way = link.way();
-        (way.condition, way.cost_us)
-    };
-    let cheapest = links.clone().min_by_key(rank)?;
-    let (condition, cost_us) = rank(&cheapest);
-    let as_good = |link: &&Arc<Link>| {
-        let way = link.way();
-        way.condition <= condition && !cost::is_clearly_cheaper(cost_us, way.cost_us)
-    };
-    let lightest = links.filter(as_good).min_by_key(|link| link.load());
-    // What was measured may change while it is looked at.
-    lightest.or(Some(cheapest))
-}
-
-/// The same for what its egress has already: a peer that drains takes nothing new, and keeps what it has.
-fn least_loaded_of_all(links: &[Arc<Link>]) -> Option<&Arc<Link>> {
-    let there = links.iter().filter(|link| !link.is_down());
-    there.min_by_key(|link| (link.draining(), link.condition(), link.load()))
 }
 
 /// Whether an OPEN begins nothing, but asks for an answer that is kept, or for an exchange to be.

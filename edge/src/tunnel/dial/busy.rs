@@ -126,6 +126,8 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         self.busy.connections.lock().taken[self.number] = false;
+        // It may have been lost, and those that are left as busy as before.
+        self.busy.more.notify_one();
     }
 }
 
