@@ -125,8 +125,8 @@ impl Failed {
             Self::Open(OpenError::NoLink) => true,
             Self::Lost(lost) => !lost.accepted || attempt == 1,
             Self::Refused(refused) => {
-                let on_the_way = refused.code.parse() == Ok(Code::NoPath);
-                refused.untouched && (on_the_way || attempt == 1)
+                let elsewhere = matches!(refused.code.parse(), Ok(Code::NoPath | Code::Draining));
+                refused.untouched && (elsewhere || attempt == 1)
             }
             Self::Client(_) => false,
         }
@@ -288,6 +288,7 @@ mod tests {
         for (failed, first, later) in [
             (Failed::Open(OpenError::NoLink), true, true),
             (untouched(Code::NoPath), true, true),
+            (untouched(Code::Draining), true, true),
             (untouched(Code::Overloaded), true, false),
             (refused(true), false, false),
             (lost(LostReason::LinkDown, false), true, true),

@@ -392,7 +392,10 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             if !self.may_use(&load, among, upstream.provider.draining[slot]) {
                 return None;
             }
-            load.reached_over(1 + u32::from(path.relay.is_some()));
+            // A path that was tried is passed over, and is the way all the same.
+            if self.tried.is_empty() {
+                load.reached_over(1 + u32::from(path.relay.is_some()));
+            }
             let path_cost = Duration::from_micros(state.cost_us);
             let cost = load.cost(path_cost, upstream.weight, self.now_us);
             let candidate = Candidate {
