@@ -37,6 +37,11 @@ use crate::{
 /// A node says who it is this soon, or is closed.
 const REGISTER_WAIT: Duration = Duration::from_secs(5);
 
+/// The node's stream waits this long for the store to keep which roots it trusts, and is left alone for this long when that
+/// fails: everything else that it is told comes behind.
+const TRUST_WAIT: Duration = Duration::from_millis(500);
+const TRUST_PAUSE: Duration = Duration::from_secs(5);
+
 /// What tonic sends to the node.
 pub(super) type Events = Pin<Box<dyn Stream<Item = Result<ControlEvent, Status>> + Send>>;
 
@@ -65,6 +70,8 @@ struct Session {
     signing: watch::Receiver<Arc<Signing>>,
     /// What the node said of roots, as far as it is kept.
     trust: Trust,
+    /// When keeping it is tried again, after a failure.
+    trust_due: Option<Instant>,
 }
 
 /// Why a stream ends.
@@ -127,6 +134,7 @@ pub(super) async fn open(
         keeper: Keeper::new(Arc::clone(&rooms.ledger)),
         signing: rooms.authority.changes(),
         trust: Trust::default(),
+        trust_due: None,
         entitlement: None,
         peer,
         attached,
@@ -232,7 +240,11 @@ impl Session {
 
     /// Keeps what the node trusts, for whoever decides about the next step of a rotation.
     async fn keep_trust(&mut self, status: &NodeStatus) {
-        if self.rooms.authority.signing().rotation().is_none()
+        let now = Instant::now();
+        // The first pieces of a status say nothing of it.
+        if status.more
+            || self.trust_due.is_some_and(|due| now < due)
+            || self.rooms.authority.signing().rotation().is_none()
             || (self.trust.roots == status.trusted_roots
                 && self.trust.proven_by == status.proven_by)
         {
@@ -243,13 +255,21 @@ impl Session {
             proven_by: status.proven_by.clone(),
         };
         let id = self.peer.id.as_str();
-        match self.rooms.registry.keep_trust(id, &trust).await {
-            Ok(()) => self.trust = trust,
-            // It is tried again when the node says next how it is.
-            Err(error) => {
-                tracing::warn!(node.id = id, %error, "which roots the node trusts is not kept yet");
+        let kept = self.rooms.registry.keep_trust(id, &trust);
+        let why = match tokio::time::timeout(TRUST_WAIT, kept).await {
+            Ok(Ok(())) => {
+                (self.trust, self.trust_due) = (trust, None);
+                return;
             }
-        }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("the store does not answer within {TRUST_WAIT:?}"),
+        };
+        tracing::warn!(
+            node.id = id,
+            why,
+            "which roots the node trusts is not kept yet"
+        );
+        self.trust_due = Some(now + TRUST_PAUSE);
     }
 
     /// Credentials first: nobody is sent to an egress before it can serve.

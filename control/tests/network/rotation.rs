@@ -49,6 +49,12 @@ impl Stream {
             ..pb::Status::default()
         };
         Self::send(&self.up, node_event::Event::Status(status)).await;
+        // The first piece of the next one, which has links alone.
+        let piece = pb::Status {
+            more: true,
+            ..pb::Status::default()
+        };
+        Self::send(&self.up, node_event::Event::Status(piece)).await;
         // What is answered after it was heard after it.
         let made = pb::ObjectsMade {
             batch: 1,
