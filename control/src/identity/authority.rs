@@ -293,6 +293,13 @@ impl Authority {
         });
     }
 
+    /// Of a step that is made now: nodes take what is newer than what they know, and may know it from a store that is gone.
+    #[must_use]
+    pub fn next_generation(&self, now: Duration) -> i64 {
+        let now_ms = i64::try_from(now.as_millis()).unwrap_or(i64::MAX);
+        now_ms.max(self.signing.borrow().generation.saturating_add(1))
+    }
+
     /// This is on its way to the root's place from now on, or nothing is. What is older than what is known changes nothing.
     pub fn take_up_rotation(&self, generation: i64, rotation: Option<Rotation>) {
         self.signing.send_if_modified(|signing| {
@@ -306,15 +313,25 @@ impl Authority {
         });
     }
 
-    /// This is the root from now on, and no other is trusted.
-    pub fn succeed(&self, generation: i64, root: Root, intermediate: Option<Intermediate>) {
-        self.signing.send_modify(|signing| {
-            *signing = Arc::new(Signing {
-                generation,
-                root: Arc::new(root),
-                intermediate: intermediate.map(Arc::new),
-                rotation: None,
-            });
+    /// This is the root from now on, and this what is on its way to its place. What is older than what is known changes nothing.
+    pub fn succeed(
+        &self,
+        generation: i64,
+        root: Root,
+        intermediate: Option<Intermediate>,
+        rotation: Option<Rotation>,
+    ) {
+        self.signing.send_if_modified(|signing| {
+            let is_news = generation > signing.generation;
+            if is_news {
+                *signing = Arc::new(Signing {
+                    generation,
+                    root: Arc::new(root),
+                    intermediate: intermediate.map(Arc::new),
+                    rotation: rotation.map(Arc::new),
+                });
+            }
+            is_news
         });
     }
 

@@ -138,7 +138,10 @@ fn who_trusts_either_root_knows_control_while_one_takes_the_others_place() {
         let (key, root) = new.export();
         let (signing, certificate) = ours.signing().rotation().unwrap().intermediate.export();
         let signing = Intermediate::import(&signing, &certificate).unwrap();
-        ours.succeed(9, Root::import(&key, &root).unwrap(), Some(signing));
+        let root = || Root::import(&key, &root).unwrap();
+        ours.succeed(8, root(), None, None);
+        assert_eq!(ours.pin(), old.facts().pin, "that is old");
+        ours.succeed(9, root(), Some(signing), None);
         assert_eq!(known(&leaf(&ours, NOW)), [false, true]);
         let control = ours.control_leaf(&[], NOW).unwrap();
         assert_eq!(known(&control.cert), [false, true]);

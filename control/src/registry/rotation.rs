@@ -51,6 +51,9 @@ struct Kept {
     /// How the last one ended.
     #[prost(enumeration = "Ended", tag = "3")]
     ended: i32,
+    /// Greater than that of every step before, of whichever store: when it was put, in ms since 1970. 0: as the store counts.
+    #[prost(int64, tag = "4")]
+    generation: i64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -88,6 +91,16 @@ impl Drop for Next {
     fn drop(&mut self) {
         self.root_key.zeroize();
         self.intermediate_key.zeroize();
+    }
+}
+
+impl Kept {
+    /// `changed`: when the store put it.
+    const fn generation(&self, changed: Revision) -> i64 {
+        match self.generation {
+            0 => changed,
+            generation => generation,
+        }
     }
 }
 
@@ -137,13 +150,13 @@ impl Registry {
     pub async fn take_up_signing(&self, authority: &Authority, now: Duration) -> Result<(), Error> {
         let (kept, changed) = self.stored_rotation().await?;
         // What is known already is not read again, and never what is older.
-        if let Some(kept) = kept.filter(|_| changed > authority.signing().generation) {
-            if kept.root != authority.pin() {
-                self.succeed(authority, changed, &kept.root).await?;
-            }
+        let known = authority.signing().generation;
+        if let Some(kept) = kept.filter(|kept| kept.generation(changed) > known) {
+            let rotation = kept.next.as_ref().map(Next::rotation).transpose()?;
             if kept.root == authority.pin() {
-                let rotation = kept.next.as_ref().map(Next::rotation).transpose()?;
-                authority.take_up_rotation(changed, rotation);
+                authority.take_up_rotation(kept.generation(changed), rotation);
+            } else {
+                self.succeed(authority, &kept, changed, rotation).await?;
             }
         }
         self.take_up_intermediate(authority, now).await
@@ -153,16 +166,18 @@ impl Registry {
     async fn succeed(
         &self,
         authority: &Authority,
+        kept: &Kept,
         changed: Revision,
-        pin: &str,
+        rotation: Option<Rotation>,
     ) -> Result<(), Error> {
+        let pin = &kept.root;
         let Some((founded, _)) = self.founded().await? else {
             // No root was ever replaced here: somebody has made `ca/` anew since a rotation began.
             return Ok(());
         };
         let root = Root::import(&founded.key, &founded.root);
         let root = root.map_err(|_| Error::Damaged(CA.to_owned()))?;
-        if root.facts().pin != pin {
+        if root.facts().pin != *pin {
             return Err(Error::Conflict("the root is being replaced".to_owned()));
         }
         let (intermediate, _) = self.intermediate().await?;
@@ -170,7 +185,7 @@ impl Registry {
             pin,
             "another root is trusted, and no longer the one of before"
         );
-        authority.succeed(changed, root, intermediate);
+        authority.succeed(kept.generation(changed), root, intermediate, rotation);
         Ok(())
     }
 
@@ -202,6 +217,7 @@ impl Registry {
             root: authority.pin(),
             next: Some(Next::of(&rotation)),
             ended: Ended::Never.into(),
+            generation: authority.next_generation(now),
         };
         let pin = rotation.root.facts().pin.clone();
         let put = self.put_rotation(changed, &kept)?;
@@ -230,6 +246,7 @@ impl Registry {
         };
         if !next.switched {
             next.switched = true;
+            kept.generation = authority.next_generation(now);
             let put = self.put_rotation(changed, &kept)?;
             self.step(by, "switch", vec![format!("force: {force}")], put)
                 .await?;
@@ -278,6 +295,7 @@ impl Registry {
             root: pin.clone(),
             next: None,
             ended: Ended::Finished.into(),
+            generation: authority.next_generation(now),
         };
         let put = self
             .put_rotation(changed, &after)?
@@ -323,6 +341,7 @@ impl Registry {
                     root: kept.root.clone(),
                     next: None,
                     ended: Ended::Aborted.into(),
+                    generation: authority.next_generation(now),
                 };
                 let put = self.put_rotation(changed, &after)?;
                 self.step(by, "abort", Vec::new(), put).await?;
