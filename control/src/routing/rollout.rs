@@ -269,7 +269,7 @@ fn successes(reports: &[(String, Arc<Signals>, Instant)]) -> Successes {
             // A model that fails is ejected alone.
             let upstream = match row.model.as_str() {
                 "" => row.provider.clone(),
-                model => format!("{} {model}", row.provider),
+                model => format!("{}{OF_MODEL}{model}", row.provider),
             };
             let pair = (id.clone(), upstream, row.egress.clone());
             // One that is out of use for its failures is as bad as can be.
@@ -285,14 +285,25 @@ fn successes(reports: &[(String, Arc<Signals>, Instant)]) -> Successes {
     reports.iter().flat_map(rows).collect()
 }
 
+/// Stands between a provider and its model, and in no provider's name.
+const OF_MODEL: &str = " ";
+
 /// The upstream of a canary that fails since the change, and not elsewhere. Pure.
+///
+/// A model that nobody asked for before says nothing: clients choose names, and one that there is not fails anywhere. Its
+/// failures count among its provider's all the same.
 fn fallen(rollout: &Rollout, before: &Successes, now: &Successes) -> Option<String> {
     let is_canary = |id: &String| rollout.canaries.contains(id);
     let mut elsewhere: BTreeMap<&str, u32> = BTreeMap::new();
     let mut worst: Option<(u32, &(String, String, String))> = None;
     for (pair, success) in now {
-        let fall = before.get(pair).unwrap_or(&1_000).saturating_sub(*success);
         let (node, provider, egress) = pair;
+        let known = match before.get(pair) {
+            Some(known) => *known,
+            None if provider.contains(OF_MODEL) => continue,
+            None => 1_000,
+        };
+        let fall = known.saturating_sub(*success);
         if is_canary(node) || is_canary(egress) {
             worst = worst.max(Some((fall, pair)));
         } else {
@@ -381,6 +392,19 @@ mod tests {
         assert!(!fell(&everywhere), "the provider fails, not the change");
         let before = pairs(&[("i-1", "e-2", 200)]);
         assert_eq!(fallen(&rollout(), &before, &before), None);
+    }
+
+    #[test]
+    fn a_model_that_nobody_asked_for_before_says_nothing() {
+        let of = |upstream: &str, success| {
+            let pair = ("i-1".to_owned(), upstream.to_owned(), "e-2".to_owned());
+            Successes::from([(pair, success)])
+        };
+        let known = of("p m", 1_000);
+        let fell = |now: Successes| fallen(&rollout(), &known, &now).is_some();
+        assert!(fell(of("p m", 0)));
+        assert!(!fell(of("p made-up", 0)));
+        assert!(fell(of("p", 0)), "all of a provider's");
     }
 
     #[test]
