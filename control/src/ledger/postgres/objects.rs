@@ -8,14 +8,23 @@ use vector_proto::control::v1::Object;
 use super::{CALL_TIME_MAX, Fault, Postgres, text};
 use crate::ledger::{Error, signed, unsigned};
 
+/// What was made.
 const UPSERT: &str = "
 INSERT INTO objects
 SELECT account, id, provider, credential, operation, model, made_unix_ms
-FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[], $8::bool[])
-    AS given (account, id, provider, credential, operation, model, made_unix_ms, told)
-WHERE NOT (told AND EXISTS (SELECT 1 FROM objects AS known WHERE known.id = given.id))
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[])
+    AS given (account, id, provider, credential, operation, model, made_unix_ms)
 ON CONFLICT (account, id) DO UPDATE SET provider = EXCLUDED.provider, credential = EXCLUDED.credential,
     operation = EXCLUDED.operation, model = EXCLUDED.model, made_unix_ms = EXCLUDED.made_unix_ms";
+
+/// What was only told of, which gives way to what is known, and to what another replica makes known at this moment.
+const KEEP_TOLD: &str = "
+INSERT INTO objects
+SELECT account, id, provider, credential, operation, model, made_unix_ms
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::bigint[])
+    AS given (account, id, provider, credential, operation, model, made_unix_ms)
+WHERE NOT EXISTS (SELECT 1 FROM objects AS known WHERE known.id = given.id)
+ON CONFLICT (account, id) DO NOTHING";
 
 const FIND: &str = "
 SELECT id, account, provider, credential, operation, model, made_unix_ms FROM objects WHERE account = $1 AND id = $2";
@@ -32,7 +41,14 @@ impl Postgres {
                 *known = object;
             }
         }
-        let mut rows: Vec<&Object> = last.into_values().collect();
+        let (told, made): (Vec<&Object>, Vec<&Object>) =
+            last.into_values().partition(|object| object.told);
+        self.insert_objects(UPSERT, made).await?;
+        self.insert_objects(KEEP_TOLD, told).await
+    }
+
+    /// In the statement's own way, all or none of them.
+    async fn insert_objects(&self, sql: &str, mut rows: Vec<&Object>) -> Result<(), Error> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -44,13 +60,12 @@ impl Postgres {
         let (provider, credential) = (column(|o| &o.provider), column(|o| &o.credential));
         let (operation, model) = (column(|o| &o.operation), column(|o| &o.model));
         let made: Vec<i64> = rows.iter().map(|o| signed(o.made_unix_ms)).collect();
-        let told: Vec<bool> = rows.iter().map(|o| o.told).collect();
         let mut tries = self.tries(CALL_TIME_MAX);
         loop {
             let work = async {
                 let mut connection = self.connection().await?;
                 let client = connection.client()?;
-                let statement = client.prepare_cached(UPSERT).await?;
+                let statement = client.prepare_cached(sql).await?;
                 client
                     .execute(
                         &statement,
@@ -62,7 +77,6 @@ impl Postgres {
                             &operation,
                             &model,
                             &made,
-                            &told,
                         ],
                     )
                     .await?;
