@@ -6,6 +6,8 @@ mod cut;
 
 mod kill;
 
+mod signal;
+
 mod ttft;
 
 mod bulk;
@@ -41,6 +43,8 @@ pub(crate) enum Wan {
     Cut(cut::Ask),
     /// Requests without an answer yet whose egress is killed: errors and added delay.
     Kill(kill::Ask),
+    /// A 429 at one egress: how soon an ingress elsewhere goes by it.
+    Signal(signal::Ask),
     /// Time to the first token.
     Ttft(ttft::Ask),
     /// Many downloads at once: goodput, and how long a line's queue is.
@@ -56,6 +60,7 @@ impl Wan {
         match self {
             Self::Cut(ask) => ask.run(),
             Self::Kill(ask) => ask.run(),
+            Self::Signal(ask) => ask.run(),
             Self::Ttft(ask) => ask.run(),
             Self::Bulk(ask) => ask.run(),
             Self::Certificate(ask) => ask.run(),

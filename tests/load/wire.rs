@@ -54,6 +54,7 @@ pub(crate) struct Reply {
     state: State,
     status: u16,
     close: bool,
+    attempts: u64,
 }
 
 impl Reply {
@@ -62,6 +63,7 @@ impl Reply {
             state: State::Head,
             status: 0,
             close: false,
+            attempts: 0,
         }
     }
 
@@ -72,6 +74,11 @@ impl Reply {
     /// 0 until the head is there.
     pub(crate) fn status(&self) -> u16 {
         self.status
+    }
+
+    /// How often the network tried; 0 where nobody says.
+    pub(crate) fn attempts(&self) -> u64 {
+        self.attempts
     }
 
     /// Whether the connection is of no use after this answer.
@@ -184,6 +191,8 @@ impl Reply {
                 }
             } else if let Some(value) = header(line, b"connection") {
                 self.close = value.eq_ignore_ascii_case(b"close");
+            } else if let Some(value) = header(line, b"x-vector-attempts") {
+                self.attempts = number(value).unwrap_or(0);
             }
         }
         if self.status == 204 || self.status == 304 {

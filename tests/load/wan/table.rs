@@ -19,6 +19,9 @@ const TOLD_MS: f64 = 300.0;
 /// Beyond this and one round trip, a killed egress may not delay an answer, in ms.
 const KILL_MS: f64 = 250.0;
 
+/// How much later than its ways take a signal may be gone by, in ms.
+const SIGNAL_MS: f64 = 20.0;
+
 /// First tokens may be later than the bound by this share or by this many ms.
 const BOUND_SHARE: f64 = 1.05;
 const BOUND_MS: f64 = 5.0;
@@ -69,6 +72,9 @@ fn show(runs: &[Value]) -> Result<String, std::fmt::Error> {
     }
     for run in of("kill") {
         kill(&mut text, run)?;
+    }
+    for run in of("signal") {
+        signal(&mut text, run)?;
     }
     first_tokens(&mut text, &of("ttft").collect::<Vec<_>>())?;
     bulk(&mut text, &of("bulk").collect::<Vec<_>>())?;
@@ -220,6 +226,27 @@ impl Cell {
         let lossy = self.loss.parse::<f64>().is_ok_and(|loss| loss >= 1.0);
         self.client == "cold" && (lossy || self.prompt == "64")
     }
+}
+
+fn signal(text: &mut String, run: &Value) -> std::fmt::Result {
+    let (known, ways) = (number(run, "/known_after_ms"), number(run, "/ways_ms"));
+    writeln!(
+        text,
+        "\nA 429 at one egress, heard at another ingress over control"
+    )?;
+    for tried in run["tried"].as_array().into_iter().flatten() {
+        writeln!(
+            text,
+            "  {:>4} ms after the provider's word: {} of {} pairs unaware",
+            tried["after_ms"], tried["unaware"], tried["pairs"]
+        )?;
+    }
+    let goal = ways + SIGNAL_MS;
+    writeln!(
+        text,
+        "  gone by after             {known:>8.1} ms, of which the ways take {ways:.1}   ≤ {goal:.1} {}",
+        verdict(known <= goal)
+    )
 }
 
 fn first_tokens(text: &mut String, runs: &[&Value]) -> std::fmt::Result {
