@@ -348,11 +348,7 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
         if slots == 0 {
             return None;
         }
-        let start = if slots == 1 {
-            0
-        } else {
-            fastrand::usize(..slots)
-        };
+        let start = fastrand::usize(..slots);
         let (at, first, first_cost) = self.usable(among, start, slots)?;
         let left = slots - 1 - at;
         if left == 0 {
