@@ -9,9 +9,14 @@ use anyhow::Context;
 use clap::Args;
 use serde_json::{Value, json};
 
-/// A token's silence at a cut, without and with doubled frames, in ms.
+/// How much longer than the usual gap the next token may take when the direct road is cut, without and with doubled frames, in
+/// ms. Where another road is cut beside its ingress, the egress hears of it only after its own longer way: nobody is judged by
+/// that.
 const STALL_MS: f64 = 120.0;
 const STALL_REDUNDANT_MS: f64 = 30.0;
+
+/// The road without a relay, as `tests/bench wan` calls it.
+const DIRECT: &str = "direct";
 
 /// How long after the kill the clients of running streams are told, in ms.
 const TOLD_MS: f64 = 300.0;
@@ -90,7 +95,6 @@ fn cut(text: &mut String, run: &Value) -> std::fmt::Result {
     } else {
         STALL_MS
     };
-    let worst = number(run, "/worst_stall_of_a_cut_ms/max");
     writeln!(text, "\nPath cut in mid-stream ({})", word(run, "label"))?;
     writeln!(
         text,
@@ -100,7 +104,7 @@ fn cut(text: &mut String, run: &Value) -> std::fmt::Result {
         run["gap_ms"],
     )?;
     for (road, worst) in run["roads_cut"].as_object().into_iter().flatten() {
-        writeln!(
+        write!(
             text,
             "  worst, {road} road cut: {:>3} p50 {:>8.1}   p90 {:>8.1}   max {:>8.1} ms",
             number(worst, "/count"),
@@ -108,6 +112,15 @@ fn cut(text: &mut String, run: &Value) -> std::fmt::Result {
             number(worst, "/p90"),
             number(worst, "/max")
         )?;
+        if road == DIRECT && number(worst, "/count") > 0.0 {
+            let stall = number(worst, "/max") - number(run, "/gap_ms");
+            write!(
+                text,
+                "   a stall of {stall:.1} ≤ {goal} {}",
+                verdict(stall <= goal)
+            )?;
+        }
+        writeln!(text)?;
     }
     writeln!(
         text,
@@ -118,10 +131,10 @@ fn cut(text: &mut String, run: &Value) -> std::fmt::Result {
     )?;
     writeln!(
         text,
-        "  worst silence of a cut    p50 {:>8.1}   p90 {:>8.1}   max {worst:>8.1} ms   ≤ {goal} {}",
+        "  worst silence of a cut    p50 {:>8.1}   p90 {:>8.1}   max {:>8.1} ms",
         number(run, "/worst_stall_of_a_cut_ms/p50"),
         number(run, "/worst_stall_of_a_cut_ms/p90"),
-        verdict(worst <= goal)
+        number(run, "/worst_stall_of_a_cut_ms/max")
     )?;
     writeln!(
         text,
@@ -409,9 +422,9 @@ mod tests {
     #[test]
     fn a_wrong_byte_is_no_success() {
         let run = json!({"part": "cut", "cuts": 1, "streams": 2, "wrong_bytes": 1, "errors": 1,
-            "worst_stall_of_a_cut_ms": {"max": 119.0}});
+            "gap_ms": 20, "roads_cut": {"direct": {"count": 1, "max": 139.0}, "relay": {"count": 1, "max": 205.0}}});
         let shown = show(&[run]).unwrap();
         assert!(shown.contains("wrong bytes 1 MISSED"), "{shown}");
-        assert!(shown.contains("≤ 120 met"), "{shown}");
+        assert!(shown.contains("a stall of 119.0 ≤ 120 met"), "{shown}");
     }
 }
