@@ -38,7 +38,8 @@ pub(super) async fn forward(mut transit: Transit, next: &Arc<Link>, mut passage:
         let refusal = Refusal::new(Code::NoPath, "the relay's next hop is down");
         return refuse(transit, &refusal, passage).await;
     };
-    let passing = Link::splice(&transit.link, next, exchange);
+    let of = (exchange, transit.preamble.attempt());
+    let passing = Link::splice(&transit.link, next, of);
     let preamble = match &transit.preamble {
         Preamble::Open(open) => codec::message(Kind::Open, &**open),
         Preamble::Attach(attach) => codec::message(Kind::Attach, attach),

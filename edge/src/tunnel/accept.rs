@@ -386,7 +386,7 @@ impl Stream {
                 return None;
             }
         };
-        if self.link.was_cancelled(exchange) {
+        if self.link.was_cancelled(exchange, open.attempt) {
             return None;
         }
         let known = self.link.tunnel.end(Side::Egress, exchange);

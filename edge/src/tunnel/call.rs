@@ -256,7 +256,7 @@ impl Drop for ResponseReader {
     fn drop(&mut self) {
         let end = &self.half.end;
         if !self.ended {
-            let reason = GoneReason::ClientGone as u64;
+            let reason = GoneReason::of_attempt(end.attempt);
             end.say_everywhere(Entry::Cancel {
                 exchange: end.exchange,
                 reason,

@@ -326,8 +326,10 @@ impl End {
                 self.writer.wake();
                 self.mover.wake();
             }
-            Entry::Cancel { .. } => {
-                if self.side == Side::Egress {
+            Entry::Cancel { reason, .. } => {
+                // That of an earlier attempt may come late, or over another way.
+                let meant = self.attempt <= GoneReason::up_to_attempt(reason);
+                if self.side == Side::Egress && meant {
                     self.seal(LostReason::Cancelled);
                 }
             }

@@ -34,6 +34,17 @@ pub enum Preamble {
     Attach(v1::Attach),
 }
 
+impl Preamble {
+    /// Which attempt of its exchange it is of.
+    #[must_use]
+    pub const fn attempt(&self) -> u32 {
+        match self {
+            Self::Open(open) => open.attempt,
+            Self::Attach(attach) => attach.attempt,
+        }
+    }
+}
+
 /// An exchange for another node, on its way through this relay.
 pub struct Transit {
     /// Which exchange.

@@ -105,7 +105,7 @@ pub struct Link {
     vitals: Arc<Vitals>,
     /// Exchanges that only pass through this node: the link on their other side, and over how many streams.
     passing: Mutex<HashMap<ExchangeId, (Weak<Self>, u32)>>,
-    early_cancels: Mutex<VecDeque<ExchangeId>>,
+    early_cancels: Mutex<VecDeque<(ExchangeId, u32)>>,
     outbox: Outbox,
     lateness: Lateness,
     pub(super) onward: Onward,
@@ -324,15 +324,14 @@ impl Link {
 
     /// Lets words about `exchange` pass from either link to the other, until the guard is dropped.
     #[must_use]
-    pub fn splice(up: &Arc<Self>, down: &Arc<Self>, exchange: ExchangeId) -> Splice {
+    pub fn splice(up: &Arc<Self>, down: &Arc<Self>, of: (ExchangeId, u32)) -> Splice {
+        let (exchange, attempt) = of;
         down.pass(exchange, up);
         up.pass(exchange, down);
-        if up.was_cancelled(exchange) {
+        if up.was_cancelled(exchange, attempt) {
             // Cancelled before it came: say so behind the OPEN that is about to leave.
-            down.say(Entry::Cancel {
-                exchange,
-                reason: GoneReason::ClientGone as u64,
-            });
+            let reason = GoneReason::of_attempt(attempt);
+            down.say(Entry::Cancel { exchange, reason });
         }
         Splice {
             up: Arc::clone(up),
@@ -376,11 +375,14 @@ impl Link {
         Ok(streams)
     }
 
-    /// Whether the cancellation of an exchange came before it.
-    pub(super) fn was_cancelled(&self, exchange: ExchangeId) -> bool {
+    /// Whether the cancellation of this attempt came before it. That of an earlier one says nothing of it.
+    pub(super) fn was_cancelled(&self, exchange: ExchangeId, attempt: u32) -> bool {
         let mut early = self.early_cancels.lock();
-        let at = early.iter().position(|cancelled| *cancelled == exchange);
-        at.is_some_and(|at| early.remove(at).is_some())
+        let at = early
+            .iter()
+            .position(|(cancelled, _)| *cancelled == exchange);
+        let up_to = at.and_then(|at| early.remove(at));
+        up_to.is_some_and(|(_, up_to)| attempt <= up_to)
     }
 
     pub(super) fn count(&self, opened: bool) {
@@ -436,12 +438,12 @@ impl Link {
 
     fn hear_of_unknown(&self, entry: Entry) {
         match entry {
-            Entry::Cancel { exchange, .. } => {
+            Entry::Cancel { exchange, reason } => {
                 let mut early = self.early_cancels.lock();
                 if early.len() == EARLY_CANCELS_MAX {
                     early.pop_front();
                 }
-                early.push_back(exchange);
+                early.push_back((exchange, GoneReason::up_to_attempt(reason)));
             }
             Entry::Resume { exchange, .. } => self.say(Entry::Gone {
                 exchange,

@@ -195,3 +195,23 @@ async fn a_refusal_of_a_hedge_does_not_hide_what_the_egress_says() {
     let refused = Failure::Refused(Box::new(said));
     assert_eq!(call.response.head().await, Err(refused));
 }
+
+/// The next one may take the very way on which the cancellation of the one before waits for its OPEN.
+#[tokio::test]
+async fn an_attempt_that_was_given_up_takes_no_later_one_with_it() {
+    let mut world = World::new();
+    world.link().await;
+    let (exchange, mut open) = open();
+    open.attempt = 1;
+    drop(world.ingress.open(&direct_path(), exchange, &open).await);
+    open.attempt = 2;
+    let opened = world.ingress.open(&direct_path(), exchange, &open).await;
+    let mut call = opened.unwrap();
+    call.request.end().await.unwrap();
+    let arrival = world.arrivals.recv().await.unwrap();
+    let (_body, mut answer) = arrival.accept().await.unwrap();
+    answer.head(&head());
+    say(&mut answer, "of the second").await;
+    call.response.head().await.unwrap();
+    assert_eq!(part(&mut call).await, "of the second");
+}
