@@ -8,6 +8,8 @@
 //! A node that is busy is not silent: all of this may run on a thread of its own ([`PulseThread`]), and where the socket's
 //! reader has no time, what has come is taken from the socket before silence is judged.
 
+mod passing;
+
 mod thread;
 
 use std::{
@@ -26,6 +28,7 @@ use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::task::TaskTracker;
 use vector_proto::tunnel::beat::Beat;
 
+use self::passing::{Onward, Passing};
 pub use self::thread::PulseThread;
 use super::{
     Credentials,
@@ -92,6 +95,7 @@ pub struct Pulses {
     intervals: Intervals,
     /// Exchanges in flight over all links, as heartbeats tell.
     load: Arc<AtomicU32>,
+    passing: Arc<Passing>,
     /// Where they run; on the runtime of whoever begins them if absent.
     home: Option<Handle>,
 }
@@ -112,6 +116,7 @@ pub(super) struct Pulse {
     vitals: Arc<Vitals>,
     detector: Detector,
     load: Arc<AtomicU32>,
+    onward: Option<Onward>,
     /// This link's part of `load`.
     counted: u32,
     activity: Activity,
@@ -141,6 +146,7 @@ impl Pulses {
             epoch,
             intervals,
             load: Arc::default(),
+            passing: Arc::default(),
             home: None,
         }
     }
@@ -178,6 +184,7 @@ impl Pulses {
             vitals: Arc::clone(link.vitals()),
             detector,
             load: Arc::clone(&self.load),
+            onward: Onward::of(link, &self.passing),
             counted: 0,
             activity: Activity::Standby,
             used: now.checked_sub(LINGER).unwrap_or(now),
@@ -330,7 +337,11 @@ impl Pulse {
             .map_err(|error| error.to_string())
             .and_then(|beat| {
                 let heard = self.detector.heard(Instant::now(), &beat);
-                heard.map_err(|error| error.to_string())
+                heard.map_err(|error| error.to_string())?;
+                if let Some(onward) = self.onward.as_ref().filter(|_| beat.load > 0) {
+                    onward.heard(Instant::now());
+                }
+                Ok(())
             });
         if let Err(error) = taken {
             tracing::debug!(peer = %self.link.peer, error, "heartbeat ignored");
@@ -399,7 +410,7 @@ impl Pulse {
         }
         let load = u16::try_from(self.load.load(Ordering::Relaxed)).unwrap_or(u16::MAX);
         self.detector.says(now, load, self.link.leaving());
-        if exchanges > 0 {
+        if exchanges > 0 || self.onward.as_ref().is_some_and(|onward| onward.wakes(now)) {
             self.used = now;
         }
         let idle = now.saturating_duration_since(self.used);
