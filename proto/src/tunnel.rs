@@ -7,6 +7,8 @@
 
 pub mod beat;
 
+mod cancel;
+
 pub mod codec;
 
 pub mod fields;

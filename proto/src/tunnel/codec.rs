@@ -383,23 +383,6 @@ pub enum GoneReason {
     Unread = 6,
 }
 
-impl GoneReason {
-    /// The reason of an [`Entry::Cancel`]: it is of this attempt and of those before it. Whoever knows no attempts reads no reason.
-    #[must_use]
-    pub const fn of_attempt(attempt: u32) -> u64 {
-        Self::ClientGone as u64 | (attempt as u64) << 8
-    }
-
-    /// Up to which attempt an [`Entry::Cancel`] of this reason goes: all, where none is named.
-    #[must_use]
-    pub const fn up_to_attempt(reason: u64) -> u32 {
-        match (reason >> 8) as u32 {
-            0 => u32::MAX,
-            attempt => attempt,
-        }
-    }
-}
-
 impl Entry {
     const fn kind(&self) -> Kind {
         match self {
