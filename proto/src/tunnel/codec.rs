@@ -340,7 +340,7 @@ pub enum Entry {
     Cancel {
         /// Which exchange.
         exchange: ExchangeId,
-        /// [`GoneReason`] as a number.
+        /// [`GoneReason`] as a number in the lowest byte, above it the last attempt that is meant; 0: all.
         reason: u64,
     },
     /// Go on over this link.

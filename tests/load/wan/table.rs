@@ -89,20 +89,13 @@ fn show(runs: &[Value]) -> Result<String, std::fmt::Error> {
     Ok(text)
 }
 
-fn cut(text: &mut String, run: &Value) -> std::fmt::Result {
+/// The worst silences by the road that was cut.
+fn roads(text: &mut String, run: &Value) -> std::fmt::Result {
     let goal = if word(run, "redundant") == "yes" {
         STALL_REDUNDANT_MS
     } else {
         STALL_MS
     };
-    writeln!(text, "\nPath cut in mid-stream ({})", word(run, "label"))?;
-    writeln!(
-        text,
-        "  {} cuts x {} streams, a token every {} ms",
-        run["cuts"],
-        number(run, "/streams") / number(run, "/cuts").max(1.0),
-        run["gap_ms"],
-    )?;
     for (road, worst) in run["roads_cut"].as_object().into_iter().flatten() {
         write!(
             text,
@@ -122,6 +115,19 @@ fn cut(text: &mut String, run: &Value) -> std::fmt::Result {
         }
         writeln!(text)?;
     }
+    Ok(())
+}
+
+fn cut(text: &mut String, run: &Value) -> std::fmt::Result {
+    writeln!(text, "\nPath cut in mid-stream ({})", word(run, "label"))?;
+    writeln!(
+        text,
+        "  {} cuts x {} streams, a token every {} ms",
+        run["cuts"],
+        number(run, "/streams") / number(run, "/cuts").max(1.0),
+        run["gap_ms"],
+    )?;
+    roads(text, run)?;
     writeln!(
         text,
         "  silence of a stream       p50 {:>8.1}   p90 {:>8.1}   max {:>8.1} ms",
