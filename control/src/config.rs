@@ -47,7 +47,7 @@ pub struct Config {
     pub admin_listen: SocketAddr,
     /// Gets the operator's token at the first start. Default `admin.token` in the data directory.
     pub admin_token_file: PathBuf,
-    /// Time in milliseconds that canaries have a change of configuration before everybody has it; 0, the default: none.
+    /// Time in milliseconds that canaries have a change of configuration before everybody has it; 0: none. Default 5 s.
     pub rollout_pause_ms: u64,
     /// So many of a hundred nodes of each role are canaries, at least one. 1 to 50; default 10.
     pub rollout_canaries_percent: u32,
@@ -115,8 +115,7 @@ impl Config {
         let other_master_key_files = source.list("control", "other_master_key_files", &[]);
         let master_key = keys(&source, MASTER_KEY_VARIABLE).pop();
         let other_master_keys = keys(&source, OTHER_MASTER_KEYS_VARIABLE);
-        let pause = source.number("control", "rollout_pause_ms", 0, 0..=ROLLOUT_PAUSE_MS_MAX);
-        let percent = source.number("control", "rollout_canaries_percent", 10, 1..=50);
+        let (pause, percent) = staging(&mut source);
         let etcd = etcd(&mut source);
         let ledger = ledger::read(&mut source);
         let dns = dns::read(&mut source);
@@ -185,6 +184,15 @@ fn keys(source: &Source<'_>, variable: &str) -> Vec<Password> {
         .filter(|part| !part.is_empty())
         .map(|part| Password(Zeroizing::new(part.to_owned())))
         .collect()
+}
+
+/// Time that canaries have a change first, in milliseconds, and how many of a hundred nodes they are.
+fn staging(source: &mut Source<'_>) -> (u64, u64) {
+    let within = 0..=ROLLOUT_PAUSE_MS_MAX;
+    (
+        source.number("control", "rollout_pause_ms", 5_000, within),
+        source.number("control", "rollout_canaries_percent", 10, 1..=50),
+    )
 }
 
 fn etcd(source: &mut Source<'_>) -> Option<Etcd> {

@@ -18,7 +18,7 @@ mod etcd;
 pub use etcd::{Etcd, Settings as EtcdSettings};
 
 mod elect;
-pub use elect::{Leadership, elect};
+pub use elect::{Candidate, Leadership, elect};
 
 #[cfg(test)]
 mod contract;

@@ -355,7 +355,7 @@ impl Server {
             let (registry, metrics) = (Arc::clone(&rooms.registry), Arc::clone(&rooms.metrics));
             dns.serve(registry, metrics, &tasks, &drain);
         }
-        follow(&rooms, ca);
+        follow(&rooms, ca, rolls.replica());
         tasks.spawn(rolls.run(drain.clone()));
         tasks.spawn(tls.clone().renew(CERTIFICATE_TURN, drain.clone()));
         let ready = CancellationToken::new();
@@ -407,7 +407,7 @@ impl Server {
 }
 
 /// Begins all that follows the store and the nodes, until the rooms drain.
-fn follow(rooms: &Rooms, ca: PathBuf) {
+fn follow(rooms: &Rooms, ca: PathBuf, replica: &str) {
     let (tasks, drain) = (&rooms.tasks, &rooms.drain);
     let (publisher, publishing) = (Arc::clone(&rooms.publisher), drain.clone());
     tasks.spawn(async move { publisher.run(publishing).await });
@@ -416,6 +416,7 @@ fn follow(rooms: &Rooms, ca: PathBuf) {
         Arc::clone(&rooms.publisher),
         Arc::clone(&rooms.fleet),
         Arc::clone(&rooms.metrics),
+        replica.to_owned(),
     );
     tasks.spawn(mover.run(drain.clone()));
     let (steering, steered) = (Arc::clone(&rooms.steering), drain.clone());

@@ -116,6 +116,7 @@ listen = "127.0.0.1:$port"
 names = ["localhost", "127.0.0.1"]
 data_dir = "$dir/$arm/control"
 admin_token_file = "$dir/$arm/admin.token"
+rollout_pause_ms = 0
 
 [admin]
 listen = "127.0.0.1:$admin"

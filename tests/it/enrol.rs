@@ -31,7 +31,7 @@ impl Network {
     async fn start() -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let text = format!(
-            "[control]\nlisten = \"127.0.0.1:0\"\ndata_dir = {:?}\n[admin]\nlisten = \"127.0.0.1:0\"\n",
+            "[control]\nlisten = \"127.0.0.1:0\"\ndata_dir = {:?}\nrollout_pause_ms = 0\n[admin]\nlisten = \"127.0.0.1:0\"\n",
             folder.path().join("control")
         );
         let config = vector_control::config::Config::read(&text, &|_| None)?;

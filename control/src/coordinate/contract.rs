@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use super::{Batch, Embedded, Error, Event, Store, Transaction, VALUE_BYTES_MAX, Write, elect};
+use super::{
+    Batch, Candidate, Embedded, Error, Event, Store, Transaction, VALUE_BYTES_MAX, Write, elect,
+};
 
 pub(super) async fn keeps_the_contract(store: Arc<dyn Store>) {
     compares_before_it_writes(store.as_ref()).await;
@@ -11,7 +13,8 @@ pub(super) async fn keeps_the_contract(store: Arc<dyn Store>) {
     takes_many_large_values(store.as_ref()).await;
     watches_in_order(store.as_ref()).await;
     ends_sessions(store.as_ref()).await;
-    elects_one(store).await;
+    elects_one(Arc::clone(&store)).await;
+    candidates_follow_one_another(store).await;
 }
 
 fn put(key: &str, value: &'static [u8]) -> Transaction {
@@ -183,6 +186,32 @@ async fn elects_one(store: Arc<dyn Store>) {
         "who was overtaken may not write"
     );
     store.commit(fenced(&second)).await.unwrap();
+}
+
+async fn candidates_follow_one_another(store: Arc<dyn Store>) {
+    let stand = |who: &str| Candidate::new(Arc::clone(&store), "candidates", who.to_owned());
+    let first = stand("a");
+    let term = first.won().await.term;
+    let (second, third) = (stand("b"), stand("c"));
+    let kept = store.get("/elect/candidates").await.unwrap().unwrap();
+    assert_eq!((&kept.value[..], kept.changed), (&b"a"[..], term));
+    assert_eq!((second.leadership(), third.leadership()), (None, None));
+    first.resign().await;
+    let next = tokio::select! {
+        won = second.won() => won,
+        won = third.won() => won,
+    };
+    assert!(next.term > term);
+    // Whoever it was, the other comes next, without a word of the one before.
+    let (gone, left) = if second.leadership().is_some() {
+        (second, third)
+    } else {
+        (third, second)
+    };
+    drop(gone);
+    assert!(left.won().await.term > next.term);
+    left.resign().await;
+    assert_eq!(store.get("/elect/candidates").await.unwrap(), None);
 }
 
 #[tokio::test]

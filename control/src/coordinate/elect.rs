@@ -3,11 +3,23 @@
 //! Leading is holding a key under a session. That alone proves nothing: a leader may be paused and
 //! overtaken. So whatever only a leader may write compares its [`Leadership`] in the same transaction.
 //!
-//! Control has one such purpose: replicas start one after the other. What they do side by side needs no leader: rollouts,
-//! the ends of old entries, a new intermediate are each done by whichever replica is first, and that it was is what the
-//! transaction compares: the revision of the record that is moved.
+//! Control has two such purposes: replicas start one after the other, and one of them carries a rollout on to everybody
+//! ([`Candidate`]). What they do side by side needs no leader: taking a rollout back, a new intermediate are each done by
+//! whichever replica is first, and that it was is what the transaction compares: the revision of the record that is moved.
+//! Old entries are reaped in the transactions that make new ones.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::TaskTracker,
+};
 
 use super::{Answer, Compare, Error, Revision, Session, Store, Transaction, Write};
+
+/// After a failure of the store, a candidate stands again.
+const RETRY: Duration = Duration::from_millis(250);
 
 /// The right to lead until somebody else does.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -78,4 +90,91 @@ async fn gone(store: &dyn Store, key: &str) -> Result<(), Error> {
             return Ok(());
         }
     }
+}
+
+/// Stands for election from when it is made, and leads until it resigns, is dropped or is overtaken.
+///
+/// That it has led says nothing of now: only what compares its [`Leadership`] does.
+#[derive(Debug)]
+pub struct Candidate {
+    leads: watch::Receiver<Option<Leadership>>,
+    stands: TaskTracker,
+    _stop: DropGuard,
+}
+
+impl Candidate {
+    /// Stands for `purpose`, which `who` is known for then.
+    #[must_use]
+    pub fn new(store: Arc<dyn Store>, purpose: &'static str, who: String) -> Self {
+        let stop = CancellationToken::new();
+        let (tell, leads) = watch::channel(None);
+        let stopped = stop.clone();
+        let stands = TaskTracker::new();
+        stands.spawn(async move {
+            while let Err(error) = stand(store.as_ref(), (purpose, &who), &tell, &stopped).await {
+                tracing::debug!(purpose, %error, "not elected yet, will stand again");
+                tokio::select! {
+                    () = stopped.cancelled() => return,
+                    () = tokio::time::sleep(RETRY) => {}
+                }
+            }
+        });
+        stands.close();
+        Self {
+            leads,
+            stands,
+            _stop: stop.drop_guard(),
+        }
+    }
+
+    /// What it won, if it has.
+    #[must_use]
+    pub fn leadership(&self) -> Option<Leadership> {
+        self.leads.borrow().clone()
+    }
+
+    /// Waits until it has won.
+    #[cfg(test)]
+    pub(super) async fn won(&self) -> Leadership {
+        let mut leads = self.leads.clone();
+        let won = leads.wait_for(Option::is_some).await.unwrap();
+        won.clone().unwrap()
+    }
+
+    /// Leaves the place to another, at once. Dropped instead, it does so in the background.
+    pub async fn resign(self) {
+        let Self { stands, _stop, .. } = self;
+        drop(_stop);
+        stands.wait().await;
+    }
+}
+
+/// Until `stop`: waits for its turn, tells that it has come, and gives it back in the end.
+async fn stand(
+    store: &dyn Store,
+    (purpose, who): (&str, &str),
+    tell: &watch::Sender<Option<Leadership>>,
+    stop: &CancellationToken,
+) -> Result<(), Error> {
+    let session = tokio::select! {
+        () = stop.cancelled() => return Ok(()),
+        session = store.session() => session?,
+    };
+    let stood = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        elected = elect(store, purpose, session, who) => match elected {
+            Ok(leadership) => {
+                tell.send_replace(Some(leadership));
+                stop.cancelled().await;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+    };
+    let ended = store.end(session).await;
+    stood.and(ended.or_else(|error| {
+        // It ends by itself when its time is over.
+        tracing::debug!(purpose, %error, "the session was not ended");
+        Ok(())
+    }))
 }

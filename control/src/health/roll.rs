@@ -214,6 +214,12 @@ impl Rolls {
         Ok(joined)
     }
 
+    /// What people and other replicas know this one by.
+    #[must_use]
+    pub fn replica(&self) -> &str {
+        &self.written.replica
+    }
+
     /// Says whom this replica hears until cancelled. The roll is left where it is then: it goes with the session, which
     /// gives nodes time to find another replica.
     pub async fn run(mut self, cancel: CancellationToken) {

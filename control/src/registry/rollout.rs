@@ -2,7 +2,8 @@
 //!
 //! One small record, [`AT`], says it all, so that every replica tells every node the same; it is read with the configuration, in
 //! one moment. It is written together with the change that it stages, and every step compares the revision at which it was last
-//! written: whoever is first moves it on, the others see that it has moved. What the change replaces is in it, sealed as it was,
+//! written: whoever is first moves it, the others see that it has moved. Back, any replica may move it; on to everybody, only the
+//! one that leads, which is compared too. What the change replaces is in it, sealed as it was,
 //! until it ends. Accounts are not staged, and a credential that is switched off is switched off for everybody at once.
 
 use bytes::Bytes;
@@ -15,7 +16,7 @@ use super::{
     edit::now_unix_ms,
     history,
 };
-use crate::coordinate::{Transaction, Write};
+use crate::coordinate::{Leadership, Transaction, Write};
 
 /// Beside the configuration, as its generation is: one listing holds all three.
 pub(super) const AT: &str = "/cfg-rollout";
@@ -195,15 +196,16 @@ impl Catalog {
 }
 
 impl Registry {
-    /// Everybody has it from now on.
+    /// Everybody has it from now on, which only the one that leads rollouts may say.
     ///
     /// # Errors
-    /// [`Error::Conflict`] when another replica has moved it.
-    pub async fn finish(&self, seen: &Catalog) -> Result<(), Error> {
+    /// [`Error::Conflict`] when it was moved, or another replica leads.
+    pub async fn finish(&self, seen: &Catalog, leads: &Leadership) -> Result<(), Error> {
         let ended = seen.rollout.ended(Stage::Done, "");
-        let put = Transaction::new()
+        let mut put = Transaction::new()
             .when(AT, seen.rollout_changed)
             .put(AT, ended.encode_to_vec());
+        put.compares.push(leads.fence());
         self.store.commit(put).await?;
         Ok(())
     }

@@ -1,8 +1,9 @@
 //! Moves a staged change on: to everybody when its canaries fare well, or back when they do not.
 //!
-//! Any replica may: each step compares where the record stood, so only the first one counts. A canary speaks for itself to the
-//! replica that hears it, so a replica that hears none of them waits a little longer than one that does. What speaks against a
-//! change: a canary refuses what it was told, has not put it in force in time, has gone away since, an upstream that a canary
+//! Any replica may take it back: that compares where the record stood, so only the first one counts. On to everybody, one
+//! replica carries it, elected for this change and compared in the transaction that says so ([`Candidate`]). A canary speaks for
+//! itself to the replicas that hear it, so one that hears none of them stands for election only when nobody else has led for a
+//! while, and leaves the place when it has come to hear none. What speaks against a change: a canary refuses what it was told, has not put it in force in time, has gone away since, an upstream that a canary
 //! has part in fails, and the same provider does not fail as much elsewhere, or a canary loses a credential that others keep.
 
 use std::{
@@ -16,6 +17,7 @@ use vector_proto::control::v1::UpstreamStatus;
 
 use super::{Published, Publisher};
 use crate::{
+    coordinate::Candidate,
     health::{self, Fleet, Presence, Said, Signals, Usable},
     registry::{Actor, Error, NodeSpec, Registry, Rollout, Seen},
     telemetry::Metrics,
@@ -28,8 +30,11 @@ use self::credentials::Standing;
 /// A look at the canaries while a change is under way.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A replica that hears no canary leaves those that do so much time to say what they heard.
-const DEAF_WAIT_MS: u64 = 2_000;
+/// What a replica is elected for.
+const PURPOSE: &str = "rollout";
+
+/// A replica that hears no canary leaves those that do so much time: longer than they wait for a canary that is late.
+const DEAF_WAIT_MS: u64 = LATE_MS + 2_000;
 
 /// Beyond the pause, a canary has so long to put a snapshot in force.
 const LATE_MS: u64 = 5_000;
@@ -81,6 +86,7 @@ pub struct Mover {
     publisher: Arc<Publisher>,
     fleet: Arc<Fleet>,
     metrics: Arc<Metrics>,
+    who: String,
 }
 
 /// What is to be done about a change now.
@@ -104,19 +110,21 @@ struct Began {
 }
 
 impl Mover {
-    /// Nothing moves before [`Mover::run`].
+    /// Nothing moves before [`Mover::run`]. `who`: what this replica is known by.
     #[must_use]
     pub fn new(
         registry: Arc<Registry>,
         publisher: Arc<Publisher>,
         fleet: Arc<Fleet>,
         metrics: Arc<Metrics>,
+        who: String,
     ) -> Self {
         Self {
             registry,
             publisher,
             fleet,
             metrics,
+            who,
         }
     }
 
@@ -124,10 +132,12 @@ impl Mover {
     pub async fn run(self, cancel: CancellationToken) {
         let mut newest = self.publisher.subscribe();
         let mut began: Option<Began> = None;
+        let mut candidate: Option<Candidate> = None;
         loop {
             let published = newest.borrow_and_update().clone();
             if published.rest.is_none() {
                 began = None;
+                candidate = None;
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     changed = newest.changed() => if changed.is_err() { return },
@@ -135,13 +145,20 @@ impl Mover {
                 continue;
             }
             let fell = self.fallen(&published.rollout, &mut began);
-            if let Err(error) = self.look(&published, fell).await {
+            if let Err(error) = self.look(&published, fell, &mut candidate).await {
+                if matches!(error, Error::Conflict(_)) {
+                    // It may have been overtaken.
+                    candidate = None;
+                }
                 tracing::debug!(%error, "the rollout was not moved");
             }
             tokio::select! {
-                () = cancel.cancelled() => return,
+                () = cancel.cancelled() => break,
                 () = tokio::time::sleep(LOOK) => {}
             }
+        }
+        if let Some(candidate) = candidate {
+            candidate.resign().await;
         }
     }
 
@@ -170,7 +187,12 @@ impl Mover {
         })
     }
 
-    async fn look(&self, published: &Published, fell: Option<String>) -> Result<(), Error> {
+    async fn look(
+        &self,
+        published: &Published,
+        fell: Option<String>,
+        candidate: &mut Option<Candidate>,
+    ) -> Result<(), Error> {
         let rollout = &published.rollout;
         let heard: Vec<(&str, Presence)> = rollout
             .canaries
@@ -179,7 +201,19 @@ impl Mover {
             .filter(|(_, presence)| presence.connected)
             .collect();
         let unix_ms = unix_ms();
+        if stands(rollout, &heard, unix_ms) {
+            candidate.get_or_insert_with(|| {
+                let store = Arc::clone(self.registry.store());
+                Candidate::new(store, PURPOSE, self.who.clone())
+            });
+        } else {
+            *candidate = None;
+        }
         let mut verdict = verdict(rollout, published.told_rest(), &heard, fell, unix_ms);
+        let leads = candidate.as_ref().and_then(Candidate::leadership);
+        if verdict == Verdict::Finish && leads.is_none() {
+            return Ok(());
+        }
         if verdict == Verdict::Finish {
             let mut usable = health::agreed(self.registry.store().as_ref()).await?;
             usable.ids.extend(self.fleet.attached());
@@ -195,17 +229,16 @@ impl Mover {
         if seen.rollout != *rollout {
             return Ok(());
         }
-        match verdict {
-            Verdict::Wait => {}
-            Verdict::Finish => {
-                self.registry.finish(&seen).await?;
+        match (verdict, leads) {
+            (Verdict::Finish, Some(leads)) => {
+                self.registry.finish(&seen, &leads).await?;
                 tracing::info!(
                     from = rollout.from,
                     to = rollout.to,
                     "all nodes have the change"
                 );
             }
-            Verdict::RollBack(reason) => {
+            (Verdict::RollBack(reason), _) => {
                 let by = Actor {
                     name: "control".to_owned(),
                     address: String::new(),
@@ -219,9 +252,15 @@ impl Mover {
                     "the change was rolled back"
                 );
             }
+            (Verdict::Wait, _) | (Verdict::Finish, None) => {}
         }
         Ok(())
     }
+}
+
+/// Whether this replica wants to carry the change on: one that hears a canary, or when nobody who does has done it.
+fn stands(rollout: &Rollout, heard: &[(&str, Presence)], now_unix_ms: u64) -> bool {
+    !heard.is_empty() || now_unix_ms >= rollout.deadline_unix_ms + DEAF_WAIT_MS
 }
 
 /// What the canaries that are heard here say of a change. `told_rest`: the revision that everybody else has. Pure.
@@ -352,7 +391,8 @@ mod tests {
         assert_eq!(told(&heard(8), 9_999), Verdict::Wait);
         assert_eq!(told(&heard(8), 10_000), Verdict::Finish);
         assert_eq!(told(&[], 10_000), Verdict::Wait, "others may have heard");
-        assert_eq!(told(&[], 12_000), Verdict::Finish);
+        assert_eq!(told(&[], 16_999), Verdict::Wait);
+        assert_eq!(told(&[], 17_000), Verdict::Finish);
         assert_eq!(told(&heard(7), 14_999), Verdict::Wait, "not in force yet");
         assert!(matches!(told(&heard(7), 15_000), Verdict::RollBack(_)));
         let mut paused = rollout();

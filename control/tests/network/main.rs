@@ -87,6 +87,10 @@ impl Control {
         settings: &str,
         token: &std::path::Path,
     ) -> Result<Self, (TempDir, vector_control::server::Error)> {
+        let own = match own {
+            "" => "rollout_pause_ms = 0",
+            own => own,
+        };
         let text = format!(
             "[control]\nlisten = \"127.0.0.1:0\"\ndata_dir = {:?}\n{own}\n[admin]\nlisten = \"127.0.0.1:0\"\n{settings}",
             dir.path()

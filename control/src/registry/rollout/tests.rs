@@ -5,9 +5,12 @@ use std::path::Path;
 use vector_proto::control::v1::{AccountSpec, CredentialSpec, ModelSpec, ProviderSpec, Upstream};
 
 use super::*;
-use crate::registry::{
-    Draft, Terms,
-    fixture::{SECRET, by, registry},
+use crate::{
+    coordinate::{Session, elect},
+    registry::{
+        Draft, Terms,
+        fixture::{SECRET, by, registry},
+    },
 };
 
 /// A change that two canaries have for an hour.
@@ -22,6 +25,14 @@ async fn staged(registry: &Registry, alter: impl Fn(&mut Draft) + Send + Sync) {
         ..Terms::plain(&by)
     };
     registry.edit(terms, alter).await.unwrap();
+}
+
+/// A replica that carries rollouts on, and its session.
+async fn elected(registry: &Registry) -> (Session, Leadership) {
+    let store = registry.store.as_ref();
+    let session = store.session().await.unwrap();
+    let leads = elect(store, "rollout", session, "of a test").await;
+    (session, leads.unwrap())
 }
 
 fn credential(name: &str, secret: &str) -> CredentialSpec {
@@ -105,7 +116,8 @@ async fn the_rest_keeps_what_was_until_it_ends() {
     assert_eq!(back.rest().unwrap(), None);
     let kept = registry.store.get(AT).await.unwrap().unwrap().value;
     assert!(kept.len() < 200, "what it replaced is not kept any longer");
-    let late = registry.finish(&now).await.unwrap_err();
+    let late = registry.finish(&now, &elected(&registry).await.1).await;
+    let late = late.unwrap_err();
     assert!(matches!(late, Error::Conflict(_)), "{late}");
     let again = registry.roll_back(&by(), &now, "twice").await.unwrap_err();
     assert!(matches!(again, Error::Conflict(_)), "{again}");
@@ -159,10 +171,17 @@ async fn a_pause_holds_and_a_finish_lets_go() {
     assert!(matches!(rotated, Error::Refused(_)), "{rotated}");
     let resumed = registry.pause(&by(), false).await.unwrap();
     assert!(resumed.deadline_unix_ms >= seen.rollout.deadline_unix_ms);
-    let stale = registry.finish(&seen).await.unwrap_err();
+    let overtaken = elected(&registry).await;
+    let stale = registry.finish(&seen, &overtaken.1).await.unwrap_err();
     assert!(matches!(stale, Error::Conflict(_)), "{stale}");
     let seen = registry.catalog().await.unwrap();
-    registry.finish(&seen).await.unwrap();
+    registry.store.end(overtaken.0).await.unwrap();
+    let late = registry.finish(&seen, &overtaken.1).await.unwrap_err();
+    assert!(matches!(late, Error::Conflict(_)), "nobody leads: {late}");
+    let leads = elected(&registry).await.1;
+    let late = registry.finish(&seen, &overtaken.1).await.unwrap_err();
+    assert!(matches!(late, Error::Conflict(_)), "another leads: {late}");
+    registry.finish(&seen, &leads).await.unwrap();
     let done = registry.catalog().await.unwrap();
     assert_eq!(done.rollout.stage(), Stage::Done);
     assert_eq!((done.rest().unwrap(), done.generation), (None, 2));
