@@ -13,6 +13,7 @@
 //! | `ROOT/elect/start`: which replica is starting, under a session | up to 100 bytes | when a replica starts |
 //! | `ROOT/elect/rollout`: which replica carries a change on, under a session | up to 100 bytes | twice a rollout |
 //! | `ROOT/roll/ID`: the nodes that one replica hears, under a session | 40 bytes for each node | when a node comes, goes or drains, at most 20 times a second by each replica |
+//! | `ROOT/rollout/heard/NAME`: which canaries a replica has heard to have a change in force | 40 bytes for each | by each replica, as they put it in force |
 //! | `ROOT/routing/published`: revision and digest in force | 40 bytes | by the first replica that has made a snapshot that is different |
 //! | `ROOT/…`: what the registry keeps, each with its size and writer there | to 1 MiB | when an operator, an enrolment or a node's start changes something |
 //!

@@ -6,6 +6,8 @@
 //! one that leads, which is compared too. What the change replaces is in it, sealed as it was,
 //! until it ends. Accounts are not staged, and a credential that is switched off is switched off for everybody at once.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use prost::Message;
 
@@ -20,6 +22,9 @@ use crate::coordinate::{Leadership, Transaction, Write};
 
 /// Beside the configuration, as its generation is: one listing holds all three.
 pub(super) const AT: &str = "/cfg-rollout";
+
+/// Below this, each replica says which canaries it has heard to have a change in force.
+const HEARD: &str = "/rollout/heard/";
 
 /// How far a change has come.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq, prost::Enumeration)]
@@ -77,6 +82,17 @@ struct Was {
     key: String,
     #[prost(bytes = "bytes", optional, tag = "2")]
     value: Option<Bytes>,
+}
+
+/// The canaries that one replica has heard to have put a change in force.
+#[derive(Clone, PartialEq, Message)]
+struct Heard {
+    /// Generation of the change.
+    #[prost(uint64, tag = "1")]
+    to: u64,
+    /// Their ids.
+    #[prost(string, repeated, tag = "2")]
+    canaries: Vec<String>,
 }
 
 impl Rollout {
@@ -196,6 +212,29 @@ impl Catalog {
 }
 
 impl Registry {
+    /// Tells the other replicas which canaries this one, `who`, has heard to have generation `to` in force.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn tell_heard(&self, who: &str, to: u64, canaries: Vec<String>) -> Result<(), Error> {
+        let heard = Heard { to, canaries };
+        let put = Transaction::new().put(format!("{HEARD}{who}"), heard.encode_to_vec());
+        self.store.commit(put).await?;
+        Ok(())
+    }
+
+    /// The canaries that any replica has heard to have generation `to` in force.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn heard(&self, to: u64) -> Result<BTreeSet<String>, Error> {
+        let told = self.store.list(HEARD).await?.entries.into_iter();
+        // What a newer version writes in another way is not ours to judge.
+        let told = told.filter_map(|entry| Heard::decode(entry.value).ok());
+        let of_it = told.filter(|heard| heard.to == to);
+        Ok(of_it.flat_map(|heard| heard.canaries).collect())
+    }
+
     /// Everybody has it from now on, which only the one that leads rollouts may say.
     ///
     /// # Errors

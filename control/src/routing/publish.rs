@@ -63,6 +63,8 @@ pub struct Published {
     ways: Arc<Ways>,
     /// Generation of the configuration that the credentials are of.
     pub generation: u64,
+    /// Revision with which this replica first handed that generation out: whoever has it, or a later one, has the generation.
+    pub since: u64,
     /// The change that it may be a part of.
     pub rollout: Rollout,
     /// What those are told who are not canaries, while a change is under way.
@@ -346,12 +348,18 @@ impl Publisher {
         } else {
             before.steps.then((&before.snapshot, &before.ways), &sealed)
         };
+        let since = if before.generation == catalog.generation && before.since > 0 {
+            before.since
+        } else {
+            sealed.snapshot.revision
+        };
         Published {
             snapshot: sealed.snapshot,
             ways: sealed.ways,
             encoded: sealed.encoded,
             steps,
             generation: catalog.generation,
+            since,
             entitlement,
             credentials: if same_credentials {
                 Arc::clone(&before.credentials)

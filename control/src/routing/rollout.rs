@@ -2,12 +2,12 @@
 //!
 //! Any replica may take it back: that compares where the record stood, so only the first one counts. On to everybody, one
 //! replica carries it, elected for this change and compared in the transaction that says so ([`Candidate`]). A canary speaks for
-//! itself to the replicas that hear it, so one that hears none of them stands for election only when nobody else has led for a
-//! while, and leaves the place when it has come to hear none. What speaks against a change: a canary refuses what it was told, has not put it in force in time, has gone away since, an upstream that a canary
-//! has part in fails, and the same provider does not fail as much elsewhere, or a canary loses a credential that others keep.
+//! itself to the replicas that hear it, and they tell the others, so that all judge by the same. What speaks against a change: a
+//! canary refuses what it was told, has not put it in force in time, has gone away since, an upstream that a canary has part in
+//! fails, and the same provider does not fail as much elsewhere, or a canary loses a credential that others keep.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -17,7 +17,7 @@ use vector_proto::control::v1::UpstreamStatus;
 
 use super::{Published, Publisher};
 use crate::{
-    coordinate::Candidate,
+    coordinate::{Candidate, Leadership},
     health::{self, Fleet, Presence, Said, Signals, Usable},
     registry::{Actor, Error, NodeSpec, Registry, Rollout, Seen},
     telemetry::Metrics,
@@ -33,8 +33,8 @@ const LOOK: Duration = Duration::from_millis(100);
 /// What a replica is elected for.
 const PURPOSE: &str = "rollout";
 
-/// A replica that hears no canary leaves those that do so much time: longer than they wait for a canary that is late.
-const DEAF_WAIT_MS: u64 = LATE_MS + 2_000;
+/// Whoever leads and has not carried the change on for so long leaves that to another.
+const TERM_MAX: Duration = Duration::from_secs(2);
 
 /// Beyond the pause, a canary has so long to put a snapshot in force.
 const LATE_MS: u64 = 5_000;
@@ -100,13 +100,20 @@ enum Verdict {
 /// Success of each (node, provider, egress), in thousandths.
 type Successes = BTreeMap<(String, String, String), u32>;
 
-/// How it was when a change began, as far as this replica hears: of a canary's credentials, when they were first heard of.
+/// A change that is under way, as this replica has seen it.
 #[derive(Debug)]
-struct Began {
-    /// Which change.
+struct Watched {
+    /// Which change: when it began.
     unix_ms: u64,
+    /// How it was then, as far as this replica hears: of a canary's credentials, when they were first heard of.
     successes: Successes,
     credentials: BTreeMap<String, Standing>,
+    /// The canaries that the other replicas were told of.
+    told: BTreeSet<String>,
+    /// Stands for carrying it on; leads since then.
+    candidate: Option<(Option<Instant>, Candidate)>,
+    /// Does not stand before.
+    rests: Option<Instant>,
 }
 
 impl Mover {
@@ -131,24 +138,29 @@ impl Mover {
     /// Looks after changes until cancelled.
     pub async fn run(self, cancel: CancellationToken) {
         let mut newest = self.publisher.subscribe();
-        let mut began: Option<Began> = None;
-        let mut candidate: Option<Candidate> = None;
+        let mut watched: Option<Watched> = None;
         loop {
             let published = newest.borrow_and_update().clone();
             if published.rest.is_none() {
-                began = None;
-                candidate = None;
+                leave(watched.take()).await;
                 tokio::select! {
                     () = cancel.cancelled() => return,
                     changed = newest.changed() => if changed.is_err() { return },
                 }
                 continue;
             }
-            let fell = self.fallen(&published.rollout, &mut began);
-            if let Err(error) = self.look(&published, fell, &mut candidate).await {
+            let mark = published.rollout.began_unix_ms;
+            if watched
+                .as_ref()
+                .is_some_and(|before| before.unix_ms != mark)
+            {
+                leave(watched.take()).await;
+            }
+            let change = watched.get_or_insert_with(|| self.begin(&published.rollout));
+            if let Err(error) = self.look(&published, change).await {
                 if matches!(error, Error::Conflict(_)) {
                     // It may have been overtaken.
-                    candidate = None;
+                    change.candidate = None;
                 }
                 tracing::debug!(%error, "the rollout was not moved");
             }
@@ -157,42 +169,36 @@ impl Mover {
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
-        if let Some(candidate) = candidate {
-            candidate.resign().await;
+        leave(watched).await;
+    }
+
+    fn begin(&self, rollout: &Rollout) -> Watched {
+        Watched {
+            unix_ms: rollout.began_unix_ms,
+            successes: successes(&self.fleet.reports(Instant::now())),
+            credentials: standings(self.fleet.said(|id| is_canary(rollout, id))),
+            told: BTreeSet::new(),
+            candidate: None,
+            rests: None,
         }
     }
 
     /// What has become worse for canaries, and for nobody else, since the change began.
-    fn fallen(&self, rollout: &Rollout, began: &mut Option<Began>) -> Option<String> {
+    fn fallen(&self, rollout: &Rollout, began: &mut Watched) -> Option<String> {
         let now = successes(&self.fleet.reports(Instant::now()));
-        let is_canary = |id: &str| rollout.canaries.iter().any(|canary| canary == id);
-        let credentials = standings(self.fleet.said(is_canary));
-        let mark = rollout.began_unix_ms;
-        let began = match began.take_if(|began| began.unix_ms == mark) {
-            Some(kept) => began.insert(kept),
-            None => began.insert(Began {
-                unix_ms: mark,
-                successes: now.clone(),
-                credentials: credentials.clone(),
-            }),
-        };
+        let credentials = standings(self.fleet.said(|id| is_canary(rollout, id)));
         for (id, standing) in &credentials {
             if !began.credentials.contains_key(id) {
                 began.credentials.insert(id.clone(), standing.clone());
             }
         }
         fallen(rollout, &began.successes, &now).or_else(|| {
-            let others = || standings(self.fleet.said(|id| !is_canary(id)));
+            let others = || standings(self.fleet.said(|id| !is_canary(rollout, id)));
             credentials::lost(&began.credentials, &credentials, others)
         })
     }
 
-    async fn look(
-        &self,
-        published: &Published,
-        fell: Option<String>,
-        candidate: &mut Option<Candidate>,
-    ) -> Result<(), Error> {
+    async fn look(&self, published: &Published, change: &mut Watched) -> Result<(), Error> {
         let rollout = &published.rollout;
         let heard: Vec<(&str, Presence)> = rollout
             .canaries
@@ -200,99 +206,143 @@ impl Mover {
             .map(|id| (id.as_str(), self.fleet.presence(id)))
             .filter(|(_, presence)| presence.connected)
             .collect();
-        let unix_ms = unix_ms();
-        if stands(rollout, &heard, unix_ms) {
-            candidate.get_or_insert_with(|| {
-                let store = Arc::clone(self.registry.store());
-                Candidate::new(store, PURPOSE, self.who.clone())
-            });
-        } else {
-            *candidate = None;
-        }
-        let mut verdict = verdict(rollout, published.told_rest(), &heard, fell, unix_ms);
-        let leads = candidate.as_ref().and_then(Candidate::leadership);
-        if verdict == Verdict::Finish && leads.is_none() {
-            return Ok(());
-        }
-        if verdict == Verdict::Finish {
-            let mut usable = health::agreed(self.registry.store().as_ref()).await?;
-            usable.ids.extend(self.fleet.attached());
-            let gone = rollout.canaries.iter().find(|id| !usable.ids.contains(*id));
-            if let Some(id) = gone {
-                verdict = Verdict::RollBack(format!("node {id} has gone since it was told"));
+        let fell = self.fallen(rollout, change);
+        let against = against(published.told_rest(), &heard).or(fell);
+        let verdict = match against {
+            Some(reason) => Verdict::RollBack(reason),
+            None => {
+                self.tell(published, &heard, change).await?;
+                self.verdict(rollout).await?
             }
+        };
+        match verdict {
+            Verdict::Wait => Ok(()),
+            Verdict::Finish => {
+                let Some(leads) = self.leads(change) else {
+                    return Ok(());
+                };
+                let seen = self.registry.catalog().await?;
+                if seen.rollout == *rollout {
+                    self.registry.finish(&seen, &leads).await?;
+                    let (from, to) = (rollout.from, rollout.to);
+                    tracing::info!(from, to, "all nodes have the change");
+                }
+                Ok(())
+            }
+            Verdict::RollBack(reason) => self.roll_back(rollout, &reason).await,
         }
-        if verdict == Verdict::Wait {
-            return Ok(());
+    }
+
+    /// Tells the other replicas which canaries have the change in force, if that is news.
+    async fn tell(
+        &self,
+        published: &Published,
+        heard: &[(&str, Presence)],
+        change: &mut Watched,
+    ) -> Result<(), Error> {
+        let in_force = heard
+            .iter()
+            .filter(|(_, presence)| presence.revision >= published.since);
+        let in_force = in_force.map(|(id, _)| (*id).to_owned());
+        let now: BTreeSet<String> = in_force.chain(change.told.iter().cloned()).collect();
+        if now.len() > change.told.len() {
+            let (to, canaries) = (published.rollout.to, now.iter().cloned().collect());
+            self.registry.tell_heard(&self.who, to, canaries).await?;
+            change.told = now;
         }
+        Ok(())
+    }
+
+    /// What follows from all that any replica has heard.
+    async fn verdict(&self, rollout: &Rollout) -> Result<Verdict, Error> {
+        let unix_ms = unix_ms();
+        if rollout.paused || unix_ms < rollout.deadline_unix_ms {
+            return Ok(Verdict::Wait);
+        }
+        let mut usable = health::agreed(self.registry.store().as_ref()).await?.ids;
+        usable.extend(self.fleet.attached());
+        let in_force = self.registry.heard(rollout.to).await?;
+        Ok(verdict(rollout, &usable, &in_force, unix_ms))
+    }
+
+    /// The right to carry the change on, once this replica has it. One that does not use it in time, since it does not see what
+    /// others see, rests for as long.
+    fn leads(&self, change: &mut Watched) -> Option<Leadership> {
+        let now = Instant::now();
+        if change.rests.is_some_and(|until| now < until) {
+            return None;
+        }
+        let (since, candidate) = change.candidate.get_or_insert_with(|| {
+            let store = Arc::clone(self.registry.store());
+            (None, Candidate::new(store, PURPOSE, self.who.clone()))
+        });
+        let leads = candidate.leadership()?;
+        if now.duration_since(*since.get_or_insert(now)) < TERM_MAX {
+            return Some(leads);
+        }
+        change.candidate = None;
+        change.rests = Some(now + TERM_MAX);
+        None
+    }
+
+    async fn roll_back(&self, rollout: &Rollout, reason: &str) -> Result<(), Error> {
         let seen = self.registry.catalog().await?;
         if seen.rollout != *rollout {
             return Ok(());
         }
-        match (verdict, leads) {
-            (Verdict::Finish, Some(leads)) => {
-                self.registry.finish(&seen, &leads).await?;
-                tracing::info!(
-                    from = rollout.from,
-                    to = rollout.to,
-                    "all nodes have the change"
-                );
-            }
-            (Verdict::RollBack(reason), _) => {
-                let by = Actor {
-                    name: "control".to_owned(),
-                    address: String::new(),
-                };
-                self.registry.roll_back(&by, &seen, &reason).await?;
-                self.metrics.changes_rolled_back.inc();
-                tracing::error!(
-                    from = rollout.from,
-                    to = rollout.to,
-                    reason,
-                    "the change was rolled back"
-                );
-            }
-            (Verdict::Wait, _) | (Verdict::Finish, None) => {}
-        }
+        let by = Actor {
+            name: "control".to_owned(),
+            address: String::new(),
+        };
+        self.registry.roll_back(&by, &seen, reason).await?;
+        self.metrics.changes_rolled_back.inc();
+        let (from, to) = (rollout.from, rollout.to);
+        tracing::error!(from, to, reason, "the change was rolled back");
         Ok(())
     }
 }
 
-/// Whether this replica wants to carry the change on: one that hears a canary, or when nobody who does has done it.
-fn stands(rollout: &Rollout, heard: &[(&str, Presence)], now_unix_ms: u64) -> bool {
-    !heard.is_empty() || now_unix_ms >= rollout.deadline_unix_ms + DEAF_WAIT_MS
+/// Leaves the place of a leader to others, at once.
+async fn leave(watched: Option<Watched>) {
+    if let Some((_, candidate)) = watched.and_then(|watched| watched.candidate) {
+        candidate.resign().await;
+    }
 }
 
-/// What the canaries that are heard here say of a change. `told_rest`: the revision that everybody else has. Pure.
-fn verdict(
-    rollout: &Rollout,
-    told_rest: u64,
-    heard: &[(&str, Presence)],
-    fell: Option<String>,
-    now_unix_ms: u64,
-) -> Verdict {
+fn is_canary(rollout: &Rollout, id: &str) -> bool {
+    rollout.canaries.iter().any(|canary| canary == id)
+}
+
+/// The canary that refuses what it was told. `told_rest`: the revision that everybody else has. Pure.
+fn against(told_rest: u64, heard: &[(&str, Presence)]) -> Option<String> {
     let refused = heard
         .iter()
         .find(|(_, presence)| !presence.rejection.is_empty() && presence.rejected > told_rest);
-    if let Some((id, presence)) = refused {
+    refused.map(|(id, presence)| {
         let reason: String = presence.rejection.chars().take(REASON_CHARS_MAX).collect();
-        return Verdict::RollBack(format!("node {id} refused it: {reason}"));
-    }
-    if let Some(fell) = fell {
-        return Verdict::RollBack(fell);
-    }
-    let wait = if heard.is_empty() { DEAF_WAIT_MS } else { 0 };
-    let over = rollout.deadline_unix_ms + wait;
-    if rollout.paused || now_unix_ms < over {
+        format!("node {id} refused it: {reason}")
+    })
+}
+
+/// What is to be done about a change that nothing speaks against. `usable`: who is there, for any replica; `in_force`: whom any
+/// has heard to have it. Pure.
+fn verdict(
+    rollout: &Rollout,
+    usable: &BTreeSet<String>,
+    in_force: &BTreeSet<String>,
+    now_unix_ms: u64,
+) -> Verdict {
+    if rollout.paused || now_unix_ms < rollout.deadline_unix_ms {
         return Verdict::Wait;
     }
-    let late = heard
-        .iter()
-        .find(|(_, presence)| presence.revision <= told_rest);
-    match late {
+    let mut canaries = rollout.canaries.iter();
+    if let Some(id) = canaries.clone().find(|id| !usable.contains(*id)) {
+        return Verdict::RollBack(format!("node {id} has gone since it was told"));
+    }
+    match canaries.find(|id| !in_force.contains(*id)) {
         None => Verdict::Finish,
-        Some(_) if now_unix_ms < over + LATE_MS => Verdict::Wait,
-        Some((id, _)) => Verdict::RollBack(format!("node {id} has not put it in force")),
+        Some(_) if now_unix_ms < rollout.deadline_unix_ms + LATE_MS => Verdict::Wait,
+        Some(id) => Verdict::RollBack(format!("node {id} has not put it in force")),
     }
 }
 
@@ -332,7 +382,7 @@ const OF_MODEL: &str = " ";
 /// A model that nobody asked for before says nothing: clients choose names, and one that there is not fails anywhere. Its
 /// failures count among its provider's all the same.
 fn fallen(rollout: &Rollout, before: &Successes, now: &Successes) -> Option<String> {
-    let is_canary = |id: &String| rollout.canaries.contains(id);
+    let is_canary = |id: &String| is_canary(rollout, id);
     let mut elsewhere: BTreeMap<&str, u32> = BTreeMap::new();
     let mut worst: Option<(u32, &(String, String, String))> = None;
     for (pair, success) in now {
@@ -373,43 +423,42 @@ mod tests {
         Rollout::with_canaries(&["i-1", "e-1"], 10_000)
     }
 
-    fn heard(revision: u64) -> Vec<(&'static str, Presence)> {
-        let presence = Presence {
-            connected: true,
-            revision,
-            ..Presence::default()
-        };
-        vec![("i-1", presence.clone()), ("e-1", presence)]
-    }
-
-    fn told(heard: &[(&str, Presence)], now_unix_ms: u64) -> Verdict {
-        verdict(&rollout(), 7, heard, None, now_unix_ms)
+    fn ids(of: &[&str]) -> BTreeSet<String> {
+        of.iter().map(|&id| id.to_owned()).collect()
     }
 
     #[test]
     fn canaries_are_waited_for_and_then_everybody_has_it() {
-        assert_eq!(told(&heard(8), 9_999), Verdict::Wait);
-        assert_eq!(told(&heard(8), 10_000), Verdict::Finish);
-        assert_eq!(told(&[], 10_000), Verdict::Wait, "others may have heard");
-        assert_eq!(told(&[], 16_999), Verdict::Wait);
-        assert_eq!(told(&[], 17_000), Verdict::Finish);
-        assert_eq!(told(&heard(7), 14_999), Verdict::Wait, "not in force yet");
-        assert!(matches!(told(&heard(7), 15_000), Verdict::RollBack(_)));
+        let there = ids(&["i-1", "e-1"]);
+        let told = |in_force: &[&str], now| verdict(&rollout(), &there, &ids(in_force), now);
+        assert_eq!(told(&["i-1", "e-1"], 9_999), Verdict::Wait);
+        assert_eq!(told(&["i-1", "e-1"], 10_000), Verdict::Finish);
+        assert_eq!(told(&["i-1"], 14_999), Verdict::Wait, "not in force yet");
+        let late = "node e-1 has not put it in force".to_owned();
+        assert_eq!(told(&["i-1"], 15_000), Verdict::RollBack(late));
+        let all = there.clone();
+        let gone = "node i-1 has gone since it was told".to_owned();
+        let left = verdict(&rollout(), &ids(&["e-1"]), &all, u64::MAX);
+        assert_eq!(left, Verdict::RollBack(gone));
         let mut paused = rollout();
         paused.paused = true;
-        let verdict = verdict(&paused, 7, &heard(8), None, u64::MAX);
-        assert_eq!(verdict, Verdict::Wait);
+        let held = verdict(&paused, &there, &all, u64::MAX);
+        assert_eq!(held, Verdict::Wait);
     }
 
     #[test]
     fn a_refusal_counts_at_once_and_an_old_one_does_not() {
-        let mut nodes = heard(7);
-        nodes[1].1.rejection = "no".to_owned();
-        nodes[1].1.rejected = 7;
-        assert_eq!(told(&nodes, 0), Verdict::Wait);
-        nodes[1].1.rejected = 8;
-        let reason = "node e-1 refused it: no".to_owned();
-        assert_eq!(told(&nodes, 0), Verdict::RollBack(reason));
+        let mut node = Presence {
+            connected: true,
+            revision: 7,
+            rejected: 7,
+            rejection: "no".to_owned(),
+            ..Presence::default()
+        };
+        assert_eq!(against(7, &[("e-1", node.clone())]), None);
+        node.rejected = 8;
+        let reason = Some("node e-1 refused it: no".to_owned());
+        assert_eq!(against(7, &[("e-1", node)]), reason);
     }
 
     fn pairs(rows: &[(&str, &str, u32)]) -> Successes {

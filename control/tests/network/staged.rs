@@ -158,31 +158,68 @@ async fn everybody_has_it_once_canaries_have_put_it_in_force() {
     control.stop().await;
 }
 
+/// Applies changes until one of them goes to canaries first: the nodes of another replica are known once it has told of them.
+/// Gives the change's model.
+async fn staged(admin: &Admin) -> String {
+    for tries in 0..1_000 {
+        let model = format!("m-{tries}");
+        admin.apply(another(&model), false).await.unwrap();
+        if shown(admin).await.stage == "canaries" {
+            return model;
+        }
+    }
+    panic!("nothing is staged");
+}
+
+#[tokio::test]
+async fn canaries_count_whichever_replica_hears_them() {
+    let etcd = Etcd::start();
+    let (one, other) = pair_with(&etcd, "rollout_pause_ms = 1").await;
+    let admin = one.admin().await;
+    let open = async |control: &Control, role: &str, id: &str| {
+        let identity = one.enroll(role, id).await;
+        Stream::open(&mut control.node(&identity).await, 0).await
+    };
+    let mut canaries = [
+        open(&one, "ingress", "i-1").await,
+        open(&other, "egress", "e-1").await,
+    ];
+    let mut rest = [
+        open(&one, "egress", "e-2").await,
+        open(&other, "ingress", "i-2").await,
+    ];
+    let model = staged(&admin).await;
+    let mut told = Vec::new();
+    for canary in &mut canaries {
+        told.push(canary.snapshot(|snapshot| has(snapshot, &model)).await);
+    }
+    let applied = async |at: usize| {
+        let revision = told[at].revision;
+        let applied = node_event::Event::Applied(pb::Applied { revision });
+        Stream::send(&canaries[at].up, applied).await;
+    };
+    // The one replica has heard all that it can hear, and the pause is over.
+    applied(0).await;
+    let heard = heard_until_drained(&admin, &mut rest[1], "i-2").await;
+    assert!(heard.iter().all(|snapshot| !has(snapshot, &model)));
+    applied(1).await;
+    for stream in &mut rest {
+        stream.snapshot(|snapshot| has(snapshot, &model)).await;
+    }
+    assert_eq!(shown(&admin).await.stage, "done");
+    one.stop().await;
+    other.stop().await;
+}
+
 #[tokio::test]
 async fn a_refusal_rolls_back_at_every_replica() {
     let etcd = Etcd::start();
     let (one, other) = pair_with(&etcd, HELD).await;
     let admin = one.admin().await;
     let mut fleet = Fleet::connect(&one, &other).await;
-    // The other replica's nodes are known here once it has told of them.
-    let mut tries = 0;
-    let told = loop {
-        tries += 1;
-        admin
-            .apply(another(&format!("m-{tries}")), false)
-            .await
-            .unwrap();
-        let rollout = shown(&admin).await;
-        if rollout.stage == "canaries" {
-            break fleet
-                .canary
-                .snapshot(|snapshot| has(snapshot, &format!("m-{tries}")))
-                .await;
-        }
-        assert!(tries < 1_000, "{rollout:?}");
-    };
+    let name = staged(&admin).await;
+    let told = fleet.canary.snapshot(|snapshot| has(snapshot, &name)).await;
     let before = shown(&admin).await;
-    let name = format!("m-{tries}");
     let rejected = pb::Rejected {
         revision: told.revision,
         reason: "it is poison".to_owned(),

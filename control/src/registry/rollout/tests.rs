@@ -190,3 +190,17 @@ async fn a_pause_holds_and_a_finish_lets_go() {
     let next = registry.catalog().await.unwrap().rollout;
     assert_eq!((next.from, next.to, next.paused), (2, 3, false));
 }
+
+#[tokio::test]
+async fn what_one_replica_has_heard_the_others_know() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = founded(dir.path()).await;
+    let told = |of: &[&str]| of.iter().map(|&id| id.to_owned()).collect();
+    registry.tell_heard("a", 2, told(&["e-1"])).await.unwrap();
+    registry.tell_heard("b", 2, told(&["i-1"])).await.unwrap();
+    registry.tell_heard("c", 1, told(&["i-2"])).await.unwrap();
+    let heard = registry.heard(2).await.unwrap();
+    assert_eq!(heard, ["e-1", "i-1"].map(str::to_owned).into());
+    registry.tell_heard("a", 3, told(&["e-1"])).await.unwrap();
+    assert_eq!(registry.heard(2).await.unwrap().len(), 1);
+}
