@@ -16,7 +16,7 @@ mod intermediate;
 pub use intermediate::Intermediate;
 
 mod peer;
-pub use peer::{Peer, Role, issued_of_leaf, names_a_node, operator_of_leaf};
+pub use peer::{Peer, Role, ended_of_leaf, issued_of_leaf, names_a_node, operator_of_leaf};
 
 mod root;
 pub use root::Root;

@@ -24,6 +24,9 @@ pub struct Connection {
     pub peer: Option<Arc<Peer>>,
     /// When that certificate was issued, in seconds since 1970.
     pub issued: Duration,
+    /// When it ended, if it had when the connection was made; in seconds since 1970. One that ends later does not end its
+    /// connection: its node has a new one long before, and uses it for the next.
+    pub ended: Option<Duration>,
     /// The operator whom it names instead.
     pub operator: Option<Arc<Certified>>,
 }
@@ -51,8 +54,19 @@ impl Certified {
 }
 
 impl Rooms {
-    /// The node that calls. It must still belong to the network, whatever its certificate says.
+    /// The node that calls. It must still belong to the network, whatever its certificate says, and its certificate must
+    /// not have ended.
     pub(super) async fn node<T>(&self, request: &Request<T>) -> Result<Arc<Peer>, Status> {
+        let peer = self.node_to_renew(request).await?;
+        let connection = request.extensions().get::<Connection>();
+        match connection.and_then(|connection| connection.ended) {
+            Some(ended) => Err(over(&peer, ended)),
+            None => Ok(peer),
+        }
+    }
+
+    /// The same, for a call that is good for an ended certificate too: to have it renewed, and nothing else.
+    pub(super) async fn node_to_renew<T>(&self, request: &Request<T>) -> Result<Arc<Peer>, Status> {
         let connection = request.extensions().get::<Connection>();
         let (peer, issued) = connection
             .and_then(|connection| Some((connection.peer.clone()?, connection.issued)))
@@ -142,6 +156,16 @@ fn removed(why: String) -> Status {
     let mut told = MetadataMap::new();
     told.insert(REMOVED, MetadataValue::from_static("true"));
     Status::with_metadata(tonic::Code::Unauthenticated, why, told)
+}
+
+/// Tells a node that its certificate has ended, and the way out.
+fn over(peer: &Peer, ended: Duration) -> Status {
+    let at = i64::try_from(ended.as_secs()).unwrap_or(i64::MAX);
+    let at = jiff::Timestamp::from_second(at).unwrap_or(jiff::Timestamp::MAX);
+    Status::unauthenticated(format!(
+        "the certificate of node `{}` ended at {at}: it is good for Renew and for nothing else, which gives a new one",
+        peer.id
+    ))
 }
 
 /// Whether a certificate is of an earlier enrolment of its node. One of the same second counts: certificates know no smaller

@@ -105,7 +105,7 @@ impl Node for Nodes {
         &self,
         request: Request<RenewRequest>,
     ) -> Result<Response<EnrollResponse>, Status> {
-        let peer = self.rooms.node(&request).await?;
+        let peer = self.rooms.node_to_renew(&request).await?;
         let asked = request.into_inner();
         if asked.csr.len() > CSR_BYTES_MAX {
             return Err(Status::invalid_argument("the request is absurdly large"));

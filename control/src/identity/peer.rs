@@ -108,6 +108,16 @@ pub fn issued_of_leaf(der: &[u8]) -> Option<Duration> {
     Some(Duration::from_secs(begins) + BACKDATE)
 }
 
+/// When a leaf that rustls has verified ended, in seconds since 1970; `None` for one that has not, as seen by a clock that is
+/// [`BACKDATE`] slower.
+#[must_use]
+pub fn ended_of_leaf(der: &[u8], now: Duration) -> Option<Duration> {
+    let (_, certificate) = x509_parser::certificate::X509Certificate::from_der(der).ok()?;
+    let ends = u64::try_from(certificate.validity().not_after.timestamp()).ok()?;
+    let ends = Duration::from_secs(ends);
+    (now > ends + BACKDATE).then_some(ends)
+}
+
 /// The operator whom a leaf names that rustls has verified. `None` when it names none of this network.
 #[must_use]
 pub fn operator_of_leaf(der: &[u8], trust_domain: &str) -> Option<NodeId> {

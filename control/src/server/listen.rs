@@ -13,6 +13,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::Sleep,
 };
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
@@ -21,8 +22,8 @@ use tonic::transport::server::Connected;
 
 use super::tls::Tls;
 use crate::{
-    api::{Certified, Connection},
-    identity::{Peer, issued_of_leaf},
+    api::{Certified, Connection, unix_now},
+    identity::{Peer, ended_of_leaf, issued_of_leaf},
     telemetry::Metrics,
 };
 
@@ -34,6 +35,10 @@ const HANDSHAKE_WAIT: Duration = Duration::from_secs(5);
 
 /// After a failure to accept, such as no free file descriptor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A node whose certificate has ended has this long to have it renewed, over a connection that is closed then: the next one
+/// shows the new certificate.
+const RENEWAL_WAIT: Duration = Duration::from_secs(5);
 
 /// Connections that may wait for gRPC to take them.
 const WAITING_MAX: usize = 64;
@@ -121,11 +126,14 @@ impl Listening {
         }
         self.metrics.connections.inc();
         let issued = leaf.and_then(|leaf| issued_of_leaf(leaf));
+        let ended = leaf.and_then(|leaf| ended_of_leaf(leaf, unix_now()));
         let secured = Secured {
             stream,
+            over: ended.map(|_| Box::pin(tokio::time::sleep(RENEWAL_WAIT))),
             connection: Connection {
                 address,
                 issued: issued.unwrap_or_default(),
+                ended,
                 peer,
                 operator,
             },
@@ -146,6 +154,8 @@ impl Listening {
 pub(super) struct Secured {
     stream: TlsStream<TcpStream>,
     connection: Connection,
+    /// Ready when the connection has been there for long enough.
+    over: Option<Pin<Box<Sleep>>>,
     metrics: Arc<Metrics>,
     _permit: OwnedSemaphorePermit,
 }
@@ -170,6 +180,12 @@ impl AsyncRead for Secured {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Some(over) = &mut self.over
+            && over.as_mut().poll(cx).is_ready()
+        {
+            // As if the client had hung up.
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }

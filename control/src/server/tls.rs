@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use rustls::{
     RootCertStore, ServerConfig,
-    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier},
     sign::CertifiedKey,
 };
 use tokio_rustls::TlsAcceptor;
@@ -48,8 +48,7 @@ impl ResolvesServerCert for Own {
 }
 
 impl Current {
-    /// Settings with a new certificate, and the roots of now. Sessions of before are not resumed: they may be of somebody who
-    /// is no longer trusted.
+    /// Settings with a new certificate, and the roots of now.
     fn new(authority: &Authority, names: &[String]) -> Result<Self, Error> {
         let wrong = |error: &dyn std::fmt::Display| Error::Tls(error.to_string());
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -72,6 +71,10 @@ impl Current {
             .with_client_cert_verifier(Arc::new(Lenient(clients)))
             .with_cert_resolver(Arc::new(Own(leaf)));
         config.alpn_protocols = vec![b"h2".to_vec()];
+        // Nothing is resumed: a session shows the certificate that it began with, and who has renewed an ended one would be
+        // taken for who has not.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
         Ok(Self {
             signing,
             config: Arc::new(config),

@@ -1,5 +1,14 @@
 //! Who is let in, and who may call what.
 
+use std::sync::Arc;
+
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::pem::PemObject as _;
+use vector_control::{
+    coordinate::{Embedded, Store as _, Transaction},
+    identity::{Authority, Peer, Role},
+    registry::NodeSpec,
+};
 use vector_proto::control::{BACKDATE_S, REMOVED};
 
 use super::*;
@@ -180,6 +189,126 @@ fn issued(leaf: &[u8]) -> u64 {
     let (_, leaf) = x509_parser::parse_x509_certificate(leaf).unwrap();
     let begins = leaf.validity().not_before.timestamp();
     u64::try_from(begins).unwrap() + BACKDATE_S
+}
+
+/// A certificate of the node that ended two hours ago, in a network that is older than it.
+async fn ended(dir: &std::path::Path, node: &str, role: Role, key: &rcgen::KeyPair) -> Identity {
+    let store = Embedded::open(&dir.join("control.sqlite")).await.unwrap();
+    let at = format!("/nodes/{node}");
+    let mut spec = NodeSpec::read(&store.get(&at).await.unwrap().unwrap().value).unwrap();
+    spec.enrolled_unix_ms -= 7 * 24 * 3_600_000;
+    let put = Transaction::new().put(at, spec.encode_to_vec());
+    store.commit(put).await.unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    let now = now.unwrap();
+    let authority = Authority::open(&dir.join("ca"), "vector.local", now).unwrap();
+    let peer = Peer {
+        id: node.parse().unwrap(),
+        roles: vec![role],
+    };
+    let csr = rcgen::CertificateParams::default();
+    let csr = csr.serialize_request(key).unwrap();
+    let issued = now - Duration::from_secs(26 * 3_600);
+    Identity {
+        chain: authority.node_leaf(csr.der(), &peer, issued).unwrap(),
+        key: PrivatePkcs8KeyDer::from(key.serialize_der()).into(),
+    }
+}
+
+#[tokio::test]
+async fn an_ended_certificate_is_good_for_its_renewal_alone() {
+    let control = Control::start().await;
+    control.admin().await.apply(plan(), false).await.unwrap();
+    control.enroll("ingress", "i-1").await;
+    control.enroll("egress", "e-1").await;
+    let dir = control.stop().await;
+    let (i_key, e_key) = (request().0, request().0);
+    let i = ended(dir.path(), "i-1", Role::Ingress, &i_key).await;
+    let e = ended(dir.path(), "e-1", Role::Egress, &e_key).await;
+    let control = Control::start_in(dir).await;
+
+    let (mut ingress, mut egress) = (control.node(&i).await, control.node(&e).await);
+    let (up, events) = mpsc::channel(1);
+    Stream::send(&up, node_event::Event::Register(pb::Register::default())).await;
+    let refused = [
+        ingress.sync(ReceiverStream::new(events)).await.err(),
+        ingress.admit(pb::AdmitRequest::default()).await.err(),
+        ingress.locate(pb::LocateRequest::default()).await.err(),
+        ingress.claim(pb::ClaimRequest::default()).await.err(),
+        ingress.settle(pb::SettleRequest::default()).await.err(),
+        ingress.recall(pb::RecallRequest::default()).await.err(),
+        egress.record(pb::RecordRequest::default()).await.err(),
+    ];
+    for refused in refused {
+        let refused = refused.unwrap();
+        assert_eq!(refused.code(), Code::Unauthenticated);
+        assert!(!refused.metadata().contains_key(REMOVED), "{refused:?}");
+        let told = refused.message();
+        assert!(
+            told.contains("ended at 2") && told.contains("Renew"),
+            "{told}"
+        );
+    }
+    let csr = rcgen::CertificateParams::default();
+    let csr = csr.serialize_request(&e_key).unwrap().der().to_vec();
+    let renewed = egress.renew(pb::RenewRequest { csr: csr.into() }).await;
+    let renewed = renewed.unwrap().into_inner();
+    assert_eq!(renewed.roles, ["egress"]);
+    let mut renewed = control.node(&Identity::new(&renewed, &e_key)).await;
+    let mut stream = Stream::open(&mut renewed, 0).await;
+    stream.snapshot(|_| true).await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_with_an_ended_certificate_is_closed_and_none_is_resumed() {
+    let control = Control::start().await;
+    let fresh = control.enroll("ingress", "i-1").await;
+    let dir = control.stop().await;
+    let i = ended(dir.path(), "i-1", Role::Ingress, &request().0).await;
+    let root = CertificateDer::from_pem_file(dir.path().join("ca/root.pem"));
+    let control = Control::start_in(dir).await;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.unwrap()).unwrap();
+    let crypto = Arc::new(rustls::crypto::ring::default_provider());
+    let twice = async |who: &Identity| {
+        let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&crypto))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots.clone())
+            .with_client_auth_cert(who.chain.clone(), who.key.clone_key());
+        let mut config = config.unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        let connect = async || {
+            let address = control.url.trim_start_matches("https://");
+            let socket = tokio::net::TcpStream::connect(address).await.unwrap();
+            let name = "vector-control".try_into().unwrap();
+            let shaken = connector.connect(name, socket).await.unwrap();
+            let kind = shaken.get_ref().1.handshake_kind();
+            let (io, spawner) = (TokioIo::new(shaken), TokioExecutor::new());
+            let shaken = hyper::client::conn::http2::handshake::<_, _, String>(spawner, io).await;
+            let (asks, connection) = shaken.unwrap();
+            // Answered, it has read all that control says at first, a session to resume included.
+            let url = format!("{}/", control.url);
+            let ask = http::Request::post(url).body(String::new()).unwrap();
+            let mut open = tokio::spawn(connection);
+            let answered = asks.clone().send_request(ask).await;
+            assert!(answered.is_ok() && !open.is_finished(), "{answered:?}");
+            (kind, asks, async move { (&mut open).await.unwrap() })
+        };
+        drop(connect().await);
+        connect().await
+    };
+    let (kind, ..) = twice(&fresh).await;
+    assert_eq!(kind, Some(rustls::HandshakeKind::Full));
+    // Held open by its client, which answers when control asks whether it is there.
+    let (_, _asks, closed) = twice(&i).await;
+    // With a farewell or without.
+    let _ = tokio::time::timeout(PATIENCE, closed)
+        .await
+        .expect("it is closed");
+    control.stop().await;
 }
 
 #[tokio::test]

@@ -38,6 +38,10 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Between tries of a renewal, at most.
 const RENEW_RETRY_MAX: Duration = Duration::from_secs(300);
 
+/// The same once the certificate has ended: nothing but its renewal is open to this node then, so what it waits for is the
+/// moment at which control is back.
+const ENDED_RETRY_MAX: Duration = Duration::from_secs(10);
+
 /// Where the root is replaced, nodes renew within this time, each at a moment of its own.
 const LEAVE: Duration = Duration::from_secs(8);
 
@@ -265,9 +269,10 @@ pub async fn keep_fresh(
                 tracing::info!(ends_unix_s = ends, "certificate renewed");
             }
             Err(why) => {
-                pause = (pause * 2).clamp(Duration::from_secs(1), RENEW_RETRY_MAX);
-                let left = identity.validity().1.saturating_sub(now()).as_secs();
-                tracing::warn!(why, left_s = left, "certificate not renewed yet");
+                let left = identity.validity().1.saturating_sub(now());
+                pause = longer(pause, left);
+                let left_s = left.as_secs();
+                tracing::warn!(why, left_s, "certificate not renewed yet");
             }
         }
     }
@@ -299,6 +304,13 @@ async fn timed<T>(call: impl Future<Output = Result<T, Status>>) -> Result<T, St
 /// A third into the life, as seen from 1970.
 fn due(begins: Duration, ends: Duration) -> Duration {
     begins + ends.saturating_sub(begins) / 3
+}
+
+/// The pause after another try of a renewal that failed, of a certificate that has this long `left`.
+fn longer(pause: Duration, left: Duration) -> Duration {
+    // The end itself is not slept through.
+    let most = RENEW_RETRY_MAX.min(left.max(ENDED_RETRY_MAX));
+    (pause * 2).clamp(Duration::from_secs(1), most)
 }
 
 /// Whether the same call may succeed later.
@@ -344,6 +356,22 @@ mod tests {
         let (begins, ends) = (Duration::from_secs(900), Duration::from_secs(1_800));
         assert_eq!(due(begins, ends), Duration::from_secs(1_200));
         assert_eq!(due(ends, begins), ends);
+    }
+
+    #[test]
+    fn a_renewal_is_tried_often_once_the_certificate_has_ended() {
+        let (second, hour) = (Duration::from_secs(1), Duration::from_secs(3_600));
+        let after = |left: Duration| {
+            let first = longer(Duration::ZERO, left);
+            let pauses = std::iter::successors(Some(first), |last| Some(longer(*last, left)));
+            pauses.take(20).collect::<Vec<_>>()
+        };
+        assert_eq!(after(hour)[..3], [second, 2 * second, 4 * second]);
+        assert_eq!(after(hour)[19], RENEW_RETRY_MAX);
+        assert_eq!(after(60 * second)[19], 60 * second);
+        assert_eq!(after(second)[19], ENDED_RETRY_MAX);
+        assert_eq!(after(Duration::ZERO)[19], ENDED_RETRY_MAX);
+        assert_eq!(longer(RENEW_RETRY_MAX, Duration::ZERO), ENDED_RETRY_MAX);
     }
 
     #[tokio::test]

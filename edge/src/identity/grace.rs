@@ -3,8 +3,8 @@
 //! Nodes renew at a third of a certificate's life, so one that has ended means that control was gone for the other two.
 //! Then nobody has a better one, and refusing it would end the network with its control. So a peer's certificate counts
 //! for [`GRACE`] after its end, as long as this node does not hear control itself, and [`SETTLE`] longer, in which
-//! everybody who belongs to the network renews. Control takes ended ones too, from nodes that it still knows, and only
-//! control can give a new one. One that was revoked ([`super::revoked`]) counts in no case.
+//! everybody who belongs to the network renews. Control takes ended ones too, from nodes that it still knows and for
+//! their renewal alone, and only control can give a new one. One that was revoked ([`super::revoked`]) counts in no case.
 
 use std::{
     fmt,

@@ -1,8 +1,9 @@
 //! Certificates of nodes that ended while control was away.
 //!
 //! A node renews at a third of its certificate's life; when control was gone for longer than the rest, every node comes
-//! back with one that has ended, and must be able to renew it. So it counts for [`GRACE`] after its end: whether the node
-//! still belongs to the network is looked up at each of its calls anyway. An operator's ends when it ends.
+//! back with one that has ended, and must be able to renew it. So it opens a connection for [`GRACE`]
+//! after its end, which is good for that one call (`api::caller`), and for a few seconds (`server::listen`). An operator's ends
+//! when it ends.
 
 use std::{sync::Arc, time::Duration};
 
