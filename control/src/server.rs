@@ -194,7 +194,7 @@ impl Joined {
         config: &Config,
         store: Arc<dyn Store>,
         who: (String, String),
-        started: Instant,
+        (started, turn): (Instant, &founding::Turn),
     ) -> Result<Self, Error> {
         let (vault, authority) = founding::open(config, store.as_ref(), api::unix_now()).await?;
         let authority = Arc::new(authority);
@@ -212,7 +212,8 @@ impl Joined {
         }
         let metrics = Arc::new(Metrics::default());
         let fleet = Arc::new(Fleet::new(Arc::clone(&metrics)));
-        let rolls = Rolls::join(store, Arc::clone(&fleet), who, started).await?;
+        let heard = Arc::clone(&fleet);
+        let rolls = Rolls::join(store, heard, who, (started, turn.fence())).await?;
         Ok(Self {
             authority,
             tls,
@@ -265,7 +266,7 @@ impl Server {
         let started = Instant::now();
         let who = (replica_name(config, &grpc), ledger_name(config)?);
         let turn = founding::Turn::wait(&store, &who.0).await?;
-        let joined = Joined::to(config, store, who, started).await;
+        let joined = Joined::to(config, store, who, (started, &turn)).await;
         turn.over().await;
         let Joined {
             authority,

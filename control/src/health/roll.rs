@@ -18,7 +18,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{Fleet, START_GRACE, Usable};
-use crate::coordinate::{self, Batch, Revision, Session, Store, Transaction, Watch, Write};
+use crate::coordinate::{
+    self, Batch, Compare, Revision, Session, Store, Transaction, Watch, Write,
+};
 
 const ROLLS: &str = "/roll/";
 
@@ -44,6 +46,11 @@ pub enum Error {
         /// Ours.
         ours: String,
     },
+    /// Who starts compares its ledger with those of the others, which holds as long as nobody else starts.
+    #[error(
+        "this replica stood still for so long that another one's turn to start has come: start it again"
+    )]
+    Overtaken,
     /// The store failed.
     #[error(transparent)]
     Store(#[from] coordinate::Error),
@@ -177,15 +184,15 @@ impl std::fmt::Debug for Rolls {
 }
 
 impl Rolls {
-    /// Joins the other replicas, if they keep the same ledger.
+    /// Joins the other replicas, if they keep the same ledger: while `turn` holds, so that none has joined unseen.
     ///
     /// # Errors
-    /// [`Error::OtherLedger`] when they do not.
+    /// [`Error::OtherLedger`] when they do not, [`Error::Overtaken`] when it does not hold.
     pub async fn join(
         store: Arc<dyn Store>,
         fleet: Arc<Fleet>,
         (replica, ledger): (String, String),
-        started: Instant,
+        (started, turn): (Instant, Compare),
     ) -> Result<Self, Error> {
         if let Some(other) = rolls(store.as_ref())
             .await?
@@ -210,8 +217,11 @@ impl Rolls {
             session: None,
             settles: started + START_GRACE,
         };
-        joined.write(joined.written.clone()).await?;
-        Ok(joined)
+        match joined.write(joined.written.clone(), Some(turn)).await {
+            Ok(()) => Ok(joined),
+            Err(coordinate::Error::Conflict(_)) => Err(Error::Overtaken),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What people and other replicas know this one by.
@@ -242,7 +252,7 @@ impl Rolls {
         let mut changes = self.fleet.changes();
         let (mut roll, mut until) = self.now();
         if from.entries.is_empty() || roll != self.written {
-            self.write(roll).await?;
+            self.write(roll, None).await?;
         }
         loop {
             tokio::select! {
@@ -256,7 +266,7 @@ impl Rolls {
             }
             (roll, until) = self.now();
             if roll != self.written {
-                self.write(roll).await?;
+                self.write(roll, None).await?;
                 tokio::time::sleep(PACE).await;
             }
         }
@@ -275,12 +285,14 @@ impl Rolls {
         (roll, [until, settles].into_iter().flatten().min())
     }
 
-    async fn write(&mut self, roll: Roll) -> Result<(), coordinate::Error> {
+    /// Says this, if `only` holds.
+    async fn write(&mut self, roll: Roll, only: Option<Compare>) -> Result<(), coordinate::Error> {
         let session = match self.session {
             Some(session) => session,
             None => *self.session.insert(self.store.session().await?),
         };
         let mut put = Transaction::new();
+        put.compares.extend(only);
         put.writes.push(Write::Put {
             key: self.key.clone(),
             value: roll.encode_to_vec().into(),
@@ -319,7 +331,7 @@ mod tests {
     use tokio::sync::mpsc;
 
     use super::*;
-    use crate::coordinate::Embedded;
+    use crate::coordinate::{Embedded, Leadership, elect};
 
     fn roll(settled: bool, nodes: &[(&str, bool)]) -> Roll {
         Roll {
@@ -366,14 +378,22 @@ mod tests {
 
     impl Town {
         async fn join(&self, ledger: &str) -> Result<Rolls, Error> {
+            let (session, turn) = self.turn().await;
+            let joined = self.join_in(turn, ledger).await;
+            self.store.end(session).await.unwrap();
+            joined
+        }
+
+        async fn turn(&self) -> (Session, Leadership) {
+            let session = self.store.session().await.unwrap();
+            let turn = elect(self.store.as_ref(), "start", session, "here").await;
+            (session, turn.unwrap())
+        }
+
+        async fn join_in(&self, turn: Leadership, ledger: &str) -> Result<Rolls, Error> {
             let me = ("here".to_owned(), ledger.to_owned());
-            Rolls::join(
-                Arc::clone(&self.store),
-                Arc::clone(&self.fleet),
-                me,
-                Instant::now(),
-            )
-            .await
+            let (store, fleet) = (Arc::clone(&self.store), Arc::clone(&self.fleet));
+            Rolls::join(store, fleet, me, (Instant::now(), turn.fence())).await
         }
 
         /// Waits until the rolls are so.
@@ -418,5 +438,18 @@ mod tests {
             told.contains("at here") && told.contains("postgres"),
             "{told}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_replica_that_was_overtaken_while_it_started_does_not_join() {
+        let town = town().await;
+        let (session, late) = town.turn().await;
+        // It stood still: its session is over, another has its turn, and has not joined yet.
+        town.store.end(session).await.unwrap();
+        let (_, next) = town.turn().await;
+        let told = town.join_in(late, "sqlite 1").await.unwrap_err();
+        assert!(matches!(told, Error::Overtaken), "{told}");
+        assert!(rolls(town.store.as_ref()).await.unwrap().is_empty());
+        town.join_in(next, "sqlite 2").await.unwrap();
     }
 }

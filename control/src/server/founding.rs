@@ -3,7 +3,8 @@
 //! The master key is brought by configuration: the same file on every replica. With it, `/secrets/ca` in etcd opens, which
 //! holds the root and its key; that it opens is the proof of the master key. A replica whose master key or CA is another
 //! one is refused before it has served anything. Replicas start one after the other ([`Turn`]) so that two first ones do
-//! not make two of everything; each write is still a compare-and-put. A control that is alone has its CA in files, and in its
+//! not make two of everything. That alone proves nothing, since a turn may be lost unnoticed: each write is a compare-and-put
+//! of its own key, and that of the roll, which has none before, compares the turn. A control that is alone has its CA in files, and in its
 //! store too once the root was replaced.
 
 use std::{
@@ -18,7 +19,7 @@ use zeroize::Zeroizing;
 use super::Error;
 use crate::{
     config::Config,
-    coordinate::{self, Session, Store, Transaction, elect},
+    coordinate::{self, Compare, Leadership, Session, Store, Transaction, elect},
     identity::{self, Authority, Root},
     registry::{CA, Founded},
     vault::{self, MasterKey, Vault},
@@ -37,6 +38,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Turn {
     store: Arc<dyn Store>,
     session: Session,
+    mine: Leadership,
 }
 
 impl Turn {
@@ -44,17 +46,23 @@ impl Turn {
     pub(super) async fn wait(store: &Arc<dyn Store>, who: &str) -> Result<Self, coordinate::Error> {
         let session = store.session().await?;
         let mut turn = elect(store.as_ref(), TURN, session, who);
-        match tokio::time::timeout(PATIENCE, &mut turn).await {
-            Ok(mine) => drop(mine?),
+        let mine = match tokio::time::timeout(PATIENCE, &mut turn).await {
+            Ok(mine) => mine?,
             Err(_) => {
                 tracing::info!("another replica is starting, or died on the way: waiting for it");
-                turn.await?;
+                turn.await?
             }
-        }
+        };
         Ok(Self {
             store: Arc::clone(store),
             session,
+            mine,
         })
+    }
+
+    /// Holds for as long as nobody else has had a turn.
+    pub(super) fn fence(&self) -> Compare {
+        self.mine.fence()
     }
 
     /// Lets the next one start. Unsaid, the session says it when its time is over.
