@@ -329,3 +329,54 @@ fn backlog(
     }
     Ok(Some(batches))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::coordinate::VALUE_BYTES_MAX;
+
+    fn put(key: &str, bytes: usize) -> Transaction {
+        Transaction::new().put(key, vec![0; bytes])
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_fails_commits_and_tells_nobody_of_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Embedded::open(&dir.path().join("store")).await.unwrap();
+        let before = store.commit(put("/before", 1)).await.unwrap();
+        let mut watch = store.watch("/", before).await.unwrap();
+        store.sqlite.leave_room(Some(4)).await;
+        let (go, held) = mpsc::channel();
+        let (_, small, large, behind, ()) = tokio::join!(
+            store.sqlite.hold(held),
+            store.commit(put("/small", 1)),
+            store.commit(put("/large", VALUE_BYTES_MAX)),
+            store.commit(put("/behind", 1)),
+            async { drop(go) },
+        );
+        for failed in [small, large] {
+            assert!(matches!(failed, Err(Error::Unavailable(_))), "{failed:?}");
+        }
+        // Nobody hears of what has failed, and nobody sees it; what was put is both heard and seen.
+        let put_to_use: Vec<(&str, Revision)> = [("/before", before)]
+            .into_iter()
+            .chain(behind.ok().map(|revision| ("/behind", revision)))
+            .collect();
+        let listed = store.list("/").await.unwrap();
+        let there = listed.entries.iter();
+        let mut there: Vec<_> = there.map(|entry| (&*entry.key, entry.changed)).collect();
+        there.sort_by_key(|(_, changed)| *changed);
+        assert_eq!(there, put_to_use);
+        assert_eq!(Some(listed.revision), put_to_use.last().map(|last| last.1));
+
+        store.sqlite.leave_room(None).await;
+        let after = store.commit(put("/after", 1)).await.unwrap();
+        for (key, revision) in put_to_use.into_iter().skip(1).chain([("/after", after)]) {
+            let told = watch.next().await.unwrap();
+            assert_eq!((told.revision, &*told.events[0].key), (revision, key));
+            assert_eq!(told.events.len(), 1);
+        }
+    }
+}

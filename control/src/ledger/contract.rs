@@ -20,7 +20,7 @@ use super::{
 mod told;
 
 /// Few enough to be reached by a test; a multiple of the parts that PostgreSQL counts in.
-const BOUNDS: Bounds = Bounds {
+pub(super) const BOUNDS: Bounds = Bounds {
     account: 64,
     all: 64 * 100,
 };
@@ -185,7 +185,7 @@ async fn tls_is_verified_and_the_login_bound_to_it() {
     );
 }
 
-fn record(exchange: u8, account: &str, ended_unix_ms: u64) -> UsageRecord {
+pub(super) fn record(exchange: u8, account: &str, ended_unix_ms: u64) -> UsageRecord {
     UsageRecord {
         exchange: vec![exchange; 16].into(),
         account: account.into(),
@@ -200,7 +200,7 @@ fn record(exchange: u8, account: &str, ended_unix_ms: u64) -> UsageRecord {
     }
 }
 
-fn all(account: &str) -> UsageQuery {
+pub(super) fn all(account: &str) -> UsageQuery {
     UsageQuery {
         account: account.into(),
         rows: 1_000,

@@ -101,3 +101,42 @@ fn object(row: &Row<'_>) -> rusqlite::Result<Object> {
         told: false,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::ledger::{
+        Books, Ledger,
+        contract::{BOUNDS, all, record},
+    };
+
+    #[tokio::test]
+    async fn usage_that_a_full_disk_refuses_is_counted_once_when_it_is_brought_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let books = Embedded::open(&dir.path().join("ledger.sqlite"), BOUNDS).unwrap();
+        let writes = books.writes.clone();
+        let ledger = Ledger::with(Books::Embedded(books));
+        ledger.record(vec![record(1, "a", 1)]).await.unwrap();
+        writes.leave_room(Some(1)).await;
+        let batch = |first: u8| (first..first + 100).map(|at| record(at, "a", 10)).collect();
+        let (go, held) = mpsc::channel();
+        let (_, one, two, ()) = tokio::join!(
+            writes.hold(held),
+            ledger.record(batch(1)),
+            ledger.record(batch(101)),
+            async { drop(go) },
+        );
+        assert!(one.is_err() && two.is_err(), "{one:?} {two:?}");
+        assert_eq!(ledger.usage(all("a")).await.unwrap().exchanges, 1);
+
+        writes.leave_room(None).await;
+        for _ in 0..2 {
+            for first in [1, 101] {
+                assert!(ledger.record(batch(first)).await.unwrap().is_empty());
+            }
+        }
+        assert_eq!(ledger.usage(all("a")).await.unwrap().exchanges, 200);
+    }
+}
