@@ -10,6 +10,8 @@ use std::{
     },
 };
 
+use etcd_client::{AlarmAction, AlarmOptions, AlarmType, CompactionOptions};
+
 use super::*;
 use crate::coordinate::contract::keeps_the_contract;
 
@@ -33,14 +35,20 @@ struct Cluster {
     members: Vec<Option<Child>>,
     /// Of a cluster that speaks TLS only: CA, certificate and key.
     tls: Option<[PathBuf; 3]>,
+    /// Bytes that its database may have, if not as many as by default.
+    quota: Option<u32>,
 }
 
 impl Cluster {
     fn start(members: usize) -> Self {
-        Self::start_with(members, None)
+        Self::start_with(members, None, None)
     }
 
-    fn start_with(members: usize, tls: Option<(&PathBuf, &(PathBuf, PathBuf))>) -> Self {
+    fn start_with(
+        members: usize,
+        tls: Option<(&PathBuf, &(PathBuf, PathBuf))>,
+        quota: Option<u32>,
+    ) -> Self {
         let first = PORTS.fetch_add(2 * members as u16, Ordering::Relaxed);
         let ports = (0..members as u16).map(|at| (first + 2 * at, first + 2 * at + 1));
         let mut cluster = Self {
@@ -48,6 +56,7 @@ impl Cluster {
             ports: ports.collect(),
             members: Vec::new(),
             tls: tls.map(|(ca, (pem, key))| [ca.clone(), pem.clone(), key.clone()]),
+            quota,
         };
         for at in 0..members {
             let member = cluster.launch(at);
@@ -79,6 +88,9 @@ impl Cluster {
                 .arg(pem)
                 .arg("--key-file")
                 .arg(key);
+        }
+        if let Some(quota) = self.quota {
+            command.arg(format!("--quota-backend-bytes={quota}"));
         }
         command
             .args(["--name", &name(at), "--data-dir"])
@@ -237,7 +249,7 @@ fn certificates(dir: &std::path::Path) -> (PathBuf, [(PathBuf, PathBuf); 2]) {
 async fn an_etcd_with_tls_and_users_keeps_the_contract() {
     let dir = tempfile::tempdir().unwrap();
     let (ca, [server, client]) = certificates(dir.path());
-    let cluster = Cluster::start_with(1, Some((&ca, &server)));
+    let cluster = Cluster::start_with(1, Some((&ca, &server)), None);
     let read = |path: &PathBuf| std::fs::read(path).unwrap();
     let identity = etcd_client::Identity::from_pem(read(&client.0), read(&client.1));
     let tls = etcd_client::TlsOptions::new()
@@ -356,4 +368,43 @@ async fn a_commit_asked_twice_is_done_once() {
         .await
         .unwrap();
     assert_eq!(store.get("/n").await.unwrap().unwrap().changed, next);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_etcd_says_the_cure_and_the_cure_cures() {
+    let cluster = Cluster::start_with(1, None, Some(1 << 20));
+    let store = cluster.open("/vector").await;
+    let large = || Transaction::new().put("/large", vec![0; 128 << 10]);
+    let mut last = store.commit(large()).await.unwrap();
+    let told = loop {
+        match store.commit(large()).await {
+            Ok(revision) => last = revision,
+            Err(error) => break error.to_string(),
+        }
+    };
+    assert!(
+        told.contains("compact, defragment and disarm the alarm"),
+        "{told}"
+    );
+    // What is there can be read.
+    assert_eq!(store.get("/large").await.unwrap().unwrap().changed, last);
+    let cure = |mut client: Client| async move {
+        client
+            .compact(last, Some(CompactionOptions::new().with_physical()))
+            .await?;
+        client.defragment().await?;
+        let full = AlarmType::Nospace;
+        let raised = client.alarm(AlarmAction::Get, full, None).await?;
+        for alarm in raised.alarms() {
+            let mut of = AlarmOptions::new();
+            of.with_member(alarm.member_id());
+            client
+                .alarm(AlarmAction::Deactivate, full, Some(of))
+                .await?;
+        }
+        Ok(())
+    };
+    store.inner.members.call(cure).await.unwrap();
+    let next = store.commit(large()).await.unwrap();
+    assert!(next > last);
 }
