@@ -2,8 +2,12 @@
 
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+use tokio::sync::Semaphore;
+
 use super::{
-    Batch, Candidate, Embedded, Error, Event, Store, Transaction, VALUE_BYTES_MAX, Write, elect,
+    Answer, Batch, Candidate, Embedded, Entry, Error, Event, Listing, Revision, Session, Store,
+    Transaction, VALUE_BYTES_MAX, Watch, Write, elect,
 };
 
 pub(super) async fn keeps_the_contract(store: Arc<dyn Store>) {
@@ -14,7 +18,8 @@ pub(super) async fn keeps_the_contract(store: Arc<dyn Store>) {
     watches_in_order(store.as_ref()).await;
     ends_sessions(store.as_ref()).await;
     elects_one(Arc::clone(&store)).await;
-    candidates_follow_one_another(store).await;
+    candidates_follow_one_another(Arc::clone(&store)).await;
+    a_candidate_whose_session_ends_stands_again(store).await;
 }
 
 fn put(key: &str, value: &'static [u8]) -> Transaction {
@@ -212,6 +217,99 @@ async fn candidates_follow_one_another(store: Arc<dyn Store>) {
     assert!(left.won().await.term > next.term);
     left.resign().await;
     assert_eq!(store.get("/elect/candidates").await.unwrap(), None);
+}
+
+/// A store that remembers which sessions were begun, and says so when it may.
+struct Noted {
+    store: Arc<dyn Store>,
+    sessions: Mutex<Vec<Session>>,
+    answers: Semaphore,
+}
+
+impl Store for Noted {
+    fn get(&self, key: &str) -> Answer<'_, Option<Entry>> {
+        self.store.get(key)
+    }
+
+    fn list(&self, prefix: &str) -> Answer<'_, Listing> {
+        self.store.list(prefix)
+    }
+
+    fn commit(&self, transaction: Transaction) -> Answer<'_, Revision> {
+        self.store.commit(transaction)
+    }
+
+    fn watch(&self, prefix: &str, after: Revision) -> Answer<'_, Watch> {
+        self.store.watch(prefix, after)
+    }
+
+    fn session(&self) -> Answer<'_, Session> {
+        Box::pin(async move {
+            let session = self.store.session().await?;
+            self.sessions.lock().push(session);
+            self.answers.acquire().await.unwrap().forget();
+            Ok(session)
+        })
+    }
+
+    fn end(&self, session: Session) -> Answer<'_, ()> {
+        self.store.end(session)
+    }
+}
+
+async fn a_candidate_whose_session_ends_stands_again(store: Arc<dyn Store>) {
+    let noted = Arc::new(Noted {
+        store: Arc::clone(&store),
+        sessions: Mutex::default(),
+        answers: Semaphore::new(Semaphore::MAX_PERMITS),
+    });
+    let sessions = Arc::clone(&noted);
+    let first = Candidate::new(noted, "lost", "a".to_owned());
+    let won = first.won().await;
+    let second = Candidate::new(Arc::clone(&store), "lost", "b".to_owned());
+    let session = sessions.sessions.lock().last().copied().unwrap();
+    store.end(session).await.unwrap();
+    first.lost(&won).await;
+    let next = tokio::select! {
+        won = second.won() => won,
+        won = first.won() => won,
+    };
+    assert!(next.term > won.term);
+    // Whoever it was, the other stands too: also the one that has lost.
+    let (leads, waits) = if second.leadership().is_some() {
+        (second, first)
+    } else {
+        (first, second)
+    };
+    leads.resign().await;
+    assert!(waits.won().await.term > next.term);
+    waits.resign().await;
+}
+
+#[tokio::test]
+async fn a_candidate_that_is_stopped_at_once_leaves_no_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(&dir.path().join("store")).await.unwrap();
+    let noted = Arc::new(Noted {
+        store: Arc::new(store),
+        sessions: Mutex::default(),
+        answers: Semaphore::new(0),
+    });
+    let store: Arc<dyn Store> = Arc::clone(&noted) as _;
+    let candidate = Candidate::new(store, "brief", "a".to_owned());
+    while noted.sessions.lock().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // The session is there, and the candidate is not told before it has been stopped.
+    let told = async {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        noted.answers.add_permits(1);
+    };
+    tokio::join!(candidate.resign(), told);
+    let left = noted.list("/sessions/").await.unwrap();
+    assert_eq!(left.entries, []);
 }
 
 #[tokio::test]

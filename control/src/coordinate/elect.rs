@@ -16,10 +16,14 @@ use tokio_util::{
     task::TaskTracker,
 };
 
-use super::{Answer, Compare, Error, Revision, Session, Store, Transaction, Write};
+use super::{Answer, Compare, Entry, Error, Revision, Session, Store, Transaction, Write};
 
 /// After a failure of the store, a candidate stands again.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// A session that is on its way when the candidate is stopped has this long to come, so that it can be ended: dropped half
+/// way, it may stay with nobody to end it.
+const LAST: Duration = Duration::from_secs(1);
 
 /// The right to lead until somebody else does.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -92,7 +96,7 @@ async fn gone(store: &dyn Store, key: &str) -> Result<(), Error> {
     }
 }
 
-/// Stands for election from when it is made, and leads until it resigns, is dropped or is overtaken.
+/// Stands for election from when it is made, and leads until it resigns, is dropped or its session ends; then it stands again.
 ///
 /// That it has led says nothing of now: only what compares its [`Leadership`] does.
 #[derive(Debug)]
@@ -127,7 +131,7 @@ impl Candidate {
         }
     }
 
-    /// What it won, if it has.
+    /// What it won, if it has and does not know that it is lost.
     #[must_use]
     pub fn leadership(&self) -> Option<Leadership> {
         self.leads.borrow().clone()
@@ -141,6 +145,14 @@ impl Candidate {
         won.clone().unwrap()
     }
 
+    /// Waits until it knows that this is lost.
+    #[cfg(test)]
+    pub(super) async fn lost(&self, won: &Leadership) {
+        let mut leads = self.leads.clone();
+        let lost = leads.wait_for(|leads| leads.as_ref() != Some(won));
+        drop(lost.await.unwrap());
+    }
+
     /// Leaves the place to another, at once. Dropped instead, it does so in the background.
     pub async fn resign(self) {
         let Self { stands, _stop, .. } = self;
@@ -150,31 +162,68 @@ impl Candidate {
 }
 
 /// Until `stop`: waits for its turn, tells that it has come, and gives it back in the end.
+///
+/// # Errors
+/// That the store failed, or that the turn was lost.
 async fn stand(
     store: &dyn Store,
     (purpose, who): (&str, &str),
     tell: &watch::Sender<Option<Leadership>>,
     stop: &CancellationToken,
 ) -> Result<(), Error> {
+    if stop.is_cancelled() {
+        return Ok(());
+    }
     let session = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
         session = store.session() => session?,
+        () = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST).await;
+        } => return Ok(()),
     };
     let stood = tokio::select! {
         () = stop.cancelled() => Ok(()),
-        elected = elect(store, purpose, session, who) => match elected {
-            Ok(leadership) => {
-                tell.send_replace(Some(leadership));
-                stop.cancelled().await;
-                Ok(())
-            }
-            Err(error) => Err(error),
-        },
+        stood = lead(store, (purpose, who), session, tell) => stood,
     };
+    tell.send_replace(None);
     let ended = store.end(session).await;
     stood.and(ended.or_else(|error| {
         // It ends by itself when its time is over.
         tracing::debug!(purpose, %error, "the session was not ended");
         Ok(())
     }))
+}
+
+/// Waits for its turn, tells that it has come, and returns when it is lost.
+async fn lead(
+    store: &dyn Store,
+    (purpose, who): (&str, &str),
+    session: Session,
+    tell: &watch::Sender<Option<Leadership>>,
+) -> Result<(), Error> {
+    let mine = elect(store, purpose, session, who).await?;
+    tell.send_replace(Some(mine.clone()));
+    while let Err(error) = lost(store, &mine).await {
+        // Whether it is lost cannot be seen now, and nothing can be done with it either.
+        tracing::debug!(purpose, %error, "the key of the election is not seen, will look again");
+        tokio::time::sleep(RETRY).await;
+    }
+    tracing::info!(purpose, "the election's key is lost, will stand again");
+    Err(Error::SessionEnded)
+}
+
+/// Waits until the key is not the one that was won.
+async fn lost(store: &dyn Store, mine: &Leadership) -> Result<(), Error> {
+    let listing = store.list(&mine.key).await?;
+    let is_mine = |entry: &Entry| entry.key == mine.key && entry.changed == mine.term;
+    if !listing.entries.iter().any(is_mine) {
+        return Ok(());
+    }
+    let mut watch = store.watch(&mine.key, listing.revision).await?;
+    loop {
+        let batch = watch.next().await?;
+        if batch.events.iter().any(|event| event.key == mine.key) {
+            return Ok(());
+        }
+    }
 }
