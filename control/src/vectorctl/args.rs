@@ -7,6 +7,9 @@ use clap::{Args, Parser, Subcommand};
 mod ca;
 pub(crate) use ca::{Ca, RotateRoot};
 
+mod routes;
+pub(crate) use routes::{Explain, Routes};
+
 /// Steers a Vector Engine network.
 #[derive(Debug, Parser)]
 #[command(
@@ -70,6 +73,8 @@ pub(crate) enum Command {
     /// Invite, list, drain and remove nodes.
     #[command(subcommand)]
     Node(Node),
+    /// All nodes, as `node list`.
+    Nodes,
     /// Upstream APIs.
     #[command(subcommand)]
     Provider(Provider),
@@ -108,6 +113,9 @@ pub(crate) enum Command {
     Rollout(Rollout),
     /// Where a request for a model would go now, and why.
     Explain(Explain),
+    /// The same, by another name: `routes explain`.
+    #[command(subcommand)]
+    Routes(Routes),
     /// How each provider fares over each egress: credentials, successes, speed.
     Upstreams,
     /// Every link between nodes: its state, round trip and loss.
@@ -438,19 +446,6 @@ pub(crate) enum Rollout {
         #[arg(long)]
         dry_run: bool,
     },
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Explain {
-    /// The model a client would name.
-    #[arg(default_value = "")]
-    pub(crate) model: String,
-    /// Instead of a model: an operation that names none, such as files.create.
-    #[arg(long, default_value = "")]
-    pub(crate) operation: String,
-    /// As seen from this region; else from one that has an ingress.
-    #[arg(long, default_value = "")]
-    pub(crate) region: String,
 }
 
 #[derive(Debug, Subcommand)]

@@ -194,6 +194,7 @@ async fn plain(client: Client, command: Command) -> Done {
             ))
         }
         Command::Node(it) => node::node(client, it).await,
+        Command::Nodes => node::node(client, args::Node::List).await,
         Command::Provider(it) => provider::provider(client, it).await,
         Command::Credential(it) => provider::credential(client, it).await,
         Command::Model(it) => model::model(client, it).await,
@@ -205,7 +206,9 @@ async fn plain(client: Client, command: Command) -> Done {
         Command::Ca(it) => ca::ca(client, &it).await,
         Command::Secrets(it) => secrets::secrets(client, &it).await,
         Command::Rollout(it) => rollout::rollout(client, it).await,
-        Command::Explain(asked) => explain(client, asked).await,
+        Command::Explain(asked) | Command::Routes(args::Routes::Explain(asked)) => {
+            explain(client, asked).await
+        }
         Command::Usage(asked) => usage(client, asked).await,
         Command::Upstreams => scores::upstreams(client).await,
         Command::Paths => scores::paths(client).await,

@@ -2,7 +2,7 @@
 
 use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
 
-use super::Arguments;
+use super::{Arguments, Command, Routes};
 
 const DOCUMENTS: &[(&str, &str)] = &[
     ("README.md", include_str!("../../../../README.md")),
@@ -136,6 +136,25 @@ fn every_command_that_is_told_can_be_typed() {
             assert!(fault.is_none(), "{name}: {command:?}: {fault:?}");
         }
     }
+}
+
+#[test]
+fn nodes_and_routes_can_be_asked_for_by_their_plural() {
+    let typed = |words: &str| {
+        let words = words.split(' ');
+        Arguments::try_parse_from(words).map(|typed| typed.command)
+    };
+    assert!(matches!(typed("vectorctl nodes"), Ok(Command::Nodes)));
+    let plain = typed("vectorctl explain gpt-x --region eu").unwrap();
+    let Command::Explain(plain) = plain else {
+        panic!("{plain:?}");
+    };
+    let same = typed("vectorctl routes explain gpt-x --region eu").unwrap();
+    assert!(
+        matches!(&same, Command::Routes(Routes::Explain(same))
+            if (&same.model, &same.region) == (&plain.model, &plain.region)),
+        "{same:?}"
+    );
 }
 
 #[test]
