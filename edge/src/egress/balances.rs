@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
+use futures_util::future::join_all;
 use serde_json::Value;
 
 use super::{
@@ -49,46 +50,92 @@ enum NoBalance {
     Unreadable,
 }
 
-/// When each key, by provider and name, is due.
-#[derive(Debug, Default)]
-pub(super) struct Due(HashMap<(Arc<str>, Arc<str>), Instant>);
+/// A key, by provider and name.
+type Id = (Arc<str>, Arc<str>);
 
-/// Asks for all keys that are due.
+/// When each key is due.
+#[derive(Debug, Default)]
+pub(super) struct Due(HashMap<Id, Instant>);
+
+impl Due {
+    /// One that is out is due soon, whenever it was asked for before.
+    fn at(&self, id: &Id, key: &Key, now: Instant) -> Instant {
+        let at = self.0.get(id).copied().unwrap_or(now);
+        if key.is_out() {
+            at.min(now + EVERY_SOON)
+        } else {
+            at
+        }
+    }
+}
+
+/// What is asked of one key.
+struct Question {
+    id: Id,
+    provider: Arc<Provider>,
+    teller: Teller,
+    prefix: String,
+    key: Arc<Key>,
+}
+
+/// Asks for all keys that are due, side by side: one provider that says nothing holds up no other.
 ///
 /// Cancel safety: questions that run are dropped, and asked again at the next look.
 pub(super) async fn look(room: &Room, due: &mut Due) {
+    let now = Instant::now();
     let mut seen = HashMap::new();
-    let mut left = ASKED_MAX;
+    let mut questions = Vec::new();
     for provider in room.providers.all() {
         let Some((teller, prefix)) = teller(&provider) else {
             continue;
         };
         for key in room.keys.keys_of(&provider.row.name) {
             let id = (Arc::clone(&provider.row.name), Arc::clone(key.name()));
-            let now = Instant::now();
-            let at = due.0.get(&id).copied().unwrap_or(now);
-            if at > now || left == 0 {
+            let at = due.at(&id, &key, now);
+            if at > now || questions.len() == ASKED_MAX {
                 seen.insert(id, at);
                 continue;
             }
-            left -= 1;
-            let soon = match ask(&provider, teller, &prefix, &key).await {
-                Ok(Some(balance)) => {
-                    room.keys.has(&key, balance, Instant::now());
-                    balance.is_low()
-                }
-                Ok(None) => false,
-                Err(error) => {
-                    tracing::debug!(provider = %provider.row.name, credential = %key.name(), %error, "no balance");
-                    true
-                }
-            };
-            let every = if soon { EVERY_SOON } else { EVERY };
-            let every = every.mul_f64(0.8 + 0.4 * fastrand::f64());
-            seen.insert(id, Instant::now() + every);
+            let (provider, prefix) = (Arc::clone(&provider), prefix.clone());
+            questions.push(Question {
+                id,
+                provider,
+                teller,
+                prefix,
+                key,
+            });
         }
     }
+    let answered = questions.into_iter().map(|question| question.put(room));
+    seen.extend(join_all(answered).await);
     due.0 = seen;
+}
+
+impl Question {
+    /// Keeps what is answered. Tells when the key is due again.
+    async fn put(self, room: &Room) -> (Id, Instant) {
+        let Self {
+            id,
+            provider,
+            teller,
+            prefix,
+            key,
+        } = self;
+        let soon = match ask(&provider, teller, &prefix, &key).await {
+            Ok(Some(balance)) => {
+                room.keys.has(&key, balance, Instant::now());
+                balance.is_low() || key.is_out()
+            }
+            Ok(None) => key.is_out(),
+            Err(error) => {
+                tracing::debug!(provider = %id.0, credential = %id.1, %error, "no balance");
+                true
+            }
+        };
+        let every = if soon { EVERY_SOON } else { EVERY };
+        let every = every.mul_f64(0.8 + 0.4 * fastrand::f64());
+        (id, Instant::now() + every)
+    }
 }
 
 /// Who tells, and what stands before the paths.

@@ -34,9 +34,12 @@ const THROUGH_AFTER: Duration = Duration::from_secs(1);
 /// How often a line that is open is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// No more can wait.
+/// No more can wait, or no turn comes in time.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub(super) struct Full;
+pub(super) struct NoTurn {
+    /// Nobody has a turn before.
+    pub(super) opens: Instant,
+}
 
 /// All lines.
 #[derive(Debug, Default)]
@@ -112,26 +115,35 @@ impl Queue {
     }
 
     /// Takes a place without waiting for a turn.
-    pub(super) fn hold<'a>(&'a self, visitor: Visitor<'a>) -> Result<Place<'a>, Full> {
+    pub(super) fn hold<'a>(&'a self, visitor: Visitor<'a>) -> Result<Place<'a>, NoTurn> {
         self.enter(visitor, None, Instant::now())
     }
 
-    /// Waits for a turn, which does not come before `opens`.
+    /// Waits for a turn, which does not come before `opens`, until `until` or until it is known to come later.
     ///
     /// Cancel safety: the place is given up.
     pub(super) async fn wait<'a>(
         &'a self,
         visitor: Visitor<'a>,
         opens: Option<Instant>,
-    ) -> Result<Turn<'a>, Full> {
+        until: Instant,
+    ) -> Result<Turn<'a>, NoTurn> {
         let mut place = self.enter(visitor, opens, Instant::now())?;
         loop {
-            let look = self.let_go(visitor.line, Instant::now());
+            let now = Instant::now();
+            let opens = self.let_go(visitor.line, now);
+            if place.go.try_recv().is_ok() {
+                break;
+            }
+            if opens > until || now >= until {
+                return Err(NoTurn { opens });
+            }
+            let look = if opens > now { opens } else { now + LOOK_EVERY };
             tokio::select! {
                 biased;
                 // The sender is dropped only with the place itself.
                 _ = &mut place.go => break,
-                () = tokio::time::sleep_until(look.into()) => {}
+                () = tokio::time::sleep_until(look.min(until).into()) => {}
             }
         }
         place.left = true;
@@ -147,17 +159,18 @@ impl Queue {
         visitor: Visitor<'a>,
         opens: Option<Instant>,
         now: Instant,
-    ) -> Result<Place<'a>, Full> {
+    ) -> Result<Place<'a>, NoTurn> {
         let mut lines = self.lines.lock();
         let full = self.waiting.load(Ordering::Relaxed) >= WAITING_MAX
             || lines.bytes + visitor.bytes > BYTES_MAX;
-        let mine = lines
-            .lines
-            .get(visitor.line)
+        let there = lines.lines.get(visitor.line);
+        let mine = there
             .and_then(|line| line.waiters.get(visitor.account))
             .map_or(0, VecDeque::len);
         if full || mine >= WAITING_ACCOUNT_MAX {
-            return Err(Full);
+            let known = there.map_or(now, |line| line.opens);
+            let opens = opens.unwrap_or(now).max(known);
+            return Err(NoTurn { opens });
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
         lines.bytes += visitor.bytes;
@@ -181,12 +194,13 @@ impl Queue {
         })
     }
 
-    /// Lets go whoever may. Answers when to look again.
+    /// Lets go whoever may. Answers before when nobody does.
     fn let_go(&self, line: &Arc<str>, now: Instant) -> Instant {
-        match self.lines.lock().lines.get_mut(line) {
-            Some(line) => line.let_go(now),
-            None => now + LOOK_EVERY,
-        }
+        let mut lines = self.lines.lock();
+        lines.lines.get_mut(line).map_or(now, |line| {
+            line.let_go(now);
+            line.opens
+        })
     }
 }
 
@@ -216,9 +230,9 @@ impl Line {
         }
     }
 
-    fn let_go(&mut self, now: Instant) -> Instant {
+    fn let_go(&mut self, now: Instant) {
         if now < self.opens {
-            return self.opens;
+            return;
         }
         while self
             .gone
@@ -233,7 +247,6 @@ impl Line {
                 self.gone.push_back(now);
             }
         }
-        now + LOOK_EVERY
     }
 
     /// The first of the account whose turn it is.
@@ -427,7 +440,8 @@ mod tests {
             bytes: BYTES_MAX + 1,
             ..visitor(&line, "a")
         };
-        assert_eq!(queue.enter(huge, None, now).err(), Some(Full));
+        let full = queue.enter(huge, None, now).err();
+        assert_eq!(full, Some(NoTurn { opens: now }));
         assert_eq!(queue.lines.lock().bytes, 0);
     }
 
@@ -441,5 +455,43 @@ mod tests {
         assert!(!may_go(&mut second));
         drop(first);
         assert!(may_go(&mut second));
+    }
+
+    #[tokio::test]
+    async fn who_has_no_turn_in_time_hears_when_there_is_one() {
+        let (queue, line) = (Queue::default(), Arc::from("p"));
+        let now = Instant::now();
+        let (until, later) = (now + Duration::from_secs(10), now + Duration::from_secs(60));
+        let mut first = queue.enter(visitor(&line, "a"), None, now).unwrap();
+        let mut second = std::pin::pin!(queue.wait(visitor(&line, "b"), None, until));
+        assert!(futures_util::poll!(&mut second).is_pending());
+        assert!(may_go(&mut first), "it came first");
+        // The other learns of a rest that is too long while it waits.
+        let turn = Turn {
+            queue: &queue,
+            line: &line,
+            told: false,
+        };
+        turn.rests(later);
+        assert_eq!(second.await.err(), Some(NoTurn { opens: later }));
+
+        let rests = queue.enter(visitor(&line, "a"), Some(later), now);
+        let third = queue.wait(visitor(&line, "b"), None, until).await;
+        assert_eq!(
+            third.err(),
+            Some(NoTurn { opens: later }),
+            "nobody goes in time"
+        );
+        let huge = Visitor {
+            bytes: BYTES_MAX,
+            ..visitor(&line, "b")
+        };
+        let full = queue.wait(huge, None, until).await;
+        assert_eq!(
+            full.err(),
+            Some(NoTurn { opens: later }),
+            "no room, and no turn either"
+        );
+        drop(rests);
     }
 }

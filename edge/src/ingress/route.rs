@@ -23,6 +23,7 @@ use super::{
     affinity,
     load::{Load, Loads, Standing},
     peek::Ask,
+    tries::Tried,
 };
 use crate::{
     control_plane::{ControlPlane, ModelRow, PathRow, ProviderRow, Routes, UpstreamRow, Ways},
@@ -48,15 +49,6 @@ pub(super) struct Candidate {
     pub(super) upstream: usize,
     pub(super) path: Path,
     pub(super) load: Load,
-}
-
-/// What was tried and is not tried again.
-#[derive(Debug)]
-pub(super) enum Tried {
-    /// The path failed; the egress may be fine.
-    Path(Path),
-    /// The egress could not serve this upstream.
-    Egress(usize, Arc<str>),
 }
 
 /// Finds the upstreams for a request.
@@ -430,8 +422,11 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
         egress: &Arc<str>,
         worst: Condition,
     ) -> Option<(Path, PathState)> {
-        let spent =
-            |one: &Tried| matches!(one, Tried::Egress(at, id) if *at == upstream && id == egress);
+        let spent = |one: &Tried| match one {
+            Tried::Egress(at, id) => *at == upstream && id == egress,
+            Tried::Aside(at) => *at == upstream,
+            Tried::Path(_) => false,
+        };
         if self.tried.iter().any(spent) {
             return None;
         }

@@ -30,12 +30,12 @@ use super::{
     load::{InFlight, Lesson},
     peek::Ask,
     pump::Pump,
-    queue::{Full, Turn, Visitor},
+    queue::{NoTurn, Turn, Visitor},
     record::Record,
     replay,
     retry::{self, Failed, NO_PATH, Next},
-    route::{self, Candidate, Choice, Target, Tried, Wish},
-    tries::{Round, Tries, Wait},
+    route::{self, Candidate, Choice, Target, Wish},
+    tries::{Round, Tried, Tries, Wait},
     upload::Upload,
     websocket,
 };
@@ -136,8 +136,13 @@ impl Sending<'_> {
         };
         let line = self.line();
         let mut turn = None;
-        if let Some(line) = line.filter(|line| self.must_wait(line)) {
-            turn = Some(self.wait(line, &tries, Wait::default()).await?);
+        if let Some(line) = line.filter(|line| self.ingress.queue.is_waiting(line)) {
+            if self.has_others(line) {
+                // Another provider may serve it at once; of this one, others have the next turns.
+                tries.stand_aside(&self.target.row, line);
+            } else {
+                turn = Some(self.wait(line, &tries, Wait::default()).await?);
+            }
         }
         loop {
             let mut round = self.round(&mut tries, record).await;
@@ -154,25 +159,14 @@ impl Sending<'_> {
                 Round::Denied(denied) => return Err(denied),
                 Round::Rests(rest) => rest,
             };
-            let opens = Instant::now() + rest;
             let again = turn.is_some();
             if let Some(turn) = turn.take() {
-                turn.rests(opens);
+                turn.rests(Instant::now() + rest.unwrap_or_default());
             }
             let (Some(line), true) = (line, tries.can_wait()) else {
-                return Err(tries.resting(rest));
+                return Err(tries.resting(rest.unwrap_or_default()));
             };
-            turn = Some(
-                self.wait(
-                    line,
-                    &tries,
-                    Wait {
-                        rest: Some(rest),
-                        again,
-                    },
-                )
-                .await?,
-            );
+            turn = Some(self.wait(line, &tries, Wait { rest, again }).await?);
             tries.forget();
         }
     }
@@ -183,11 +177,10 @@ impl Sending<'_> {
         Some(&first.provider.name)
     }
 
-    /// Whether others wait already, and no other provider can serve it meanwhile.
-    fn must_wait(&self, line: &Arc<str>) -> bool {
+    /// Whether another provider can serve it, too.
+    fn has_others(&self, line: &Arc<str>) -> bool {
         let mut upstreams = self.target.row.upstreams.iter();
-        self.ingress.queue.is_waiting(line)
-            && upstreams.all(|upstream| upstream.provider.name == *line)
+        upstreams.any(|upstream| upstream.provider.name != *line)
     }
 
     /// Waits in line until it may be tried again, as long as that is worth it.
@@ -209,15 +202,11 @@ impl Sending<'_> {
             bytes: tries.waiting_bytes(),
             again: wait.again,
         };
-        let waiting = self.ingress.queue.wait(visitor, wait.rest.map(|_| opens));
-        match tokio::time::timeout_at(until.into(), waiting).await {
-            Ok(Ok(turn)) => Ok(turn),
-            Ok(Err(Full)) => Err(tries.resting(rest)),
-            Err(_) => {
-                let left = opens.saturating_duration_since(Instant::now());
-                Err(tries.resting(left))
-            }
-        }
+        let opens = wait.rest.map(|_| opens);
+        let turn = self.ingress.queue.wait(visitor, opens, until).await;
+        turn.map_err(|NoTurn { opens }| {
+            tries.resting(opens.saturating_duration_since(Instant::now()))
+        })
     }
 
     /// Tries one candidate after the other until one answers or none is left.
@@ -259,7 +248,8 @@ impl Sending<'_> {
             }
         }
         match tries.rest {
-            Some(rest) => Round::Rests(rest),
+            _ if tries.stands_aside() => Round::Rests(None),
+            Some(rest) => Round::Rests(Some(rest)),
             None => Round::Denied(tries.last.take().unwrap_or_else(|| self.nobody())),
         }
     }

@@ -1,6 +1,6 @@
 //! What the attempts of one request have tried, and what the client is told when none is left.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use vector_proto::{
     refusal::{Code, Refusal},
@@ -8,10 +8,10 @@ use vector_proto::{
 };
 
 use super::{
-    route::Tried,
     send::{Denied, Sent},
     upload::{MEMORY_BYTES_MAX, Upload},
 };
+use crate::{control_plane::ModelRow, tunnel::Path};
 
 /// The attempts so far.
 #[derive(Debug, Default)]
@@ -35,8 +35,19 @@ pub(super) struct Tries {
 pub(super) enum Round {
     Sent(Box<Sent>),
     Denied(Denied),
-    /// Nothing, but something may come of it after this time.
-    Rests(Duration),
+    /// Nothing, but something may come of it after this time; without one, after those who wait already.
+    Rests(Option<Duration>),
+}
+
+/// What was tried and is not tried again.
+#[derive(Debug)]
+pub(super) enum Tried {
+    /// The path failed; the egress may be fine.
+    Path(Path),
+    /// The egress could not serve this upstream.
+    Egress(usize, Arc<str>),
+    /// Others wait for this upstream.
+    Aside(usize),
 }
 
 /// How a request waits.
@@ -70,6 +81,20 @@ impl Tries {
     /// A candidate has nothing to serve it with for so long.
     pub(super) fn rests(&mut self, rest: Duration) {
         self.rest = Some(self.rest.map_or(rest, |known| known.min(rest)));
+    }
+
+    /// Leaves a provider to those who wait for it, if it can itself wait for its turn should no other provider serve it.
+    pub(super) fn stand_aside(&mut self, row: &ModelRow, provider: &Arc<str>) {
+        if self.can_wait() {
+            let upstreams = row.upstreams.iter().enumerate();
+            let of_it = upstreams.filter(|(_, upstream)| upstream.provider.name == *provider);
+            self.tried.extend(of_it.map(|(at, _)| Tried::Aside(at)));
+        }
+    }
+
+    /// Whether it was left to others.
+    pub(super) fn stands_aside(&self) -> bool {
+        self.tried.iter().any(|one| matches!(one, Tried::Aside(_)))
     }
 
     /// Begins anew: whoever rested may be ready.

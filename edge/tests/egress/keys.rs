@@ -35,17 +35,23 @@ async fn a_key_at_its_limit_says_nothing_of_the_others() {
 
 #[tokio::test]
 async fn a_key_that_runs_dry_is_used_last_and_shown() {
-    let address = provider(move |_, mut caller: Caller| async move {
+    // Nobody is told anything before both have been asked for.
+    let both = Arc::new(tokio::sync::Barrier::new(2));
+    let address = provider(move |_, mut caller: Caller| {
+        let both = Arc::clone(&both);
+        async move {
         while let Some((head, _)) = caller.request().await {
             let left = if head.contains("secret-one") { "0.25" } else { "40.00" };
             let told = format!(
                 r#"{{"is_available":true,"balance_infos":[{{"currency":"CNY","total_balance":"{left}"}}]}}"#
             );
             if head.starts_with("GET /user/balance ") {
+                both.wait().await;
                 caller.answer(200, JSON, &told).await;
             } else {
                 caller.answer(200, JSON, COMPLETION).await;
             }
+        }
         }
     })
     .await;

@@ -251,7 +251,7 @@ impl Key {
     }
 
     /// Whether only a person can put it right, as far as is known.
-    pub(super) fn is_out(&self) -> bool {
+    pub(in crate::egress) fn is_out(&self) -> bool {
         self.standing.is_refused() || self.standing.purse() == Purse::Empty
     }
 

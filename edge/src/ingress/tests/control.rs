@@ -73,7 +73,7 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
         ..v1c::Provider::default()
     };
     let wide = v1c::Model {
-        upstreams: vec![upstream("p", "echo"), upstream("q", "echo")],
+        upstreams: vec![upstream("p", "echo"), upstream("q", "other")],
         ..model("wide", "")
     };
     let route = |operation: &str| v1c::DefaultRoute {

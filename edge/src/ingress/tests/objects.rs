@@ -24,7 +24,7 @@ async fn a_call_goes_to_the_credential_of_the_objects_that_it_names() {
     for _ in 0..8 {
         let body =
             r#"{"model":"wide","messages":[{"content":[{"file":{"file_id":"file-of-q"}}]}]}"#;
-        let expected = "chat.completions.create /chat/completions echo by q-1 of q";
+        let expected = "chat.completions.create /chat/completions other by q-1 of q";
         check(&mut world, "/v1/chat/completions", body, expected).await;
         // The first that is known counts.
         let body = r#"{"model":"wide","input":[{"file_id":"nobodys"}],"tools":[{"vector_store_ids":["vs-of-p","vs-of-q"]}]}"#;

@@ -115,9 +115,12 @@ async fn who_waits_for_one_provider_does_not_hold_up_what_goes_to_another() {
     for _ in 0..2 {
         assert!(world.events.recv().await.unwrap().ends_with("rest-long"));
     }
-    // It waits, for most of an hour, at the head of the line of the first provider of this model, too.
-    for _ in 0..3 {
+    // It waits, for most of an hour, at the head of the line of the first provider of this model, too: the next turn there is
+    // not for who can go elsewhere.
+    for _ in 0..8 {
         let answer = world.chat("wide").await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let went = world.events.recv().await.unwrap();
+        assert!(went.contains(" other"), "{went}");
     }
 }
