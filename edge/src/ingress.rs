@@ -262,41 +262,49 @@ impl Ingress {
     ///
     /// Cancel safety: a client that goes away drops this, which cancels the exchange at its egress.
     async fn serve(&self, request: Request<Incoming>, peer: IpAddr) -> Response<Answer> {
-        if edges::is_asked(&request) {
-            let (routes, load) = (self.control.routes(), self.telemetry.running(Role::Ingress));
-            return self.edges.answer(request.method(), &routes, load);
-        }
-        let mut record = Record::new(self.telemetry.clone(), Instant::now());
-        let headers = request.headers();
-        if request.method() == Method::OPTIONS
-            && headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
-        {
-            return preflight(record);
-        }
-        record.browser = headers.contains_key(header::ORIGIN);
-        let upgrades = headers.contains_key(header::UPGRADE);
+        let upgrades = request.headers().contains_key(header::UPGRADE);
         let http1 = request.version() <= Version::HTTP_11;
-        let mut answer = match self.carry(request, peer, &mut record).await {
-            Ok(Carried::Local(mut answer)) => {
-                respond::stamp(answer.headers_mut(), &record);
-                record.status = answer.status().as_u16();
-                record.tell(Outcome::Whole);
-                answer
+        let mut answer = match self.at_once(&request) {
+            Some(answer) => answer,
+            None => {
+                let mut record = Record::new(self.telemetry.clone(), Instant::now());
+                record.browser = request.headers().contains_key(header::ORIGIN);
+                match self.carry(request, peer, &mut record).await {
+                    Ok(Carried::Local(mut answer)) => {
+                        respond::stamp(answer.headers_mut(), &record);
+                        record.status = answer.status().as_u16();
+                        record.tell(Outcome::Whole);
+                        answer
+                    }
+                    Ok(Carried::Sent(method, sent, around)) => {
+                        respond::respond(&method, *sent, record, *around).await
+                    }
+                    Ok(Carried::Socket(answer, socket)) => self.splice(answer, *socket, record),
+                    Err(denied) => refuse::refuse(denied, record),
+                }
             }
-            Ok(Carried::Sent(method, sent, around)) => {
-                respond::respond(&method, *sent, record, *around).await
-            }
-            Ok(Carried::Socket(answer, socket)) => self.splice(answer, *socket, record),
-            Err(denied) => refuse::refuse(denied, record),
         };
         let parting = http1 && self.draining.load(Ordering::Relaxed);
         if (upgrades || parting) && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
-            // `wire` stopped watching this connection when it saw the wish to upgrade; or this node drains.
+            // `wire` stopped watching this connection when it saw the wish to upgrade, whoever answers it; or this node drains.
             answer
                 .headers_mut()
                 .insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         answer
+    }
+
+    /// Answers what anybody may ask, without a key: the list of ingress nodes, and what browsers ask before a call.
+    fn at_once<B>(&self, request: &Request<B>) -> Option<Response<Answer>> {
+        if edges::is_asked(request) {
+            let (routes, load) = (self.control.routes(), self.telemetry.running(Role::Ingress));
+            return Some(self.edges.answer(request.method(), &routes, load));
+        }
+        let asks = request.method() == Method::OPTIONS
+            && request
+                .headers()
+                .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        asks.then(|| preflight(Record::new(self.telemetry.clone(), Instant::now())))
     }
 
     /// Carries one client request to whoever answers it: the road.

@@ -270,19 +270,29 @@ async fn a_limited_key_is_told_its_limits() {
 #[tokio::test]
 async fn a_refused_upgrade_ends_the_connection() {
     let world = World::start().await;
-    let head = format!(
-        "GET /v1/models HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n",
-        world.key
-    );
+    let auth = format!("Authorization: Bearer {}\r\n", world.key);
     let second = "GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n";
-    let answer = world
-        .raw(format!(
-            "{head}Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n{second}"
-        ))
-        .await;
-    assert!(
-        answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"),
-        "{answer}"
-    );
-    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{answer}");
+    for (head, status) in [
+        (format!("GET /v1/models HTTP/1.1\r\n{auth}"), 200),
+        ("GET /v1/models HTTP/1.1\r\n".into(), 401),
+        // These are answered before anybody asks for a key.
+        ("GET /.well-known/vector-edges HTTP/1.1\r\n".into(), 200),
+        ("POST /.well-known/vector-edges HTTP/1.1\r\n".into(), 405),
+        (
+            "OPTIONS /v1/models HTTP/1.1\r\nAccess-Control-Request-Method: GET\r\n".into(),
+            204,
+        ),
+    ] {
+        let answer = world
+            .raw(format!(
+                "{head}Host: x\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n{second}"
+            ))
+            .await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} "))
+                && answer.contains("connection: close"),
+            "{head}: {answer}"
+        );
+        assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{head}: {answer}");
+    }
 }
