@@ -56,6 +56,8 @@ mod authenticate;
 
 mod peek;
 
+mod scan;
+
 mod admit;
 
 mod route;

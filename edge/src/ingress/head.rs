@@ -23,6 +23,7 @@ const TRAVELLING_BYTES: usize = 128;
 /// Refuses heads that are ambiguous.
 pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
     check_host(parts)?;
+    check_query(parts.uri.query().unwrap_or_default())?;
     let headers = &parts.headers;
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     if let Some(coding) = codings.next()
@@ -39,6 +40,14 @@ pub(super) fn check(parts: &Parts) -> Result<(), Refusal> {
         .is_some()
     {
         return Err(bad("more than one Content-Length"));
+    }
+    if headers
+        .get_all(header::CONTENT_TYPE)
+        .iter()
+        .nth(1)
+        .is_some()
+    {
+        return Err(bad("more than one Content-Type"));
     }
     if headers
         .keys()
@@ -80,6 +89,23 @@ fn check_host(parts: &Parts) -> Result<(), Refusal> {
         }
         _ => Ok(()),
     }
+}
+
+/// Parameters of a query that are acted on here and travel on.
+const ACTED_ON: [&str; 2] = ["model", "call_id"];
+
+/// Refuses a second one of what is acted on, however it is spelt: which one counts is anybody's guess.
+fn check_query(query: &str) -> Result<(), Refusal> {
+    for wanted in ACTED_ON {
+        let named = |parameter: &&str| {
+            let name = parameter.split('=').next().unwrap_or_default();
+            name == wanted || name.contains('%') && decode(name).as_deref() == Some(wanted)
+        };
+        if query.split('&').filter(named).nth(1).is_some() {
+            return Err(bad(&format!("the query names `{wanted}` more than once")));
+        }
+    }
+    Ok(())
 }
 
 fn is_host_byte(byte: u8) -> bool {
@@ -285,6 +311,37 @@ mod tests {
             "unsupported_content_type"
         );
         assert_eq!(verdict(get("http://a/").version(Version::HTTP_2)), "ok");
+        let typed = get("/").header("host", "a").header("content-type", "a/b");
+        assert_eq!(
+            verdict(typed.header("content-type", "c/d")),
+            "bad_request_head"
+        );
+    }
+
+    #[test]
+    fn what_a_query_is_read_for_it_names_once() {
+        let verdict = |query: &str| {
+            verdict(Request::get(format!("/v1/realtime?{query}")).header("host", "a"))
+        };
+        for query in [
+            "model=a&model=b",
+            "model=a&x=1&model=a",
+            "model=&model=b",
+            "model&model=b",
+            "model=a&mod%65l=b",
+            "%6dodel=a&%6Dodel=b",
+            "call_id=a&call_id=b",
+        ] {
+            assert_eq!(verdict(query), "bad_request_head", "{query}");
+        }
+        for query in [
+            "model=a&call_id=b",
+            "models=a&model=b",
+            "a=1&a=2",
+            "model=a%&b%=c",
+        ] {
+            assert_eq!(verdict(query), "ok", "{query}");
+        }
     }
 
     #[test]

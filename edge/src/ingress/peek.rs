@@ -1,15 +1,15 @@
 //! Learns from a request what routing needs: the model, and the objects that the call leans on.
 //!
-//! The body is fed chunk by chunk to the scanners of `vector_proto::dialect` and stays as it came: never parsed whole, never
-//! re-serialised. Reading stops once the model is known and [`EAGER_BYTES`] are here; a body that is over by then was read to
-//! its last byte, so that a cut or malformed one is refused before any provider sees it.
+//! The body is fed chunk by chunk to a [`Scanner`] and stays as it came: never parsed whole, never re-serialised. It is waited
+//! for until the model is known and [`EAGER_BYTES`] are here; a body that is over by then was read to its last byte, so that
+//! a cut or malformed one is refused before any provider sees it. The rest of a longer one is read as it goes up (`upload`),
+//! and is broken off where it names a second model.
 
-use http::{header, request::Parts};
+use http::request::Parts;
 use vector_proto::{
     dialect::{
-        json::{Fields, Malformed, Peek, Progress, Span},
-        multipart::Form,
-        operation::{Body, Match, ModelAt, Operation},
+        json::{Fields, Span},
+        operation::{Match, ModelAt, Operation},
         refers,
     },
     refusal::{Code, Refusal},
@@ -17,6 +17,7 @@ use vector_proto::{
 
 use super::{
     head,
+    scan::{Scanner, names_objects, wants_model},
     upload::{MEMORY_BYTES_MAX, Upload},
 };
 
@@ -65,7 +66,7 @@ pub(super) async fn peek(
     while !upload.is_whole() {
         let known = scanner
             .fields()
-            .is_none_or(|fields| fields.model().is_some() || !wants_model(operation));
+            .is_none_or(|fields| model(fields, operation).is_some() || !wants_model(operation));
         let far_enough = if leans && scanner.reads() {
             REFERENCE_BYTES
         } else {
@@ -82,12 +83,16 @@ pub(super) async fn peek(
             scanner.feed(&chunk)?;
         }
     }
-    if upload.is_whole() {
-        scanner.finish(upload.bytes(), operation)?;
+    if upload.is_whole() && (upload.bytes() > 0 || wants_model(operation)) {
+        scanner.finish()?;
     }
     if let Some(fields) = scanner.fields() {
-        ask.model = fields.model().map(Into::into);
-        ask.span = fields.model_span;
+        if fields.model_in_both && operation.model == ModelAt::Session {
+            let message = "`model` is given both inside and outside of `session`";
+            return Err(Refusal::new(Code::BadBody, message).at("model"));
+        }
+        ask.model = model(fields, operation).map(Into::into);
+        ask.span = fields.model_span.filter(|_| ask.model.is_some());
         ask.tokens_max = fields.tokens_max;
         ask.named.clone_from(&fields.named);
         let first = fields.refers_to().map(Into::into);
@@ -104,20 +109,23 @@ pub(super) async fn peek(
     match operation.model {
         ModelAt::Path => ask.model = found.model.and_then(head::decode).map(Into::into),
         ModelAt::Query => ask.model = queried(parts),
-        ModelAt::Session if matches!(scanner, Scanner::Blind) => ask.model = queried(parts),
+        ModelAt::Session if scanner.is_blind() => ask.model = queried(parts),
         ModelAt::Nowhere | ModelAt::Body | ModelAt::Session => {}
     }
+    upload.scan_on(scanner);
     Ok(ask)
+}
+
+/// The model that counts: one inside of `session` is nothing to an operation that has its own beside that.
+fn model<'f>(fields: &'f Fields, operation: &Operation) -> Option<&'f str> {
+    let elsewhere = fields.model_in_session && operation.model == ModelAt::Body;
+    fields.model().filter(|_| !elsewhere)
 }
 
 /// The model that the query names.
 fn queried(parts: &Parts) -> Option<Box<str>> {
     let model = head::parameter(parts.uri.query(), "model")?;
     head::decode(model).map(Into::into)
-}
-
-const fn wants_model(operation: &Operation) -> bool {
-    matches!(operation.model, ModelAt::Body | ModelAt::Session)
 }
 
 /// Whether a body of this operation may name an object that was made before.
@@ -129,119 +137,4 @@ fn leans_on_objects(operation: &Operation) -> bool {
         }
         ModelAt::Path | ModelAt::Query => false,
     }
-}
-
-/// Operations whose bodies name no objects, so that none are looked for.
-const NAMELESS: &[&str] = &[
-    "completions.create",
-    "embeddings.create",
-    "moderations.create",
-    "images.generate",
-];
-
-fn names_objects(operation: &Operation) -> bool {
-    !NAMELESS.contains(&operation.name)
-}
-
-/// How the body is read.
-enum Scanner {
-    /// Not at all.
-    Blind,
-    Json(Box<Peek>),
-    Multipart(Box<Form>),
-}
-
-impl Scanner {
-    fn new(parts: &Parts, operation: &Operation, upload: &Upload) -> Result<Self, Refusal> {
-        let content_type = match parts.headers.get(header::CONTENT_TYPE) {
-            Some(value) => value
-                .to_str()
-                .map_err(|_| Refusal::new(Code::BadHead, "Content-Type is not text"))?,
-            None => "",
-        };
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
-        let json = essence.is_empty() || essence.eq_ignore_ascii_case("application/json");
-        let multipart = essence.eq_ignore_ascii_case("multipart/form-data");
-        let empty = upload.is_whole() && upload.bytes() == 0;
-        match operation.body {
-            Body::None => Ok(Self::Blind),
-            Body::Json | Body::Form if empty && !wants_model(operation) => Ok(Self::Blind),
-            Body::Json | Body::Form if json => {
-                Ok(Self::Json(Box::new(match names_objects(operation) {
-                    true => Peek::deep(),
-                    false => Peek::new(),
-                })))
-            }
-            Body::Multipart | Body::Form if multipart => match Form::new(content_type) {
-                Some(form) => Ok(Self::Multipart(Box::new(form))),
-                None => Err(Refusal::new(
-                    Code::BadBody,
-                    "Content-Type names no boundary that could part the form",
-                )),
-            },
-            // A call's session description, bare: only the query can name a model.
-            Body::Multipart
-                if operation.model == ModelAt::Session
-                    && essence.eq_ignore_ascii_case("application/sdp") =>
-            {
-                Ok(Self::Blind)
-            }
-            Body::Json => Err(wrong_type("application/json")),
-            Body::Multipart => Err(wrong_type("multipart/form-data")),
-            Body::Form => Err(wrong_type("application/json or multipart/form-data")),
-        }
-    }
-
-    fn fields(&self) -> Option<&Fields> {
-        match self {
-            Self::Blind => None,
-            Self::Json(peek) => Some(peek.fields()),
-            Self::Multipart(form) => Some(form.fields()),
-        }
-    }
-
-    /// Whether it can find a reference.
-    const fn reads(&self) -> bool {
-        matches!(self, Self::Json(_))
-    }
-
-    fn feed(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
-        let progress = match self {
-            Self::Blind => return Ok(()),
-            Self::Json(peek) => peek.feed(chunk),
-            Self::Multipart(form) => form.feed(chunk),
-        };
-        match progress {
-            Progress::NeedMore | Progress::Enough | Progress::Done => Ok(()),
-            Progress::Malformed(why) => Err(malformed(why)),
-        }
-    }
-
-    /// The body is over.
-    fn finish(&self, bytes: u64, operation: &Operation) -> Result<(), Refusal> {
-        if bytes == 0 && !wants_model(operation) {
-            return Ok(());
-        }
-        match self {
-            Self::Blind => Ok(()),
-            Self::Json(peek) => peek.finish(),
-            Self::Multipart(form) => form.finish(),
-        }
-        .map_err(malformed)
-    }
-}
-
-fn malformed(why: Malformed) -> Refusal {
-    let Malformed { at, why } = why;
-    Refusal::new(
-        Code::BadBody,
-        format!("We could not parse the body of your request: {why} (at byte {at})"),
-    )
-}
-
-fn wrong_type(wanted: &str) -> Refusal {
-    Refusal::new(
-        Code::BadContentType,
-        format!("this operation takes Content-Type {wanted}"),
-    )
 }

@@ -5,6 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
+use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::{
@@ -21,12 +22,15 @@ use crate::tunnel::{RequestWriter, ResponseReader};
 /// A body that streams up beside its answer. Dropped, it stops.
 #[derive(Debug)]
 pub(super) struct Pump {
-    task: JoinHandle<(Upload, Result<(), Fault>)>,
+    task: JoinHandle<Upload>,
     /// What the task gave back, once it is over.
     back: Option<Upload>,
     /// The answer has begun: nothing needs to be kept.
     settled: Arc<AtomicBool>,
     stop: CancellationToken,
+    /// What the client did wrong. It stands here before the egress can know of it, whose word would be about a body that was
+    /// cut.
+    fault: Arc<Mutex<Option<Refusal>>>,
 }
 
 impl Pump {
@@ -36,15 +40,20 @@ impl Pump {
         mut request: RequestWriter,
     ) -> Self {
         let settled = Arc::new(AtomicBool::new(false));
-        let stop = CancellationToken::new();
+        let (stop, fault) = (CancellationToken::new(), Arc::<Mutex<_>>::default());
         let task = tasks.spawn({
             let (settled, stop) = (Arc::clone(&settled), stop.clone());
+            let fault = Arc::clone(&fault);
             async move {
                 let result = tokio::select! {
                     result = upload.pump(&mut request, &settled) => result,
                     () = stop.cancelled() => Ok(()),
                 };
-                (upload, result)
+                if let Err(Fault::Client(refusal)) = result {
+                    *fault.lock() = Some(refusal);
+                }
+                drop(request);
+                upload
             }
         });
         Self {
@@ -52,6 +61,7 @@ impl Pump {
             back: None,
             settled,
             stop,
+            fault,
         }
     }
 
@@ -73,13 +83,15 @@ impl Pump {
         loop {
             tokio::select! {
                 biased;
-                head = response.head() => return head.map_err(Failed::from),
+                head = response.head() => return head.map_err(|failure| {
+                    self.fault.lock().take().map_or_else(|| Failed::from(failure), Failed::Client)
+                }),
                 ended = &mut self.task, if self.back.is_none() => {
-                    let Ok((upload, result)) = ended else {
+                    let Ok(upload) = ended else {
                         return Err(Failed::Client(Refusal::new(Code::Overloaded, "the request's body was lost on its way")));
                     };
                     self.back = Some(upload);
-                    if let Err(Fault::Client(refusal)) = result {
+                    if let Some(refusal) = self.fault.lock().take() {
                         return Err(Failed::Client(refusal));
                     }
                 }
@@ -91,7 +103,7 @@ impl Pump {
     pub(super) async fn finished(mut self) -> Option<Upload> {
         match self.back.take() {
             Some(upload) => Some(upload),
-            None => (&mut self.task).await.ok().map(|(upload, _)| upload),
+            None => (&mut self.task).await.ok(),
         }
     }
 
@@ -100,7 +112,7 @@ impl Pump {
         self.stop.cancel();
         match self.back.take() {
             Some(upload) => Some(upload),
-            None => (&mut self.task).await.ok().map(|(upload, _)| upload),
+            None => (&mut self.task).await.ok(),
         }
     }
 }

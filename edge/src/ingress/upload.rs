@@ -2,7 +2,8 @@
 //!
 //! The first [`MEMORY_BYTES_MAX`] stay in memory as the chunks they came in, the next `spool_bytes_max` go to disk, and what
 //! lies beyond is passed on and forgotten, after which no second candidate can be given the body. Memory is bounded whatever
-//! the body's size: the client is read only as fast as the tunnel takes.
+//! the body's size: the client is read only as fast as the tunnel takes. What the body's begin was taken for is looked after
+//! to its end (`scan`): where that turns out wrong the body breaks off, and no provider gets a whole one.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -18,7 +19,7 @@ use vector_proto::{
     refusal::{Code, Refusal},
 };
 
-use super::spool::Spool;
+use super::{scan::Scanner, spool::Spool};
 use crate::tunnel::RequestWriter;
 
 /// What of a body is kept in memory for another candidate.
@@ -65,6 +66,8 @@ pub(super) struct Upload {
     bytes: u64,
     /// Something that came was not kept.
     forgot: bool,
+    /// Reads what comes once it is known where the body goes.
+    scanner: Option<Scanner>,
 }
 
 impl Upload {
@@ -90,6 +93,7 @@ impl Upload {
             live,
             bytes: 0,
             forgot: false,
+            scanner: None,
         })
     }
 
@@ -131,10 +135,36 @@ impl Upload {
     /// Cancel safety: a chunk that came is never lost, but dropped while it is written to disk, the body cannot be sent again.
     pub(super) async fn more(&mut self) -> Result<Option<Bytes>, Refusal> {
         let Some(chunk) = self.receive().await? else {
+            self.scan(&[])?;
             return Ok(None);
         };
+        self.scan(&chunk)?;
         self.keep(&chunk).await;
         Ok(Some(chunk))
+    }
+
+    /// What was read so far is acted on; `scanner`, which read that, reads the rest as it comes.
+    pub(super) fn scan_on(&mut self, mut scanner: Scanner) {
+        if !self.is_whole() && !scanner.is_blind() {
+            scanner.settle();
+            self.scanner = Some(scanner);
+        }
+    }
+
+    /// Judges bytes before anybody else gets them.
+    fn scan(&mut self, chunk: &[u8]) -> Result<(), Refusal> {
+        let Some(scanner) = &mut self.scanner else {
+            return Ok(());
+        };
+        let mut judged = scanner.feed(chunk);
+        if self.live.is_none() {
+            judged = judged.and_then(|()| scanner.finish());
+        }
+        if judged.is_err() {
+            // Nobody is given what was kept of it as if that were all.
+            self.forgot = true;
+        }
+        judged
     }
 
     /// Reads all of it and shows it, from its first byte. It can then be sent as if it had not been read.

@@ -3,7 +3,8 @@
 //! [`Peek`] is fed the body chunk by chunk as it comes and allocates nothing but the ids that it finds. It may be left as soon as what
 //! is wanted is known, or be fed to the end, where [`Peek::finish`] tells a whole body from a cut one. Keys
 //! are compared with their escapes resolved, so no spelling of `model` slips past; a second `model` is refused, since
-//! two parsers could disagree about which one counts.
+//! two parsers could disagree about which one counts. Who acts on what was found before the body is over, says so by
+//! [`Peek::settle`] and goes on feeding: then that holds for the rest as well.
 
 pub use super::lexer::{DEPTH_MAX, Malformed};
 use super::lexer::{Lexer, Step, Want};
@@ -41,6 +42,8 @@ pub struct Fields {
     pub model_span: Option<Span>,
     /// `model_span` is inside `session`.
     pub model_in_session: bool,
+    /// There is a `model` inside `session` and another one outside.
+    pub model_in_both: bool,
     refers_to: Text,
     refers: bool,
     /// Ids of other objects that the body names, as they stand there, up to [`refers::IDS_MAX`]. Only [`Peek::deep`] and forms
@@ -70,6 +73,7 @@ impl Fields {
             model: Text::new(),
             model_span: None,
             model_in_session: false,
+            model_in_both: false,
             refers_to: Text::new(),
             refers: false,
             named: Vec::new(),
@@ -104,6 +108,7 @@ impl Fields {
 
     /// Takes over the model that a session's own JSON names, found `offset` bytes into the body.
     pub(super) fn adopt_session(&mut self, session: &Self, offset: u64) {
+        self.model_in_both |= session.model_span.is_some() && self.model_span.is_some();
         if let (Some(span), None) = (session.model_span, self.model_span) {
             let span = Span {
                 start: span.start + offset,
@@ -203,6 +208,15 @@ impl Peek {
         &self.fields
     }
 
+    /// What was found so far is acted on: in what is fed from now on, nothing is looked for but another `model`, which is
+    /// refused wherever it could be read in place of the first.
+    pub fn settle(&mut self) {
+        self.deep = false;
+        if self.fields.model_span.is_some() {
+            (self.model_seen, self.session_model_seen) = (true, true);
+        }
+    }
+
     /// Reads the next chunk to its end.
     pub fn feed(&mut self, chunk: &[u8]) -> Progress {
         self.feed_until(chunk, |_| false)
@@ -285,6 +299,7 @@ impl Peek {
             Key::SessionModel => std::mem::replace(&mut self.session_model_seen, true),
             _ => false,
         };
+        self.fields.model_in_both = self.model_seen && self.session_model_seen;
         if seen {
             return Err(Malformed {
                 at: self.lexer.start(),

@@ -2,7 +2,8 @@
 //!
 //! File parts are skipped at memory speed and never kept; what is kept is one part's headers and one short
 //! value. The result has the same shape as a JSON body's ([`Fields`]), so the road after it is one. A body without its
-//! closing boundary is told from a whole one by [`Form::finish`].
+//! closing boundary is told from a whole one by [`Form::finish`]. A second part that could name the model is refused, behind
+//! [`Form::settle`] too.
 
 use memchr::memmem;
 
@@ -58,6 +59,8 @@ pub struct Form {
     value: Text,
     session: Option<Box<Peek>>,
     model_seen: bool,
+    session_seen: bool,
+    settled: bool,
     fields: Fields,
     broken: Malformed,
 }
@@ -100,6 +103,8 @@ impl Form {
             value: Text::new(),
             session: None,
             model_seen: false,
+            session_seen: false,
+            settled: false,
             fields: Fields::new(),
             broken: Malformed { at: 0, why: "" },
         })
@@ -108,6 +113,14 @@ impl Form {
     /// What was found so far. Only `model`, `stream`, the model of `session` and ids of objects are looked for.
     pub fn fields(&self) -> &Fields {
         &self.fields
+    }
+
+    /// As [`Peek::settle`].
+    pub fn settle(&mut self) {
+        self.settled = true;
+        if self.fields.model_span.is_some() {
+            (self.model_seen, self.session_seen) = (true, true);
+        }
     }
 
     /// Reads the next chunk to its end.
@@ -230,6 +243,7 @@ impl Form {
                     self.die(at, "`model` is longer than 256 bytes or not valid text");
                     return true;
                 }
+                self.fields.model_in_both = self.fields.model_span.is_some();
                 self.fields.set_model(&self.value, span, false);
             }
             State::Value(Kind::Stream) => {
@@ -241,6 +255,11 @@ impl Form {
             }
             State::Value(Kind::Session) => {
                 if let Some(session) = self.session.take() {
+                    // Also where it names its model twice.
+                    if let Err(Malformed { why, .. }) = session.finish() {
+                        self.die(at, why);
+                        return true;
+                    }
                     self.fields
                         .adopt_session(session.fields(), self.value_start);
                 }
@@ -298,7 +317,10 @@ impl Form {
 
     /// A part's headers are whole, its value begins at `at`.
     fn begin(&mut self, at: usize) {
-        let kind = kind_of(&self.headers);
+        let kind = match kind_of(&self.headers) {
+            Kind::Stream | Kind::Names if self.settled => Kind::Other,
+            kind => kind,
+        };
         self.value_start = self.base + at as u64;
         self.value.clear();
         self.state = State::Value(kind);
@@ -308,14 +330,16 @@ impl Form {
         if kind == Kind::Model && std::mem::replace(&mut self.model_seen, true) {
             self.die(at, "`model` is given twice");
         }
+        if kind == Kind::Session && std::mem::replace(&mut self.session_seen, true) {
+            self.die(at, "`session` or its model is given twice");
+        }
     }
 }
 
 /// Which field a part is, from its headers. A part with a file name is a file, whatever its name.
 fn kind_of(headers: &[u8]) -> Kind {
-    let Ok(headers) = std::str::from_utf8(headers) else {
-        return Kind::Other;
-    };
+    // What is no text, a file's name say, must not hide what else the part is.
+    let headers = String::from_utf8_lossy(headers);
     let disposition = headers.split("\r\n").find_map(|line| {
         let (name, value) = line.split_once(':')?;
         name.trim()

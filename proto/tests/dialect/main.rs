@@ -372,6 +372,34 @@ fn reading_stops_when_enough_is_known() {
     );
 }
 
+/// What comes of a body whose first part is settled before the second is fed.
+fn settled(first: &str, second: &str) -> Result<(), &'static str> {
+    let mut peek = Peek::deep();
+    assert_eq!(peek.feed(first.as_bytes()), Progress::NeedMore);
+    peek.settle();
+    match peek.feed(second.as_bytes()) {
+        Progress::Malformed(fault) => Err(fault.why),
+        _ => peek.finish().map_err(|fault| fault.why),
+    }
+}
+
+#[test]
+fn behind_what_is_settled_no_other_model_is_taken() {
+    let twice = Err("`model` is given twice");
+    let first = r#"{"model":"a","x":["#;
+    assert_eq!(settled(first, r#"{"model":"b"}],"y":"model"}"#), Ok(()));
+    assert_eq!(settled(first, r#"],"model":"a"}"#), twice);
+    assert_eq!(settled(first, r#"],"mod\u0065l":null}"#), twice);
+    assert_eq!(settled(first, r#"],"session":{"model":"b"}}"#), twice);
+    let session = r#"{"session":{"model":"a","x":["#;
+    assert_eq!(settled(session, r#"]},"x":{"model":"b"}}"#), Ok(()));
+    assert_eq!(settled(session, r#"],"model":"b"}}"#), twice);
+    assert_eq!(settled(session, r#"]},"model":"b"}"#), twice);
+    assert_eq!(settled(session, r#"]},"session":{"model":"b"}}"#), twice);
+    // Nothing was said that another could contradict.
+    assert_eq!(settled(r#"{"x":["#, r#"],"model":"b"}"#), Ok(()));
+}
+
 // Multipart requests.
 
 #[test]
@@ -414,6 +442,53 @@ fn a_form_without_its_closing_boundary_was_cut() {
         (form.fields().model(), form.finish().is_err()),
         (Some("whisper-1"), true)
     );
+}
+
+/// One part of a form.
+fn part(name: &str, value: &str) -> String {
+    format!("--b\r\nContent-Disposition: form-data; name={name}\r\n\r\n{value}\r\n")
+}
+
+#[test]
+fn a_form_names_its_model_once() {
+    let fault = |parts: &[String], settles: bool| {
+        let mut form = Form::new("multipart/form-data; boundary=b").unwrap();
+        for one in parts {
+            if let Progress::Malformed(fault) = form.feed(one.as_bytes()) {
+                return Some(fault.why);
+            }
+            if settles && form.fields().model().is_some() {
+                form.settle();
+            }
+        }
+        None
+    };
+    let [model, other] = [part("model", "a"), part("\"model\"", "b")];
+    let file = part("file; filename=x", "model");
+    let session = |body: &str| part("session", body);
+    let named = session(r#"{"model":"a"}"#);
+    for settles in [false, true] {
+        let fault = |parts: &[&String]| {
+            let parts: Vec<String> = parts.iter().map(|part| (*part).clone()).collect();
+            fault(&parts, settles)
+        };
+        assert_eq!(fault(&[&model, &file, &file]), None);
+        assert!(fault(&[&model, &file, &other, &file]).is_some());
+        assert!(fault(&[&named, &file, &named, &file]).is_some());
+        let double = session(r#"{"model":"a","model":"b"}"#);
+        assert!(fault(&[&double, &file]).is_some());
+    }
+    let both = [&named, &file, &other, &file].map(Clone::clone);
+    assert!(fault(&both, true).is_some());
+}
+
+#[test]
+fn headers_that_are_no_text_hide_no_model() {
+    let mut form = Form::new("multipart/form-data; boundary=b").unwrap();
+    let head =
+        b"--b\r\nContent-Disposition: form-data; name=\"model\"\r\nX: \xfc\r\n\r\nm\r\n--b--\r\n";
+    assert_eq!(form.feed(head), Progress::Done);
+    assert_eq!(form.fields().model(), Some("m"));
 }
 
 // Answers.

@@ -55,6 +55,96 @@ async fn the_model_may_stand_behind_a_large_file() {
     );
 }
 
+/// A provider that goes by the last of two models would run one that nobody allowed.
+#[tokio::test]
+async fn a_second_model_breaks_the_upload_off_wherever_it_stands() {
+    let mut world = World::start().await;
+    let secrets = "/v1/realtime/client_secrets";
+    for bytes in [1 << 10, 1 << 20, 3 << 20] {
+        let x = "y".repeat(bytes);
+        for (target, body) in [
+            (
+                "/v1/chat/completions",
+                format!(r#"{{"model":"count","x":"{x}","model":"other"}}"#),
+            ),
+            (
+                "/v1/chat/completions",
+                format!(r#"{{"model":"count","x":["{x}"],"\u006dodel":"count"}}"#),
+            ),
+            (
+                secrets,
+                format!(r#"{{"session":{{"model":"count"}},"x":"{x}","model":"other"}}"#),
+            ),
+            (
+                secrets,
+                format!(r#"{{"session":{{"model":"count","x":"{x}"}},"session":{{"model":"o"}}}}"#),
+            ),
+            // Whatever cannot be followed could hide one.
+            (
+                "/v1/chat/completions",
+                format!(r#"{{"model":"count","x":"{x}"]"#),
+            ),
+            (
+                "/v1/chat/completions",
+                format!(r#"{{"model":"count","x":"{x}"#),
+            ),
+        ] {
+            let answer = world.raw(world.post(target, &body)).await;
+            refused(&answer, 400, "invalid_body");
+            broke_off(&mut world, bytes).await;
+        }
+        let part = |name: &str, value: &str| {
+            format!("--b\r\nContent-Disposition: form-data; name={name}\r\n\r\n{value}\r\n")
+        };
+        let [model, file] = [part("model", "count"), part("\"file\"; filename=a", &x)];
+        let form = format!("{model}{file}{}--b--\r\n", part("model", "other"));
+        let head = world.head("POST", "/v1/audio/transcriptions");
+        let kind = "Content-Type: multipart/form-data; boundary=b";
+        let length = form.len();
+        let answer = world
+            .raw(format!(
+                "{head}{kind}\r\nContent-Length: {length}\r\n\r\n{form}"
+            ))
+            .await;
+        refused(&answer, 400, "invalid_body");
+        broke_off(&mut world, bytes).await;
+    }
+}
+
+/// Nobody got a whole body, and a small one nobody got at all.
+async fn broke_off(world: &mut World, bytes: usize) {
+    if bytes > 64 << 10 {
+        let opened = world.events.recv().await.unwrap();
+        assert!(opened.ends_with(" count"), "{opened}");
+        assert_eq!(world.events.recv().await.unwrap(), "upload broke");
+    }
+    assert!(world.events.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn the_model_of_a_session_counts_where_the_operation_has_it_there() {
+    let world = World::start().await;
+    let x = "y".repeat(70 << 10);
+    let body = format!(r#"{{"session":{{"model":"count"}},"x":"{x}"}}"#);
+    let answer = world.raw(world.post("/v1/chat/completions", &body)).await;
+    refused(&answer, 400, "model_missing");
+    let secrets = "/v1/realtime/client_secrets";
+    let answer = world.raw(world.post(secrets, &body)).await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    let both = r#"{"model":"echo","session":{"model":"count"}}"#;
+    refused(
+        &world.raw(world.post(secrets, both)).await,
+        400,
+        "invalid_body",
+    );
+    let own = format!(r#"{{"session":{{"model":"echo"}},"x":"{x}","model":"count"}}"#);
+    let answer = world.raw(world.post("/v1/chat/completions", &own)).await;
+    assert!(
+        answer.contains(&format!("\r\n{}\r\n", own.len())),
+        "{answer}"
+    );
+}
+
 #[tokio::test]
 async fn a_large_body_goes_to_the_next_candidate_too() {
     let world = World::start().await;
