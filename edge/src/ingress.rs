@@ -323,6 +323,7 @@ impl Ingress {
         record.operation = found.operation.name;
         let caller = authenticate::authenticate(&self.control, &parts, peer).await?;
         record.policy = Some(Arc::clone(&caller.policy));
+        admit::check_operation(&caller.policy, found.operation)?;
         let wish = replay::wish(&parts, found.operation)?;
         if found.operation.local {
             return Box::pin(self.local(&parts, &found, &caller, record)).await;

@@ -323,7 +323,7 @@ pub(crate) enum Key {
         /// What people call it.
         #[arg(long, default_value = "")]
         name: String,
-        /// Models it may use; all without it.
+        /// Models it may use, and no call whose model an ingress cannot see (batches, say); all without it.
         #[arg(long, value_delimiter = ',')]
         model: Vec<String>,
         /// Addresses or networks it may come from; all without it.

@@ -1,4 +1,5 @@
-//! Decides whether a request may start now: the key's models, then its rates.
+//! Decides whether a request may start now: the key's models, then its rates. A key that may use certain models makes no call
+//! whose model cannot be seen.
 //!
 //! A refusal costs nothing and names the limit. What is admitted holds a [`Permit`] until its answer is over.
 
@@ -7,10 +8,23 @@ use std::{sync::Arc, time::Instant};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use vector_proto::{
     control::v1::KeyPolicy,
+    dialect::operation::Operation,
     refusal::{Code, Refusal},
 };
 
 use crate::limit::{Limiter, Permit, Rate, Rates, Refused, Which};
+
+/// Whether a key may make such a call at all, whatever the request says.
+pub(super) fn check_operation(policy: &KeyPolicy, operation: &Operation) -> Result<(), Refusal> {
+    if policy.models.is_empty() || !operation.hides_model() {
+        return Ok(());
+    }
+    let message = format!(
+        "This API key may use certain models only, so it may not call `{}`, whose model is not seen here.",
+        operation.name
+    );
+    Err(Refusal::new(Code::ModelNotAllowed, message))
+}
 
 /// Lets a request start, or says what forbids it. `again`: it may ask for the answer of another that runs, and needs no place
 /// beside that one's, unless it comes to [`begin`].

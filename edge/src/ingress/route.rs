@@ -60,6 +60,12 @@ pub(super) async fn target(
     operation: &Operation,
     ask: &Ask,
 ) -> Result<Target, Refusal> {
+    let names_models = operation.model != ModelAt::Nowhere;
+    // An object would lead around the list of models: whatever model it has would run.
+    if names_models && ask.model.is_none() && !policy.models.is_empty() {
+        let message = "this API key may use certain models only, so the request has to name one";
+        return Err(Refusal::new(Code::ModelMissing, message).at("model"));
+    }
     let named = match ask.named.is_empty() {
         true => Vec::new(),
         // None of them may be another account's, whichever decides.
@@ -75,7 +81,7 @@ pub(super) async fn target(
     if let (Some(made), ModelAt::Nowhere) = (named.first(), operation.model) {
         return pinned(&routes, &made.provider, &made.credential, ask);
     }
-    let row = row(&routes, policy, operation, ask)?;
+    let row = row(&routes, operation, ask)?;
     // To a provider that does not have the model, none of its objects helps.
     let serves = |made: &&Arc<Object>| {
         let mut upstreams = row.upstreams.iter();
@@ -91,12 +97,7 @@ pub(super) async fn target(
 }
 
 /// By the model named, or by the operation's default route.
-fn row(
-    routes: &Routes,
-    policy: &KeyPolicy,
-    operation: &Operation,
-    ask: &Ask,
-) -> Result<Arc<ModelRow>, Refusal> {
+fn row(routes: &Routes, operation: &Operation, ask: &Ask) -> Result<Arc<ModelRow>, Refusal> {
     if let Some(model) = &ask.model {
         return routes.model(model).map(Arc::clone).ok_or_else(|| {
             let message =
@@ -104,15 +105,9 @@ fn row(
             Refusal::new(Code::ModelUnknown, message).at("model")
         });
     }
-    let names_models = operation.model != ModelAt::Nowhere;
     match routes.default_route(operation.name) {
-        Some(_) if names_models && !policy.models.is_empty() => {
-            let message =
-                "this API key may use certain models only, so the request has to name one";
-            Err(Refusal::new(Code::ModelMissing, message).at("model"))
-        }
         Some(row) => Ok(Arc::clone(row)),
-        None if names_models => {
+        None if operation.model != ModelAt::Nowhere => {
             Err(Refusal::new(Code::ModelMissing, "you must provide a model parameter").at("model"))
         }
         None => Err(Refusal::new(

@@ -106,12 +106,20 @@ pub struct Operation {
     pub websocket: bool,
     /// The ingress answers it from its snapshot; it is never sent on.
     pub local: bool,
+    /// It starts no model but one that an earlier call named.
+    pub inert: bool,
 }
 
 impl Operation {
     /// Whether the same call may be sent twice without a second effect.
     pub fn idempotent(&self) -> bool {
         !self.websocket && matches!(self.method, "GET" | "DELETE")
+    }
+
+    /// Whether a model may run of which the request says nothing: it stands in a file, in frames, in what another object is
+    /// made of, or nobody knows.
+    pub fn hides_model(&self) -> bool {
+        self.model == ModelAt::Nowhere && !self.local && !self.inert && !self.idempotent()
     }
 }
 
@@ -333,12 +341,14 @@ fn row(line: &'static str) -> Option<Operation> {
         object_query: extra.object_query,
         websocket,
         local: extra.local,
+        inert: extra.inert,
     })
 }
 
 /// The last column: words, parted by blanks.
 struct Extra {
     local: bool,
+    inert: bool,
     id_at: IdAt,
     tells: Vec<IdPath>,
     object_query: Option<&'static str>,
@@ -348,6 +358,7 @@ impl Extra {
     fn read(column: &'static str) -> Option<Self> {
         let mut extra = Self {
             local: false,
+            inert: false,
             id_at: IdAt::Field("id"),
             tells: Vec::new(),
             object_query: None,
@@ -355,6 +366,7 @@ impl Extra {
         for word in column.split(' ').filter(|word| *word != "-") {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("local", "") => extra.local = true,
+                ("inert", "") => extra.inert = true,
                 ("id", "location") => extra.id_at = IdAt::Location,
                 ("id", field) => extra.id_at = IdAt::Field(field),
                 ("object", parameter) => extra.object_query = Some(parameter),

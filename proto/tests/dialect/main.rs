@@ -85,6 +85,45 @@ fn every_row_is_read_and_finds_itself() {
 }
 
 #[test]
+fn calls_whose_model_is_not_seen_are_known() {
+    let row = |name: &str| operation::all().iter().find(|row| row.name == name);
+    for name in [
+        "responses.connect",
+        "live.sessions.fork",
+        "batches.create",
+        "agents.sessions.create",
+        "agents.sessions.events.create",
+        "agents.automations.invocations.create",
+        "chatkit.sessions.create",
+        "evals.runs.create",
+        "fine_tuning.alpha.graders.run",
+        "realtime.transcription_sessions.create",
+        "videos.remix",
+    ] {
+        assert!(row(name).unwrap().hides_model(), "{name}");
+    }
+    for name in [
+        "chat.completions.create",
+        "realtime.connect",
+        "files.create",
+        "files.list",
+        "batches.retrieve",
+        "responses.cancel",
+        "responses.delete",
+        "models.list",
+        "vector_stores.search",
+    ] {
+        assert!(!row(name).unwrap().hides_model(), "{name}");
+    }
+    for row in operation::all() {
+        let sockets = row.websocket && row.model == ModelAt::Nowhere;
+        assert!(!sockets || row.hides_model(), "{}", row.name);
+        let posts = row.method == "POST" && row.model == ModelAt::Nowhere;
+        assert!(!row.inert || posts, "{}: it goes without saying", row.name);
+    }
+}
+
+#[test]
 fn an_object_is_made_where_later_calls_look_for_it() {
     for row in operation::all() {
         let Some(makes) = row.makes else { continue };

@@ -268,6 +268,43 @@ async fn a_limited_key_is_told_its_limits() {
 }
 
 #[tokio::test]
+async fn a_key_for_certain_models_makes_no_call_whose_model_is_not_seen() {
+    let mut world = World::start().await;
+    let limited = |request: String| request.replace(&world.key, &world.limited_key);
+    let upgrade = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+    for (request, operation) in [
+        (
+            world.head("GET", "/v1/responses") + upgrade,
+            "responses.connect",
+        ),
+        (
+            world.post("/v1/batches", r#"{"input_file_id":"file-1"}"#),
+            "batches.create",
+        ),
+        (
+            world.post("/v1/batches?model=echo", r#"{"model":"echo"}"#),
+            "batches.create",
+        ),
+        (world.post("/v1/videos/video_1/remix", "{}"), "videos.remix"),
+    ] {
+        let answer = world.raw(limited(request)).await;
+        refused(&answer, 403, "model_not_allowed");
+        assert!(answer.contains(&format!("`{operation}`")), "{answer}");
+    }
+    // Nothing of its two requests a minute is used up by then. What stores something is none of it,
+    let file = limited(world.post("/v1/files", "{}"));
+    refused(&world.raw(file).await, 415, "unsupported_content_type");
+    // and no object stands for a model.
+    let body = r#"{"previous_response_id":"resp_1"}"#;
+    let leans = limited(world.post("/v1/responses", body));
+    refused(&world.raw(leans).await, 400, "model_missing");
+    assert!(world.events.try_recv().is_err(), "nobody got anything");
+    // Any other key may.
+    let batch = world.post("/v1/batches", "{}");
+    refused(&world.raw(batch).await, 503, "no_route");
+}
+
+#[tokio::test]
 async fn a_refused_upgrade_ends_the_connection() {
     let world = World::start().await;
     let auth = format!("Authorization: Bearer {}\r\n", world.key);
