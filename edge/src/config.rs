@@ -85,7 +85,7 @@ pub struct Ingress {
     pub body_spool_bytes: u64,
     /// For the whole head of a request. Default 10 s.
     pub header_read: Duration,
-    /// Longest silence within a request's body. Default 30 s.
+    /// Longest silence within a request's body, whose average pace has a bound of its own (`ingress::upload`). Default 30 s.
     pub body_idle: Duration,
     /// How long a client may take nothing of its answer. Default 60 s.
     pub stall: Duration,

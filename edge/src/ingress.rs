@@ -333,7 +333,7 @@ impl Ingress {
             .websocket
             .then(|| websocket::check(&parts))
             .transpose()?;
-        let mut upload = Upload::new(record.id, body, self.limits())?;
+        let mut upload = Upload::new(record.id, body, self.limits(record.start))?;
         let peeked = peek::peek(&parts, &found, &mut upload).await;
         record.request_bytes = upload.bytes();
         let ask = peeked?;
@@ -420,11 +420,12 @@ impl Ingress {
         answer
     }
 
-    fn limits(&self) -> Limits {
+    fn limits(&self, start: Instant) -> Limits {
         Limits {
             bytes_max: self.config.body_bytes_max,
             spool_bytes_max: self.config.body_spool_bytes,
             idle: self.config.body_idle,
+            until: start + self.config.request,
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -30,6 +30,17 @@ pub(super) const MEMORY_BYTES_MAX: usize = 1 << 20;
 /// What one kept chunk costs beside its bytes.
 const CHUNK_BYTES: usize = 64;
 
+/// The least that a body has to bring on the average, in bytes a second, and what it has for a start. One byte now and then
+/// is no pause that could be too long, and would hold a seat for weeks; the slowest mobile line brings ten times this.
+const PACE_BYTES: u64 = 1 << 10;
+const HEAD_START: Duration = Duration::from_secs(30);
+
+/// How much longer a client may be waited for that has sent so much, and was waited for so long.
+fn patience(bytes: u64, waited: Duration) -> Duration {
+    let earned = Duration::from_millis(bytes.saturating_mul(1000) / PACE_BYTES);
+    (HEAD_START + earned).saturating_sub(waited)
+}
+
 /// What of a body's size and pace is allowed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
@@ -39,6 +50,8 @@ pub(super) struct Limits {
     pub(super) spool_bytes_max: u64,
     /// Longest wait for the client's next bytes.
     pub(super) idle: Duration,
+    /// When the body has to be on its way: nothing else minds the request's time before that.
+    pub(super) until: Instant,
 }
 
 /// Why a body does not go on.
@@ -64,6 +77,10 @@ pub(super) struct Upload {
     live: Option<Incoming>,
     /// All that came so far.
     bytes: u64,
+    /// How long the client was waited for, in all. What the tunnel held up does not count.
+    waited: Duration,
+    /// It is on its way.
+    leaves: bool,
     /// Something that came was not kept.
     forgot: bool,
     /// Reads what comes once it is known where the body goes.
@@ -92,6 +109,8 @@ impl Upload {
             spool: None,
             live,
             bytes: 0,
+            waited: Duration::ZERO,
+            leaves: false,
             forgot: false,
             scanner: None,
         })
@@ -201,13 +220,23 @@ impl Upload {
 
     async fn receive(&mut self) -> Result<Option<Bytes>, Refusal> {
         while let Some(body) = &mut self.live {
-            let Ok(frame) = tokio::time::timeout(self.limits.idle, body.frame()).await else {
-                let message = format!(
-                    "no byte of the request's body came for {} ms",
-                    self.limits.idle.as_millis()
-                );
+            let (began, mut left) = (Instant::now(), patience(self.bytes, self.waited));
+            if !self.leaves {
+                left = left.min(self.limits.until.saturating_duration_since(began));
+            }
+            let idle = self.limits.idle;
+            let Ok(frame) = tokio::time::timeout(idle.min(left), body.frame()).await else {
+                let message = if idle <= left {
+                    format!(
+                        "no byte of the request's body came for {} ms",
+                        idle.as_millis()
+                    )
+                } else {
+                    "the request's body comes too slowly".to_owned()
+                };
                 return Err(Refusal::new(Code::BodyTooSlow, message));
             };
+            self.waited += began.elapsed();
             let Some(frame) = frame else {
                 self.live = None;
                 break;
@@ -285,6 +314,7 @@ impl Upload {
         writer: &mut RequestWriter,
         settled: &AtomicBool,
     ) -> Result<(), Fault> {
+        self.leaves = true;
         for chunk in &self.kept {
             writer
                 .data(chunk.clone())
@@ -328,4 +358,40 @@ fn too_large(bytes_max: u64) -> Refusal {
         Code::BodyTooLarge,
         format!("the request's body may have at most {bytes_max} bytes"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When a client that sends so many bytes at once is given up, if its pauses are so long; none in a day.
+    fn given_up(bytes: u64, pause: Duration) -> Option<Duration> {
+        let mut came = 0;
+        let mut waited = Duration::ZERO;
+        while waited < Duration::from_secs(24 * 3600) {
+            let left = patience(came, waited);
+            if left < pause {
+                return Some(waited + left);
+            }
+            waited += pause;
+            came += bytes;
+        }
+        None
+    }
+
+    #[test]
+    fn a_body_that_trickles_is_given_up_and_a_slow_one_is_not() {
+        let s = Duration::from_secs;
+        assert_eq!(given_up(1, s(31)), Some(s(30)));
+        for pause in [s(1), s(10), s(29)] {
+            let given_up = given_up(1, pause).unwrap();
+            assert!((s(30)..s(31)).contains(&given_up), "{given_up:?}");
+        }
+        // Half the pace is twice the head start.
+        assert_eq!(given_up(512, s(1)), Some(Duration::from_millis(59_500)));
+        assert_eq!(given_up(1024, s(1)), None);
+        assert_eq!(given_up(30 << 10, s(29)), None);
+        // What came in time is never given up later, whatever its size.
+        assert!(patience(u64::MAX, s(3600)) > s(3600));
+    }
 }

@@ -94,6 +94,26 @@ async fn a_slow_body_is_not_waited_for() {
 }
 
 #[tokio::test]
+async fn a_body_has_no_more_time_than_its_request() {
+    let world = World::with(config::Ingress {
+        request: Duration::from_millis(50),
+        ..config()
+    })
+    .await;
+    let head = world.head("POST", "/v1/chat/completions");
+    let large = format!("{{\"model\":\"echo\",\"x\":\"{}", "y".repeat(1 << 20));
+    for (more, begin) in [("", "{\"mod"), ("Idempotency-Key: a\r\n", &*large)] {
+        let answer = world
+            .raw(format!(
+                "{head}{more}Content-Type: application/json\r\nContent-Length: 2000000\r\n\r\n{begin}"
+            ))
+            .await;
+        refused(&answer, 408, "request_timeout");
+        assert!(answer.contains("comes too slowly"), "{answer}");
+    }
+}
+
+#[tokio::test]
 async fn keys_are_asked_for_and_checked() {
     let world = World::start().await;
     let with = |line: &str| {
