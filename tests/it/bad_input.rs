@@ -251,6 +251,9 @@ fn smuggling_forms_get_one_refusal_and_no_second_request_is_served() {
         "Host: x\r\nX-A: b\0c\r\n",
         "Host: x\r\nX-A : b\r\n",
         "Host: x\r\nContent-Length: -4\r\n",
+        "Host: x\r\nContent-Length: 18446744073709551616\r\n",
+        "Host: x\r\nTransfer-Encoding: chunked, identity\r\n",
+        "Host: x\r\nX-A: b\rContent-Length: 4\r\n",
         "Host: x y\r\n",
     ] {
         let bytes = raw(

@@ -1,7 +1,7 @@
 //! Follows the framing of HTTP/1.1 requests, and spoils heads that two parsers could read differently.
 //!
-//! Pure, fed with bytes in pieces of any size. Where it spoils a head it writes one NUL for a line feed, which no parser
-//! takes. What it lets pass has one length and no other, so it never loses its place.
+//! Pure, fed with bytes in pieces of any size. Where it spoils a head, or a line between the chunks of a body, it writes one
+//! NUL for a line feed, which no parser takes. What it lets pass has one length and no other, so it never loses its place.
 
 /// What of a header line is looked at; the values that matter are shorter.
 const LINE_BYTES: usize = 64;
@@ -80,7 +80,7 @@ impl Watch {
                 State::Body(left) => self.skip(left, bytes.len(), at, State::Body),
                 State::Chunk(left) => self.skip(left, bytes.len(), at, State::Chunk),
                 State::ChunkSize(_) | State::ChunkExtension(_) | State::Trailers(_) => {
-                    self.chunk_line(bytes[at]);
+                    self.chunk_line(&mut bytes[at]);
                     at + 1
                 }
             };
@@ -202,8 +202,17 @@ impl Watch {
         };
     }
 
-    /// One byte of what stands between the chunks of a body. hyper judges it; here it is only followed.
-    fn chunk_line(&mut self, byte: u8) {
+    /// One byte of what stands between the chunks of a body. hyper judges it, but for where a line ends: a bare line feed is
+    /// one more byte of a trailer to it, to others a line's end, and perhaps the body's.
+    fn chunk_line(&mut self, byte: &mut u8) {
+        let after_return = std::mem::replace(&mut self.after_return, *byte == b'\r');
+        if after_return != (*byte == b'\n') {
+            self.spoil("a line between the chunks of the body does not end in a carriage return and a line feed");
+            *byte = 0;
+            self.state = State::Off;
+            return;
+        }
+        let byte = *byte;
         self.state = match (self.state, byte) {
             (State::ChunkSize(0) | State::ChunkExtension(0), b'\n') => State::Trailers(0),
             (State::ChunkSize(size) | State::ChunkExtension(size), b'\n') => {
@@ -316,5 +325,42 @@ mod tests {
         );
         let second = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET / HTTP/1.1\nHost: a\r\n\r\n";
         check(second, Some("bare line feed"));
+        for coding in [
+            "chunked, identity",
+            "identity",
+            "chunked;q=1",
+            "\u{b}chunked",
+            "",
+        ] {
+            check(
+                &format!("POST / HTTP/1.1\r\nTransfer-Encoding: {coding}\r\n\r\n"),
+                Some("single"),
+            );
+        }
+        check(
+            "POST / HTTP/1.1\r\nContent-Length: 18446744073709551616\r\n\r\n",
+            Some("not a number"),
+        );
+    }
+
+    /// hyper reads such a body on, and would be elsewhere than the watch.
+    #[test]
+    fn lines_between_chunks_end_in_one_way() {
+        let head = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
+        for body in [
+            "5\nabcde\r\n0\r\n\r\n",
+            "5;x=y\nabcde\r\n0\r\n\r\n",
+            "5\rx\nabcde\r\n0\r\n\r\n",
+            "5\r\nabcde\r\n0\n\r\n",
+            "5\r\nabcde\r\n0\r\n\n",
+            "0\r\nX: y\n\r\n",
+            "0\r\nX: y\n\nPOST / HTTP/1.1\r\nContent-Length: 9999\r\n\r\nGET / HTTP/1.1\nA: b\r\n\r\n",
+            "0\r\nX: y\rz\r\n\r\n",
+            "0\r\n\rX: y\r\n\r\n",
+        ] {
+            check(&format!("{head}{body}"), Some("between the chunks"));
+        }
+        let ends = "5;x=y\r\na\nb\rc\r\n0;z\r\nX: y\r\nZ:\r\n\r\nGET / HTTP/1.1\r\n\r\n";
+        check(&format!("{head}{ends}"), None);
     }
 }

@@ -30,6 +30,13 @@ async fn smuggling_forms_get_400_and_no_second_request_is_served() {
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A : b\r\n",
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: b\r\n folded\r\n",
         "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: b\0c\r\n",
+        "POST /v1/chat/completions HTTP/1.0\r\nHost: x\r\nTransfer-Encoding: chunked\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, identity\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 18446744073709551616\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: b\rContent-Length: 4\r\n",
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-A: b\r\r\n",
+        "POST /v1/chat/completions\rX HTTP/1.1\r\nHost: x\r\n",
     ] {
         let answer = world
             .raw(format!(
@@ -38,6 +45,135 @@ async fn smuggling_forms_get_400_and_no_second_request_is_served() {
             .await;
         refused(&answer, 400, "bad_request_head");
         assert_eq!(answer.matches("HTTP/1.1").count(), 1, "{head}: {answer}");
+    }
+}
+
+/// The connection is one that a client would keep.
+#[tokio::test]
+async fn a_body_framed_wrongly_is_the_last_of_its_connection() {
+    let mut world = World::start().await;
+    let auth = format!("Authorization: Bearer {}\r\n", world.key);
+    let smuggled = format!("GET /v1/models HTTP/1.1\r\nHost: x\r\n{auth}\r\n");
+    let chat = r#"{"model":"echo"}"#;
+    let long = "x".repeat(20_000);
+    let huge = "f".repeat(17);
+    for body in [
+        format!("10\n{chat}\r\n0\r\n\r\n"),
+        format!("10;x\n{chat}\r\n0\r\n\r\n"),
+        format!("10\rx\n{chat}\r\n0\r\n\r\n"),
+        format!("10\r\n{chat}\n0\r\n\r\n"),
+        format!("10\r\n{chat}\r\n0\n\n"),
+        format!("0x10\r\n{chat}\r\n0\r\n\r\n"),
+        format!("+10\r\n{chat}\r\n0\r\n\r\n"),
+        format!(" 10\r\n{chat}\r\n0\r\n\r\n"),
+        format!("{huge}\r\n{chat}\r\n0\r\n\r\n"),
+        format!("-1\r\n{chat}\r\n0\r\n\r\n"),
+        // More than its size says.
+        format!("10\r\n{chat}xx\r\n0\r\n\r\n"),
+        format!("10\r\n{chat}{smuggled}0\r\n\r\n"),
+        format!("10;{long}\r\n{chat}\r\n0\r\n\r\n"),
+        // Behind trailers that end for one parser and not for the other.
+        format!("10\r\n{chat}\r\n0\r\nX: y\n\n{smuggled}"),
+        format!("10\r\n{chat}\r\n0\r\nX: y\rz\r\n\r\n"),
+        format!("10\r\n{chat}\r\n0\r\n\n"),
+        format!("10\r\n{chat}\r\n0\r\nX\r\n\r\n"),
+    ] {
+        let answer = world
+            .raw(format!(
+                "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\n{auth}Content-Type: application/json\r\n\
+                 Transfer-Encoding: chunked\r\n\r\n{body}{smuggled}{smuggled}"
+            ))
+            .await;
+        refused(&answer, 400, "invalid_body");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{body}: {answer}");
+        assert!(world.events.try_recv().is_err(), "{body}: nobody got it");
+    }
+}
+
+/// A request over HTTP/2, byte by byte, since no client would send it.
+fn http2(headers: &[(&str, &str)], body: &str) -> Vec<u8> {
+    let frame = |kind: u8, flags: u8, stream: u8, payload: &[u8]| {
+        let [.., a, b, c] = payload.len().to_be_bytes();
+        [&[a, b, c, kind, flags, 0, 0, 0, stream], payload].concat()
+    };
+    let mut block = Vec::new();
+    for (name, value) in headers {
+        // A literal that is not indexed, with a new name.
+        block.push(0);
+        for text in [name, value] {
+            block.push(u8::try_from(text.len()).unwrap());
+            block.extend_from_slice(text.as_bytes());
+        }
+    }
+    [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        frame(4, 0, 0, &[]),
+        frame(1, 4, 1, &block),
+        frame(0, 1, 1, body.as_bytes()),
+    ]
+    .concat()
+}
+
+/// The first frame that says what came of the request: its kind, and its payload.
+async fn outcome(socket: &mut TcpStream) -> (u8, Vec<u8>) {
+    loop {
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).await.unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        socket.read_exact(&mut payload).await.unwrap();
+        // HEADERS, RST_STREAM or GOAWAY.
+        if matches!(head[3], 1 | 3 | 7) {
+            return (head[3], payload);
+        }
+    }
+}
+
+#[tokio::test]
+async fn smuggling_forms_over_http2_get_nowhere() {
+    let mut world = World::start().await;
+    let auth = format!("Bearer {}", world.key);
+    let good = [
+        (":method", "POST"),
+        (":scheme", "http"),
+        (":authority", "x"),
+        (":path", "/v1/chat/completions"),
+        ("authorization", auth.as_str()),
+        ("content-type", "application/json"),
+    ];
+    let body = r#"{"model":"echo"}"#;
+    // Literals of HPACK's static table: `:status` 200 and 400.
+    let (ok, bad) = (0x88, 0x8c);
+    let mut socket = world.connect().await;
+    let sized = [&good[..], &[("content-length", "16"), ("te", "trailers")]].concat();
+    socket.write_all(&http2(&sized, body)).await.unwrap();
+    let (kind, payload) = outcome(&mut socket).await;
+    assert_eq!((kind, payload[0]), (1, ok));
+    world.events.recv().await.unwrap();
+    for form in [
+        &[("content-length", "5")][..],
+        &[("content-length", "50")],
+        &[("content-length", "+16")],
+        &[("content-length", "16"), ("content-length", "16")],
+        &[("connection", "close")],
+        &[("connection", "x-a"), ("x-a", "b")],
+        &[("keep-alive", "timeout=5")],
+        &[("proxy-connection", "keep-alive")],
+        &[("transfer-encoding", "chunked")],
+        &[("te", "gzip")],
+        &[("upgrade", "h2c")],
+        &[("X-A", "b")],
+        &[("x-a", "b\r\nx-b: c")],
+        &[("x a", "b")],
+        &[("host", "y")],
+        &[(":path", "/v1/models")],
+    ] {
+        let mut socket = world.connect().await;
+        let bytes = http2(&[&good[..], form].concat(), body);
+        socket.write_all(&bytes).await.unwrap();
+        let (kind, payload) = outcome(&mut socket).await;
+        assert!(kind != 1 || payload[0] == bad, "{form:?}: {payload:x?}");
+        assert!(world.events.try_recv().is_err(), "{form:?}: nobody got it");
     }
 }
 
