@@ -161,14 +161,17 @@ async fn everybody_has_it_once_canaries_have_put_it_in_force() {
 /// Applies changes until one of them goes to canaries first: the nodes of another replica are known once it has told of them.
 /// Gives the change's model.
 async fn staged(admin: &Admin) -> String {
-    for tries in 0..1_000 {
+    let mut tries = 0;
+    loop {
         let model = format!("m-{tries}");
         admin.apply(another(&model), false).await.unwrap();
-        if shown(admin).await.stage == "canaries" {
+        let rollout = shown(admin).await;
+        if rollout.stage == "canaries" {
             return model;
         }
+        tries += 1;
+        assert!(tries < 1_000, "{rollout:?}");
     }
-    panic!("nothing is staged");
 }
 
 #[tokio::test]
