@@ -346,6 +346,7 @@ impl Ingress {
             record.start,
         )?;
         let target = route::target(&self.control, &caller.policy, found.operation, &ask).await?;
+        record.is_about(&target);
         let sending = Sending {
             ingress: self,
             exchange: record.id,

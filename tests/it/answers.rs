@@ -145,6 +145,25 @@ fn a_renamed_model_has_its_public_name_on_this_side_and_its_own_on_that() {
         named += u32::from(event.contains("\"model\":\"house/fast\""));
     }
     assert!(named > 2);
+    a_call_by_id_has_the_public_name_too(&tenant);
+}
+
+/// Through either ingress: only one of them saw the object being made.
+fn a_call_by_id_has_the_public_name_too(tenant: &harness::Tenant<'_>) {
+    let body = json!({"model": "house/fast", "input": "hello"});
+    let made = tenant
+        .client(INGRESS[1])
+        .post("/v1/responses", &body)
+        .expect(200);
+    assert_eq!(made.json()["model"], "house/fast");
+    for ingress in INGRESS {
+        let found = tenant
+            .client(ingress)
+            .get(&format!("/v1/responses/{}", made.id()))
+            .expect(200);
+        assert_eq!(found.json()["model"], "house/fast");
+        assert!(!found.text().contains("gpt-4o-inner"), "{}", found.text());
+    }
 }
 
 #[test]

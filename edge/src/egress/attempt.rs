@@ -240,7 +240,7 @@ pub async fn attempt(
     watch: &mut Watch,
 ) -> Result<Answered, v1::Refused> {
     let origin = &exchange.provider.origin;
-    let draft = Draft::new(&exchange.head, exchange.id, origin)
+    let draft = Draft::new(&exchange.head, exchange.row, exchange.id, origin)
         .map_err(|error| Fault::of_head(&error).refusal(false, 0))?;
     let mut turns = Turns::default();
     loop {

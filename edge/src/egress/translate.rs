@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header, uri
 use vector_proto::{
     dialect::{
         json::Span,
+        operation::{ModelAt, Operation},
         rename::{Rename, Splice, escaped},
     },
     id::ExchangeId,
@@ -52,14 +53,21 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Builds what is common.
+    /// Builds what is common. `row`: of the operation, if this version knows it.
     ///
     /// # Errors
     /// [`BadHead`] when the ingress sent something that is no request.
-    pub fn new(head: &RequestHead, exchange: ExchangeId, origin: &Origin) -> Result<Self, BadHead> {
+    pub fn new(
+        head: &RequestHead,
+        row: Option<&Operation>,
+        exchange: ExchangeId,
+        origin: &Origin,
+    ) -> Result<Self, BadHead> {
         let method = Method::from_bytes(head.method.as_bytes())
             .map_err(|_| BadHead::Method(head.method.clone()))?;
-        let target = path::target(origin.prefix(), head).ok_or(BadHead::Path)?;
+        // A call about an object may have the names of the model that this was made with, and its path names none.
+        let nameless = row.is_some_and(|row| row.model == ModelAt::Nowhere);
+        let target = path::target(origin.prefix(), head, !nameless).ok_or(BadHead::Path)?;
         let mut headers = headers::request(&head.headers, &head.account);
         let mut text = [0_u8; 36];
         let id = uuid::Uuid::from_bytes(exchange.to_bytes())

@@ -111,7 +111,7 @@ async fn join(
             tracing::info!(exchange = %exchange.id, provider = %provider.row.name, %error, "no connection to the provider");
             Fault::of_dial(&error)
         })?;
-    let draft = Draft::new(&exchange.head, exchange.id, &provider.origin)
+    let draft = Draft::new(&exchange.head, exchange.row, exchange.id, &provider.origin)
         .map_err(|error| Fault::of_head(&error))?;
     let (kind, key) = (&provider.row.kind, permit.key());
     let mut request = draft

@@ -10,6 +10,7 @@ use std::{
 
 use vector_proto::{control::v1::KeyPolicy, id::ExchangeId, refusal::Code, tunnel::v1};
 
+use super::route::Target;
 use crate::{
     config::Role,
     telemetry::{Exchange, InFlight, Telemetry},
@@ -74,6 +75,13 @@ impl Record {
             told: false,
             span: tracing::Span::none(),
             _running: running,
+        }
+    }
+
+    /// A call that names no model is of that of the object it is about, as is what it makes of that.
+    pub(super) fn is_about(&mut self, target: &Target) {
+        if let (None, Some(names)) = (&self.model, &target.names) {
+            self.model = Some(names.public.clone());
         }
     }
 

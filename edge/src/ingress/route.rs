@@ -7,6 +7,9 @@
 //! left. So is a pair that is ejected; one whose credentials rest is not taken at all. An egress that drains says so over
 //! its links, which then count as none; whom only the snapshot calls draining, which may be old, is taken last.
 
+// Calls that are about an object.
+mod pinned;
+
 use std::{
     cell::Cell,
     sync::Arc,
@@ -19,6 +22,8 @@ use vector_proto::{
     refusal::{Code, Refusal},
 };
 
+pub(super) use self::pinned::Names;
+use self::pinned::pinned;
 use super::{
     affinity,
     load::{Load, Loads, Standing},
@@ -40,6 +45,8 @@ pub(super) struct Target {
     pub(super) row: Arc<ModelRow>,
     /// The credential that made an object the call names; empty for free choice.
     pub(super) credential: Box<str>,
+    /// Those of the model that the object was made with, if they differ.
+    pub(super) names: Option<Names>,
 }
 
 /// One way to one upstream.
@@ -73,13 +80,13 @@ pub(super) async fn target(
     };
     if let Some(object) = &ask.object {
         if let Some(made) = Box::pin(control.locate(&policy.account, object)).await? {
-            return pinned(&control.routes(), &made.provider, &made.credential, ask);
+            return pinned(&control.routes(), &made, ask);
         }
         return unknown_object(&control.routes(), operation, ask, object);
     }
     let routes = control.routes();
     if let (Some(made), ModelAt::Nowhere) = (named.first(), operation.model) {
-        return pinned(&routes, &made.provider, &made.credential, ask);
+        return pinned(&routes, made, ask);
     }
     let row = row(&routes, operation, ask)?;
     // To a provider that does not have the model, none of its objects helps.
@@ -88,10 +95,11 @@ pub(super) async fn target(
         upstreams.any(|upstream| *upstream.provider.name == *made.provider)
     };
     match named.iter().find(serves) {
-        Some(made) => pinned(&routes, &made.provider, &made.credential, ask),
+        Some(made) => pinned(&routes, made, ask),
         None => Ok(Target {
             row,
             credential: Box::default(),
+            names: None,
         }),
     }
 }
@@ -115,30 +123,6 @@ fn row(routes: &Routes, operation: &Operation, ask: &Ask) -> Result<Arc<ModelRow
             format!("no provider is configured for `{}`", operation.name),
         )),
     }
-}
-
-/// To the provider and credential that made the object.
-fn pinned(routes: &Routes, provider: &str, credential: &str, ask: &Ask) -> Result<Target, Refusal> {
-    let Some(provider) = routes.providers.get(provider) else {
-        return Err(Refusal::new(
-            Code::NoRoute,
-            "the provider that made this object is no longer configured",
-        ));
-    };
-    let named = ask.model.as_deref().and_then(|model| routes.model(model));
-    let known = named.and_then(|row| {
-        row.upstreams
-            .iter()
-            .find(|upstream| upstream.provider.name == provider.name)
-    });
-    let model = known
-        .map(|upstream| Arc::clone(&upstream.model))
-        .unwrap_or_default();
-    let row = one_provider(provider, model, named.is_some_and(|row| row.redundant));
-    Ok(Target {
-        row: Arc::new(row),
-        credential: credential.into(),
-    })
 }
 
 fn one_provider(provider: &Arc<ProviderRow>, model: Arc<str>, redundant: bool) -> ModelRow {
@@ -178,6 +162,7 @@ fn unknown_object(
             Ok(Target {
                 row: Arc::new(row),
                 credential: Box::default(),
+                names: None,
             })
         }
         None => Err(Refusal::new(
@@ -555,6 +540,7 @@ mod tests {
         let target = Target {
             row: Arc::clone(routes.model("m").unwrap()),
             credential: Box::default(),
+            names: None,
         };
         let known: HashMap<&str, Condition> = conditions.iter().copied().collect();
         let up = |path: &Path| {
@@ -608,6 +594,7 @@ mod tests {
         let target = Target {
             row: Arc::clone(routes.model("m").unwrap()),
             credential: Box::default(),
+            names: None,
         };
         let wish = Wish {
             target: &target,

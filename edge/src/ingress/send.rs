@@ -430,6 +430,7 @@ impl Sending<'_> {
         let rename = asked
             .filter(|asked| !upstream.model.is_empty() && **asked != *upstream.model)
             .map(|_| &*upstream.model);
+        let (model, upstream_model) = self.target.called(asked, rename);
         let span = self.ask.span;
         let offers = if self.found.operation.websocket {
             websocket::offers(&self.parts.headers)
@@ -448,8 +449,8 @@ impl Sending<'_> {
             operation: self.found.operation.name.to_owned(),
             provider: upstream.provider.name.as_ref().to_owned(),
             credential: self.target.credential.as_ref().to_owned(),
-            model: asked.unwrap_or_default().to_owned(),
-            upstream_model: rename.or(asked).unwrap_or_default().to_owned(),
+            model: model.to_owned(),
+            upstream_model: upstream_model.to_owned(),
             model_start: span.map_or(0, |span| span.start),
             model_end: span.map_or(0, |span| span.end),
             body_bytes: tries.upload.as_ref().and_then(Upload::total),

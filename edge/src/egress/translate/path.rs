@@ -9,15 +9,15 @@ use vector_proto::tunnel::v1::RequestHead;
 
 use super::renames;
 
-/// The whole target, such as `/v1/chat/completions`. `None` if the path may not be sent.
-pub(super) fn target(prefix: &str, head: &RequestHead) -> Option<Bytes> {
+/// The whole target, such as `/v1/chat/completions`. `None` if the path may not be sent. `names`: it may name the model.
+pub(super) fn target(prefix: &str, head: &RequestHead, names: bool) -> Option<Bytes> {
     let path = head.path.as_str();
     if !path.starts_with('/') || climbs(path) {
         return None;
     }
     let mut target = Vec::with_capacity(prefix.len() + path.len() + 16);
     target.extend_from_slice(prefix.as_bytes());
-    if renames(head) && head.model_end <= head.model_start {
+    if names && renames(head) && head.model_end <= head.model_start {
         renamed(path, head, &mut target);
     } else {
         target.extend_from_slice(path.as_bytes());
@@ -104,7 +104,7 @@ mod tests {
             upstream_model: "up/1 b".to_owned(),
             ..RequestHead::default()
         };
-        let got = target("/v1", &head);
+        let got = target("/v1", &head, true);
         assert_eq!(
             got.as_deref(),
             expected.map(str::as_bytes),
@@ -124,6 +124,19 @@ mod tests {
         );
         check("/realtime?model=other", Some("/v1/realtime?model=other"));
         check("/chat/completions", Some("/v1/chat/completions"));
+    }
+
+    #[test]
+    fn the_path_of_a_call_that_names_no_model_stays() {
+        let head = RequestHead {
+            path: "/responses/resp_1/cancel?model=cancel".to_owned(),
+            model: "cancel".to_owned(),
+            upstream_model: "inner".to_owned(),
+            ..RequestHead::default()
+        };
+        let got = target("/v1", &head, false);
+        let expected = "/v1/responses/resp_1/cancel?model=cancel";
+        assert_eq!(got.as_deref(), Some(expected.as_bytes()));
     }
 
     #[test]

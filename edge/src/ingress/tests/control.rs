@@ -169,7 +169,15 @@ impl Node for Keys {
         request: Request<v1c::LocateRequest>,
     ) -> Result<Response<v1c::LocateResponse>, Status> {
         let asked = request.into_inner();
-        // Whose an object is stands in its id.
+        // Whose an object is stands in its id, and what it was made with.
+        let public = asked.object.starts_with("public-");
+        let model = if public { "public" } else { "" };
+        let by = |kind: &str| asked.object.contains(kind);
+        let operation = if by("-thread-") {
+            "threads.create_and_run"
+        } else {
+            "responses.create"
+        };
         let object = asked
             .object
             .split_once("-of-")
@@ -178,6 +186,9 @@ impl Node for Keys {
                 account: asked.account.clone(),
                 provider: provider.into(),
                 credential: format!("{provider}-1"),
+                operation: operation.into(),
+                model: model.into(),
+                told: by("-told-"),
                 ..v1c::Object::default()
             });
         Ok(Response::new(v1c::LocateResponse {

@@ -71,6 +71,41 @@ async fn a_call_goes_to_the_credential_of_the_objects_that_it_names() {
 }
 
 #[tokio::test]
+async fn a_call_about_an_object_has_the_names_of_the_model_that_made_it() {
+    let mut world = World::start().await;
+    for (target, expected) in [
+        (
+            "/v1/responses/public-resp-of-p/cancel",
+            "responses.cancel /responses/public-resp-of-p/cancel inner by p-1 of p",
+        ),
+        (
+            "/v1/videos/public-video-of-p/remix",
+            "videos.remix /videos/public-video-of-p/remix inner by p-1 of p",
+        ),
+        // Its provider does not have that model, or calls it the same.
+        (
+            "/v1/responses/public-resp-of-q/cancel",
+            "responses.cancel /responses/public-resp-of-q/cancel  by q-1 of q",
+        ),
+        (
+            "/v1/responses/resp-of-p/cancel",
+            "responses.cancel /responses/resp-of-p/cancel  by p-1 of p",
+        ),
+        // Nobody says what model made what an answer told of, or which run of a thread is meant.
+        (
+            "/v1/responses/public-told-of-p/cancel",
+            "responses.cancel /responses/public-told-of-p/cancel  by p-1 of p",
+        ),
+        (
+            "/v1/threads/public-thread-of-p/runs/run_1/cancel",
+            "threads.runs.cancel /threads/public-thread-of-p/runs/run_1/cancel  by p-1 of p",
+        ),
+    ] {
+        check(&mut world, target, "{}", expected).await;
+    }
+}
+
+#[tokio::test]
 async fn whoever_joins_a_call_reaches_the_credential_that_took_it() {
     let mut world = World::start().await;
     let upgrade = "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
