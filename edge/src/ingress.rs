@@ -122,7 +122,7 @@ use self::{
     send::{Denied, Sending, Sent},
     stream::{Answer, Around, NO_PING},
     upload::{Limits, Upload},
-    websocket::Socket,
+    websocket::{Naming, Socket},
 };
 
 /// Why clients cannot be taken.
@@ -378,7 +378,8 @@ impl Ingress {
         let (Some(key), Some(upgrade)) = (socket_key, upgrade) else {
             return Ok(Carried::Sent(parts.method, Box::new(sent), around));
         };
-        Ok(websocket::join(&parts, key, upgrade, sent, around))
+        let switched = (upgrade, Naming::of(&self.control, &target, &ask, record));
+        Ok(websocket::join(&parts, key, switched, sent, around))
     }
 
     /// Answers what no provider is asked for: the list of models, and answers that are given again.

@@ -28,6 +28,8 @@ pub(super) struct Record {
     pub(super) policy: Option<Arc<KeyPolicy>>,
     pub(super) model: Option<Box<str>>,
     pub(super) provider: Option<Arc<str>>,
+    /// Which of the target's upstreams that is.
+    pub(super) upstream: usize,
     pub(super) egress: Option<Arc<str>>,
     pub(super) credential: String,
     pub(super) attempts: u32,
@@ -60,6 +62,7 @@ impl Record {
             policy: None,
             model: None,
             provider: None,
+            upstream: 0,
             egress: None,
             credential: String::new(),
             attempts: 0,

@@ -310,6 +310,7 @@ impl Sending<'_> {
     fn note(&self, record: &mut Record, candidate: &Candidate, attempt: u32) {
         record.attempts = attempt;
         record.egress = Some(Arc::clone(&candidate.path.egress));
+        record.upstream = candidate.upstream;
         record.provider = Some(Arc::clone(
             &self.target.row.upstreams[candidate.upstream].provider.name,
         ));

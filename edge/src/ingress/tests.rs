@@ -50,4 +50,6 @@ mod places;
 
 mod objects;
 
+mod names;
+
 mod world;

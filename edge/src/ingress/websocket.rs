@@ -1,14 +1,21 @@
 //! Carries a WebSocket: checks the upgrade, waits for the provider's, then splices raw bytes both ways.
 //!
-//! Frames are passed on as they are: what the client masks reaches the provider masked. They are read, in passing, only for a
-//! key with a limit of tokens, which counts while the conversation lasts. No extension is negotiated, so both ends mean the same
-//! bytes. A provider that refuses does so in plain HTTP, before anything was upgraded here. When the path breaks, the
-//! connection is cut, which every WebSocket library tells from a close.
+//! Frames are passed on as they are: what the client masks reaches the provider masked. Only where the provider calls the model
+//! otherwise, text messages that name it are replaced (`naming`). They are read, in passing, for a key with a limit of tokens,
+//! which counts while the conversation lasts. No extension is negotiated, so both ends mean the same bytes. A provider that
+//! refuses does so in plain HTTP, before anything was upgraded here. When the path breaks, the connection is cut, which every
+//! WebSocket library tells from a close.
+
+// One direction's messages.
+mod frames;
+
+// The model's names in them.
+mod naming;
 
 use std::time::{Duration, Instant};
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header, request::Parts};
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
@@ -16,11 +23,13 @@ use ring::digest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio_util::sync::CancellationToken;
 use vector_proto::{
-    dialect::websocket::Frames,
+    dialect::websocket::Frames as Told,
     refusal::{Code, Refusal},
     tunnel::v1,
 };
 
+use self::frames::Frames;
+pub(super) use self::naming::Naming;
 use super::{
     Carried,
     authenticate::{SUBPROTOCOL_KEY, subprotocols},
@@ -129,11 +138,12 @@ fn switch(parts: &Parts, key: &HeaderValue, provider: v1::ResponseHead) -> Respo
     response
 }
 
-/// Joins both ends, if the provider switched protocols; otherwise what it said is a plain answer.
+/// Joins both ends, if the provider switched protocols; otherwise what it said is a plain answer. Messages that name the model
+/// are changed as `naming` has it.
 pub(super) fn join(
     parts: &Parts,
     key: &HeaderValue,
-    upgrade: OnUpgrade,
+    (upgrade, naming): (OnUpgrade, Option<Naming>),
     sent: Sent,
     around: Box<Around>,
 ) -> Carried {
@@ -152,6 +162,7 @@ pub(super) fn join(
                 down: response,
                 around: *around,
                 in_flight,
+                naming,
             };
             Carried::Socket(answer, Box::new(socket))
         }
@@ -166,12 +177,57 @@ pub(super) struct Socket {
     down: ResponseReader,
     around: Around,
     in_flight: Option<super::load::InFlight>,
+    naming: Option<Naming>,
+}
+
+/// The bytes of one direction.
+enum Passing<'n> {
+    /// They stay as they are.
+    Same,
+    /// Names in them are changed.
+    Named(Box<Frames>, &'n Naming, Direction),
+}
+
+enum Direction {
+    Up,
+    Down,
+}
+
+impl<'n> Passing<'n> {
+    fn of(naming: Option<&'n Naming>, direction: Direction) -> Self {
+        naming.map_or(Self::Same, |naming| {
+            Self::Named(Box::default(), naming, direction)
+        })
+    }
+
+    /// What leaves when these bytes have come; maybe nothing, while a message is not whole.
+    fn pass(&mut self, bytes: Bytes) -> Bytes {
+        let Self::Named(frames, naming, direction) = self else {
+            return bytes;
+        };
+        let mut out = BytesMut::with_capacity(bytes.len());
+        let replace = |text: Bytes| match direction {
+            Direction::Up => naming.upward(&text),
+            Direction::Down => naming.downward(text),
+        };
+        frames.feed(&bytes, replace, &mut out);
+        out.freeze()
+    }
+
+    /// What is left of a side that broke off.
+    fn rest(&mut self) -> Bytes {
+        let mut out = BytesMut::new();
+        if let Self::Named(frames, ..) = self {
+            frames.finish(&mut out);
+        }
+        out.freeze()
+    }
 }
 
 /// Counts a conversation's tokens for its key, as they are told.
 struct Tally<'a> {
     permit: &'a Permit,
-    frames: Option<Box<Frames>>,
+    frames: Option<Box<Told>>,
     counted: u64,
 }
 
@@ -212,9 +268,12 @@ impl Socket {
         let (reader, writer) = tokio::io::split(TokioIo::new(upgraded));
         let mut up_bytes = 0;
         let outcome = {
-            let up = up(reader, self.up, &mut up_bytes);
+            let passing = |direction| Passing::of(self.naming.as_ref(), direction);
+            let up = up(reader, self.up, passing(Direction::Up), &mut up_bytes);
             let tally = Tally::new(&self.around.permit);
-            let mut down = std::pin::pin!(down(&mut self.down, writer, &mut record, tally));
+            let passing = passing(Direction::Down);
+            let down = down(&mut self.down, writer, &mut record, tally, passing);
+            let mut down = std::pin::pin!(down);
             tokio::select! {
                 outcome = &mut down => outcome,
                 // A client that said its last words may still read the provider's.
@@ -229,7 +288,12 @@ impl Socket {
 }
 
 /// Client to provider, to the client's end.
-async fn up(mut client: ReadHalf<TokioIo<Upgraded>>, mut provider: RequestWriter, bytes: &mut u64) {
+async fn up(
+    mut client: ReadHalf<TokioIo<Upgraded>>,
+    mut provider: RequestWriter,
+    mut passing: Passing<'_>,
+    bytes: &mut u64,
+) {
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
     loop {
         buffer.reserve(READ_BYTES);
@@ -237,18 +301,22 @@ async fn up(mut client: ReadHalf<TokioIo<Upgraded>>, mut provider: RequestWriter
             Ok(0) | Err(_) => break,
             Ok(read) => *bytes += read as u64,
         }
-        if forward(&mut provider, buffer.split().freeze())
-            .await
-            .is_err()
-        {
+        let passed = passing.pass(buffer.split().freeze());
+        if forward(&mut provider, passed).await.is_err() {
             return;
         }
+    }
+    if forward(&mut provider, passing.rest()).await.is_err() {
+        return;
     }
     // The answer's half tells how it ended.
     let _ended = provider.end().await;
 }
 
-async fn forward(provider: &mut RequestWriter, bytes: bytes::Bytes) -> Result<(), Lost> {
+async fn forward(provider: &mut RequestWriter, bytes: Bytes) -> Result<(), Lost> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
     provider.data(bytes).await?;
     provider.flush().await
 }
@@ -259,6 +327,7 @@ async fn down(
     mut client: WriteHalf<TokioIo<Upgraded>>,
     record: &mut Record,
     mut tally: Tally<'_>,
+    mut passing: Passing<'_>,
 ) -> Outcome {
     loop {
         match provider.next().await {
@@ -266,6 +335,7 @@ async fn down(
                 record.saw_first_byte();
                 record.response_bytes += bytes.len() as u64;
                 tally.hear(&bytes);
+                let bytes = passing.pass(bytes);
                 if client.write_all(&bytes).await.is_err() || client.flush().await.is_err() {
                     return Outcome::Cancelled;
                 }
@@ -281,7 +351,8 @@ async fn down(
                 }
             }
             Ok(Part::End) => {
-                return if client.shutdown().await.is_ok() {
+                let left = client.write_all(&passing.rest()).await.is_ok();
+                return if left && client.shutdown().await.is_ok() {
                     Outcome::Whole
                 } else {
                     Outcome::Cancelled

@@ -178,7 +178,7 @@ async fn models_are_listed_for_the_key_that_asks() {
         .iter()
         .map(|row| row["id"].as_str().unwrap())
         .collect();
-    assert_eq!(ids, ["echo", "public", "wide"]);
+    assert_eq!(ids, ["echo", "house/voice", "public", "wide"]);
     let limited = world
         .head("GET", "/v1/models")
         .replace(&world.key, &world.limited_key);

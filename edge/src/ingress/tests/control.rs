@@ -88,6 +88,7 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
         models: vec![
             model("echo", ""),
             model("public", "inner"),
+            model("house/voice", "voice"),
             wide,
             model("*", ""),
         ],
@@ -95,6 +96,7 @@ fn snapshot_of(egress: &[&str]) -> v1c::Snapshot {
             route("files.create"),
             route("images.generate"),
             route("realtime.calls.create"),
+            route("responses.connect"),
             route("chatkit.*"),
         ],
         ..v1c::Snapshot::default()

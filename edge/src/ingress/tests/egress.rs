@@ -95,6 +95,7 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
     match name {
         "lost" => drop(answer),
         "socket" | "socket-told" => echo_frames(body, answer, name == "socket-told").await,
+        _ if request.websocket => names::converse(body, answer, events).await,
         _ => match read(&mut body).await {
             Some(read) => reply(&request, read, answer, &strings).await,
             None => events.send("upload broke".to_owned()).await.unwrap(),
