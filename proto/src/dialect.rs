@@ -14,6 +14,8 @@ pub mod multipart;
 
 pub mod refers;
 
+pub mod header;
+
 // The answer: whose name, what was used, how it ended.
 pub mod sse;
 

@@ -193,6 +193,30 @@ fn bytes_pass_untouched_in_both_directions() {
 }
 
 #[test]
+fn headers_that_are_the_providers_affair_reach_it() {
+    let tenant = Network::shared().tenant("asking");
+    let passed = [
+        ("last-event-id", "7"),
+        ("content-disposition", "attachment"),
+        ("x-openai-experiment", "a"),
+        ("openai-beta", "assistants=v2"),
+        ("accept-language", "de"),
+    ];
+    let mut request = tenant
+        .client(INGRESS[0])
+        .json("/v1/chat/completions", &tenant.chat(&json!({})));
+    for (name, value) in passed {
+        request = request.header(name, value);
+    }
+    request.send().expect(200);
+    let stats = tenant.sample.stats();
+    let headers = stats["last_request"]["headers"].as_array().unwrap();
+    for (name, value) in passed {
+        assert!(headers.contains(&json!([name, value])), "{headers:?}");
+    }
+}
+
+#[test]
 fn models_are_listed_for_the_key_that_asks() {
     let network = Network::shared();
     let tenant = network.tenant("listed");

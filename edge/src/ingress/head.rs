@@ -9,7 +9,10 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use http::{HeaderMap, Version, header, request::Parts};
 use vector_proto::{
-    dialect::operation::{self, Match},
+    dialect::{
+        header::travels,
+        operation::{self, Match},
+    },
     refusal::{Code, Refusal},
     tunnel::fields::Block,
 };
@@ -115,34 +118,6 @@ fn is_host_byte(byte: u8) -> bool {
 
 fn bad(message: &str) -> Refusal {
     Refusal::new(Code::BadHead, message)
-}
-
-/// Whether a request header is passed on to the provider.
-fn travels(name: &str) -> bool {
-    match name {
-        "accept"
-        | "accept-language"
-        | "content-type"
-        | "content-language"
-        | "content-disposition"
-        | "idempotency-key"
-        | "user-agent"
-        | "range"
-        | "if-range"
-        | "if-match"
-        | "if-none-match"
-        | "if-modified-since"
-        | "if-unmodified-since"
-        | "last-event-id"
-        | "x-client-request-id" => true,
-        // Whose organisation and project it is goes with the provider's credential, not with the client.
-        "openai-organization" | "openai-project" => false,
-        other => {
-            other.starts_with("openai-")
-                || other.starts_with("anthropic-")
-                || other.starts_with("x-openai-")
-        }
-    }
 }
 
 /// The headers that travel on, ready for an OPEN. `offers`: the subprotocols of a WebSocket.
@@ -341,30 +316,6 @@ mod tests {
             "model=a%&b%=c",
         ] {
             assert_eq!(verdict(query), "ok", "{query}");
-        }
-    }
-
-    #[test]
-    fn keys_and_hops_do_not_travel() {
-        for name in [
-            "authorization",
-            "x-api-key",
-            "host",
-            "connection",
-            "te",
-            "cookie",
-            "forwarded",
-            "openai-organization",
-        ] {
-            assert!(!travels(name), "{name}");
-        }
-        for name in [
-            "content-type",
-            "openai-beta",
-            "idempotency-key",
-            "user-agent",
-        ] {
-            assert!(travels(name), "{name}");
         }
     }
 

@@ -1,37 +1,14 @@
 //! Which headers pass, in both directions.
 //!
-//! To the provider by a list of what may pass: nothing hop-by-hop, nothing that tells of the client's network, no
-//! organisation or project but the credential's own, and never a key. To the client all but what belongs to the
+//! To the provider by the list that the ingress goes by as well (`vector_proto::dialect::header`). To the client all but what belongs to the
 //! connection or to the operator's account with the provider.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use vector_proto::tunnel::fields::{Block, Fields};
-
-use super::CLIENT_REQUEST_ID;
-
-/// Request headers that pass as they are.
-const PASSED: &[HeaderName] = &[
-    header::CONTENT_TYPE,
-    header::ACCEPT,
-    header::ACCEPT_LANGUAGE,
-    header::USER_AGENT,
-    header::RANGE,
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_UNMODIFIED_SINCE,
-    header::IF_RANGE,
-    header::CONTENT_ENCODING,
-    header::CONTENT_LANGUAGE,
-];
-
-/// Beginnings of further request headers that pass.
-const PASSED_PREFIXES: &[&str] = &["openai-", "anthropic-"];
-
-/// Request headers with such a beginning that do not: they name an account with the provider, and that is the
-/// credential's.
-const ACCOUNT: &[&str] = &["openai-organization", "openai-project"];
+use vector_proto::{
+    dialect::header::travels,
+    tunnel::fields::{Block, Fields},
+};
 
 /// Usual size of a field.
 const FIELD_BYTES: usize = 48;
@@ -75,23 +52,13 @@ pub(super) fn request(given: &Bytes, account: &str) -> HeaderMap {
             if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(bound)) {
                 headers.insert(name, value);
             }
-        } else if passes(&name)
+        } else if travels(name.as_str())
             && let Ok(value) = HeaderValue::from_maybe_shared(value)
         {
             headers.append(name, value);
         }
     }
     headers
-}
-
-fn passes(name: &HeaderName) -> bool {
-    let text = name.as_str();
-    PASSED.contains(name)
-        || *name == CLIENT_REQUEST_ID
-        || (PASSED_PREFIXES
-            .iter()
-            .any(|prefix| text.starts_with(prefix))
-            && !ACCOUNT.contains(&text))
 }
 
 /// What the client gets of a provider's headers.
@@ -139,6 +106,9 @@ mod tests {
                 ("user-agent", "OpenAI/Python 2.0"),
                 ("openai-beta", "assistants=v2"),
                 ("range", "bytes=0-9"),
+                ("last-event-id", "7"),
+                ("content-disposition", "attachment"),
+                ("x-openai-experiment", "a"),
                 ("authorization", "Bearer sk-client"),
                 ("x-api-key", "sk-client"),
                 ("cookie", "a=b"),
@@ -160,7 +130,15 @@ mod tests {
         names.sort_unstable();
         assert_eq!(
             names,
-            ["content-type", "openai-beta", "range", "user-agent"]
+            [
+                "content-disposition",
+                "content-type",
+                "last-event-id",
+                "openai-beta",
+                "range",
+                "user-agent",
+                "x-openai-experiment"
+            ]
         );
     }
 
