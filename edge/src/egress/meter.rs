@@ -13,7 +13,7 @@ use vector_proto::{
     dialect::{
         operation::{IdAt, IdPath, Operation},
         usage::{Reader, StreamEnd},
-        websocket::Frames,
+        websocket::{self, Frames},
     },
     tunnel::v1,
 };
@@ -136,9 +136,17 @@ impl Meter {
     }
 
     /// The provider has agreed to a WebSocket.
-    pub fn upgraded(&mut self, now: Instant) {
+    pub fn upgraded(&mut self, row: Option<&'static Operation>, now: Instant) {
         self.first_byte = Some(now.saturating_duration_since(self.started));
-        self.frames = Some(Box::default());
+        let makes = row.filter(|row| row.makes.is_some());
+        let frames = makes.map(|row| Frames::with_ids(&row.tells));
+        self.frames = Some(Box::new(frames.unwrap_or_default()));
+    }
+
+    /// What a WebSocket's messages told of since the last time.
+    pub fn in_messages(&mut self) -> websocket::News {
+        let frames = self.frames.as_mut();
+        frames.map(|frames| frames.news()).unwrap_or_default()
     }
 
     /// Reads a piece of the answer, as the provider sent it. Says once of each id that it is known.

@@ -1,4 +1,5 @@
-//! Joins a client's WebSocket to one of the provider's: frames pass as raw bytes in both directions.
+//! Joins a client's WebSocket to one of the provider's: frames pass as raw bytes in both directions, and are read in passing for
+//! what was consumed and made.
 //!
 //! The handshake with the provider is our own, with our key in a header; of the client's subprotocols those that carry a key are
 //! left out. Nothing is held back on the way: every read is flushed.
@@ -19,7 +20,6 @@ use super::{
     answer::{Ending, trailers},
     attempt::{self, Fault, Turns},
     credential::Permit,
-    meter::Meter,
     provider::UploadBody,
     receive::Exchange,
     translate::{Draft, response_head},
@@ -83,7 +83,7 @@ pub async fn carry(
     };
     permit.accepted(&HeaderMap::new(), Instant::now());
     exchange.status = 101;
-    exchange.meter.upgraded(Instant::now());
+    exchange.meter.upgraded(exchange.row, Instant::now());
     answer.head(&response_head(
         &head,
         true,
@@ -234,7 +234,7 @@ async fn splice(
 ) -> Ending {
     let (read, write) = tokio::io::split(TokioIo::new(upgraded));
     let ended = {
-        let mut down = pin!(downward(read, &mut answer, &mut exchange.meter));
+        let mut down = pin!(downward(read, &mut answer, room, exchange));
         let mut up = pin!(upward(body, write));
         let mut sending = true;
         loop {
@@ -263,7 +263,8 @@ async fn splice(
 async fn downward(
     mut read: ReadHalf<TokioIo<Upgraded>>,
     answer: &mut Answer,
-    meter: &mut Meter,
+    room: &Room,
+    exchange: &mut Exchange,
 ) -> Result<Option<&'static str>, Lost> {
     answer.flush().await?;
     let mut buffer = BytesMut::new();
@@ -273,7 +274,14 @@ async fn downward(
             Ok(0) => return Ok(None),
             Ok(_) => {
                 let bytes = buffer.split().freeze();
-                meter.feed(&bytes);
+                exchange.meter.feed(&bytes);
+                let news = exchange.meter.in_messages();
+                for id in &news.made {
+                    room.object_made(exchange, id, false);
+                }
+                for id in &news.told {
+                    room.object_made(exchange, id, true);
+                }
                 answer.data(bytes).await?;
                 answer.flush().await?;
             }

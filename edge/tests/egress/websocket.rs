@@ -162,3 +162,45 @@ async fn a_websocket_is_joined_with_our_key() {
     assert!(head.contains("sec-websocket-protocol: realtime\r\n") && !head.contains("sk-client"));
     assert_eq!(town.told.record().await.status, 101);
 }
+
+#[tokio::test]
+async fn what_a_conversation_makes_is_remembered() {
+    let address = provider(move |_, mut caller: Caller| async move {
+        let (head, _) = caller.request().await.unwrap();
+        upgrade(&mut caller, &head).await;
+        for message in [
+            r#"{"type":"response.created","response":{"id":"resp_1"}}"#,
+            r#"{"type":"response.completed","response":{"id":"resp_1"}}"#,
+            r#"{"type":"response.created","response":{"id":"resp_2"}}"#,
+        ] {
+            let head = [0x81, message.len() as u8];
+            caller.socket.write_all(&head).await.unwrap();
+            caller.say(message).await;
+        }
+    })
+    .await;
+    for (operation, expected) in [
+        ("responses.connect", &["resp_1", "resp_2"][..]),
+        // Nothing can be asked of those later.
+        ("realtime.connect", &[]),
+    ] {
+        let town = Town::new(&url(address), &["one"]).await;
+        let request = v1::RequestHead {
+            operation: operation.into(),
+            ..realtime()
+        };
+        let open = v1::Open {
+            request: Some(request),
+            ..v1::Open::default()
+        };
+        let mut call = town.open(ExchangeId::fresh(), open).await;
+        call.request.flush().await.unwrap();
+        assert_eq!(call.response.head().await.unwrap().status, 101);
+        read_rest(&mut call).await;
+        let objects = town.told.objects.lock().clone();
+        let made: Vec<&str> = objects.iter().map(|object| object.id.as_str()).collect();
+        assert_eq!(made, expected);
+        let ours = |object: &control::Object| object.credential == "one" && !object.told;
+        assert!(objects.iter().all(ours), "{objects:?}");
+    }
+}

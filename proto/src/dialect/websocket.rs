@@ -1,4 +1,4 @@
-//! Reads what a conversation over WebSocket consumed, while its frames pass as raw bytes.
+//! Reads what a conversation over WebSocket consumed and made, while its frames pass as raw bytes.
 //!
 //! The provider's frames are walked, not gathered (RFC 6455, section 5). Each text message goes through a [`Reader`], and
 //! what the messages report adds up: `response.done` once per response, a transcription once per item. Messages that
@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem;
 
+use super::operation::IdPath;
 use super::usage::{Reader, Usage};
 
 /// Longest header of a frame that a server sends: two bytes and a length of eight.
@@ -35,6 +36,33 @@ enum Message {
     Read(Box<Reader>),
 }
 
+/// What messages told of since that was asked for last.
+#[derive(Debug, Default)]
+pub struct News {
+    /// Ids of responses that were made.
+    pub made: Vec<Box<str>>,
+    /// Further ids, see [`super::operation::Operation::tells`].
+    pub told: Vec<Box<str>>,
+}
+
+#[derive(Debug)]
+struct Ids {
+    tells: &'static [IdPath],
+    /// The response that messages were about last: most are about the same one.
+    last: Box<str>,
+    news: News,
+}
+
+impl Ids {
+    fn learn(&mut self, reader: &Reader) {
+        if let Some(id) = reader.id().filter(|id| **id != *self.last) {
+            self.last = id.into();
+            self.news.made.push(id.into());
+        }
+        self.news.told.extend_from_slice(reader.told());
+    }
+}
+
 /// Reads a provider's side of a WebSocket. See the module's head.
 #[derive(Debug)]
 pub struct Frames {
@@ -48,6 +76,8 @@ pub struct Frames {
     control: bool,
     message: Message,
     sum: Option<Usage>,
+    /// Set where ids are looked for.
+    ids: Option<Box<Ids>>,
     /// The bytes are no frames, or are compressed; nothing more is read.
     unreadable: bool,
 }
@@ -62,12 +92,34 @@ impl Default for Frames {
             control: false,
             message: Message::Skipped,
             sum: None,
+            ids: None,
             unreadable: false,
         }
     }
 }
 
 impl Frames {
+    /// For conversations that make responses, which later calls may name, and tell of further ids at these places.
+    /// [`Self::news`] is to be asked for after each piece.
+    #[must_use]
+    pub fn with_ids(tells: &'static [IdPath]) -> Self {
+        Self {
+            ids: Some(Box::new(Ids {
+                tells,
+                last: Box::default(),
+                news: News::default(),
+            })),
+            ..Self::default()
+        }
+    }
+
+    /// What was told of since the last time.
+    pub fn news(&mut self) -> News {
+        let ids = self.ids.as_mut();
+        ids.map(|ids| std::mem::take(&mut ids.news))
+            .unwrap_or_default()
+    }
+
     /// Sum of what was reported so far.
     pub fn usage(&self) -> Option<&Usage> {
         self.sum.as_ref()
@@ -132,7 +184,10 @@ impl Frames {
                 let front = &part[..part.len().min(FRONT_BYTES)];
                 self.message = match DELTA_MARK.find(front) {
                     Some(_) => Message::Skipped,
-                    None => Message::Read(Box::new(Reader::json())),
+                    None => {
+                        let tells = self.ids.as_ref().map_or(&[][..], |ids| ids.tells);
+                        Message::Read(Box::new(Reader::json().with_tells(tells)))
+                    }
                 };
             }
             if let Message::Read(reader) = &mut self.message {
@@ -148,9 +203,13 @@ impl Frames {
         if self.control || !self.last {
             return;
         }
-        if let Message::Read(reader) = std::mem::replace(&mut self.message, Message::Skipped)
-            && let Some(usage) = reader.usage()
-        {
+        let Message::Read(reader) = std::mem::replace(&mut self.message, Message::Skipped) else {
+            return;
+        };
+        if let Some(ids) = &mut self.ids {
+            ids.learn(&reader);
+        }
+        if let Some(usage) = reader.usage() {
             let sum = self.sum.get_or_insert_default();
             *sum = sum.plus(usage);
         }
@@ -232,6 +291,42 @@ mod tests {
             let mut frames = Frames::default();
             frames.feed(&bytes);
         }
+    }
+
+    #[test]
+    fn each_response_that_was_made_is_told_of_once() {
+        let row = crate::dialect::operation::all();
+        let row = row.iter().find(|row| row.name == "responses.connect");
+        let mut frames = Frames::with_ids(&row.unwrap().tells);
+        let mut told = |text: &str| {
+            frames.feed(&frame(0x81, text.as_bytes()));
+            let News { made, told } = frames.news();
+            let mut all: Vec<String> = made.into_iter().map(|id| format!("made {id}")).collect();
+            all.extend(told.into_iter().map(|id| format!("told {id}")));
+            all
+        };
+        assert_eq!(
+            told(r#"{"type":"response.created","response":{"id":"resp_1","output":[]}}"#),
+            ["made resp_1"]
+        );
+        assert!(
+            told(r#"{"type":"response.output_text.delta","item_id":"msg_1","delta":"x"}"#)
+                .is_empty()
+        );
+        assert_eq!(
+            told(
+                r#"{"type":"response.completed","response":{"id":"resp_1","output":[{"type":"code_interpreter_call","container_id":"cntr_1"}]}}"#
+            ),
+            ["told cntr_1"]
+        );
+        assert_eq!(
+            told(r#"{"type":"response.created","response":{"id":"resp_2"}}"#),
+            ["made resp_2"]
+        );
+        // Who looks for none keeps none.
+        let mut plain = Frames::default();
+        plain.feed(&frame(0x81, br#"{"response":{"id":"resp_1"}}"#));
+        assert!(plain.news().made.is_empty());
     }
 
     #[test]
