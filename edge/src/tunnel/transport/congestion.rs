@@ -3,12 +3,14 @@
 //! quinn's cubic gives up 94 % of a 150 ms path to 0.1 % of random loss, and its BBR computes a
 //! pacing rate that nothing uses. [`Config`] makes a controller for each connection. The only
 //! lever that quinn gives is the window; its pacer sends at 1.25 windows a round trip. Rules
-//! (`model`, `loss`), measuring (`rate`) and the leased line (`line`) are apart.
+//! (`model`, `loss`), measuring (`rate`), short bursts (`sprint`) and the leased line (`line`) are
+//! apart.
 
 mod line;
 mod loss;
 mod model;
 mod rate;
+mod sprint;
 
 #[cfg(test)]
 mod tests;
@@ -32,6 +34,7 @@ use self::{
     line::Share,
     model::{Model, WINDOW_MAX_BYTES},
     rate::Sampler,
+    sprint::Sprint,
 };
 
 /// Loss and queue that a leased line does not show while nobody else is on it.
@@ -77,6 +80,7 @@ impl Config {
             srtt: Duration::ZERO,
             sampler: Sampler::new(now),
             model: Model::new(now, mtu, self.initial_window),
+            sprint: Sprint::new(),
             leased: self.line.clone().map(|line| Leased::new(line, now)),
             told: self.told.clone(),
         }
@@ -96,6 +100,7 @@ struct Controller {
     srtt: Duration,
     sampler: Sampler,
     model: Model,
+    sprint: Sprint,
     leased: Option<Leased>,
     told: Option<Arc<AtomicU64>>,
 }
@@ -108,7 +113,8 @@ impl Controller {
 }
 
 impl Control for Controller {
-    fn on_sent(&mut self, now: Instant, _bytes: u64, _last_packet_number: u64) {
+    fn on_sent(&mut self, now: Instant, bytes: u64, _last_packet_number: u64) {
+        self.sprint.on_sent(bytes);
         if let Some(rested) = self.sampler.on_sent(now, self.srtt) {
             self.model.on_rested(rested);
         }
@@ -128,6 +134,9 @@ impl Control for Controller {
     fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, _: Option<u64>) {
         if let Some(sample) = self.sampler.on_batch(now, in_flight, app_limited) {
             self.model.on_batch(now, &sample, in_flight);
+            let base = self.model.base_rtt().unwrap_or(sample.rtt);
+            let queue = sample.rtt.saturating_sub(base);
+            self.sprint.on_batch(sample.acked, queue);
             if let Some(told) = &self.told {
                 told.store(self.model.rate() as u64, Ordering::Relaxed);
             }
@@ -139,6 +148,7 @@ impl Control for Controller {
                 }
             }
         }
+        self.sprint.left(in_flight);
         if in_flight == 0
             && let Some(leased) = &mut self.leased
         {
@@ -150,6 +160,7 @@ impl Control for Controller {
         if let Some(leased) = &mut self.leased {
             leased.lost = leased.lost.saturating_add(lost);
         }
+        self.sprint.on_loss(lost, persistent);
         if lost == 0 && !persistent {
             self.model.on_mark(now);
         } else {
@@ -164,7 +175,11 @@ impl Control for Controller {
     fn window(&self) -> u64 {
         let model = self.model.window();
         let Some(leased) = &self.leased else {
-            return model;
+            return if self.model.is_starting() {
+                self.sprint.window(model).min(WINDOW_MAX_BYTES)
+            } else {
+                model
+            };
         };
         let share = leased.window(self.srtt, self.model.base_rtt());
         if leased.believed() {

@@ -156,6 +156,11 @@ impl Model {
         window.clamp(self.least(), WINDOW_MAX_BYTES)
     }
 
+    /// Nothing was measured yet, or it is to be measured anew.
+    pub(super) fn is_starting(&self) -> bool {
+        self.phase == Phase::Startup
+    }
+
     /// Round trip without a queue; nothing before the first sample.
     pub(super) fn base_rtt(&self) -> Option<Duration> {
         self.base.get()
