@@ -3,6 +3,10 @@
 //! A cold client pays a round trip of the near hop for TCP and one for TLS 1.3. Its prompt climbs out of TCP's slow start
 //! on the near hop (ten segments, doubling each round trip: RFC 6928, RFC 5681), is passed on as it comes, and leaves over
 //! the long line at that line's rate. Then the way there, the provider, and the way back.
+//!
+//! A warm client's prompt climbs too: its connection has rested for longer than the near hop's retransmission time-out when it
+//! asks again, after which slow start begins anew (RFC 5681, 4.1). Linux restarts from half its window for each time-out, so a
+//! warm client may be faster by some ms than this says; a direct one, whose time-out is longer than its rest, does not restart.
 
 /// RFC 6928's initial window, in bytes of 1,448-byte segments.
 const WINDOW_BYTES: f64 = 14_480.0;
