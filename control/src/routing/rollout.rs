@@ -17,7 +17,7 @@ use vector_proto::control::v1::UpstreamStatus;
 
 use super::{Published, Publisher};
 use crate::{
-    coordinate::{Candidate, Leadership},
+    coordinate::{Candidate, Leadership, Revision},
     health::{self, Fleet, Presence, Said, Signals, Usable},
     registry::{Actor, Error, NodeSpec, Registry, Rollout, Seen},
     telemetry::Metrics,
@@ -110,8 +110,10 @@ struct Watched {
     credentials: BTreeMap<String, Standing>,
     /// The canaries that the other replicas were told of.
     told: BTreeSet<String>,
-    /// Stands for carrying it on; leads since then.
-    candidate: Option<(Option<Instant>, Candidate)>,
+    /// Stands for carrying it on.
+    candidate: Option<Candidate>,
+    /// Which term it leads in, and since when.
+    term: Option<(Revision, Instant)>,
     /// Does not stand before.
     rests: Option<Instant>,
 }
@@ -179,6 +181,7 @@ impl Mover {
             credentials: standings(self.fleet.said(|id| is_canary(rollout, id))),
             told: BTreeSet::new(),
             candidate: None,
+            term: None,
             rests: None,
         }
     }
@@ -216,7 +219,11 @@ impl Mover {
             }
         };
         match verdict {
-            Verdict::Wait => Ok(()),
+            Verdict::Wait => {
+                // It may be held since, or this clock went back: others may see it otherwise.
+                change.candidate = None;
+                Ok(())
+            }
             Verdict::Finish => {
                 let Some(leads) = self.leads(change) else {
                     return Ok(());
@@ -272,12 +279,14 @@ impl Mover {
         if change.rests.is_some_and(|until| now < until) {
             return None;
         }
-        let (since, candidate) = change.candidate.get_or_insert_with(|| {
+        let candidate = change.candidate.get_or_insert_with(|| {
             let store = Arc::clone(self.registry.store());
-            (None, Candidate::new(store, PURPOSE, self.who.clone()))
+            Candidate::new(store, PURPOSE, self.who.clone())
         });
         let leads = candidate.leadership()?;
-        if now.duration_since(*since.get_or_insert(now)) < TERM_MAX {
+        let of_it = change.term.filter(|(term, _)| *term == leads.term);
+        let (_, since) = *change.term.insert(of_it.unwrap_or((leads.term, now)));
+        if now.duration_since(since) < TERM_MAX {
             return Some(leads);
         }
         change.candidate = None;
@@ -304,7 +313,7 @@ impl Mover {
 
 /// Leaves the place of a leader to others, at once.
 async fn leave(watched: Option<Watched>) {
-    if let Some((_, candidate)) = watched.and_then(|watched| watched.candidate) {
+    if let Some(candidate) = watched.and_then(|watched| watched.candidate) {
         candidate.resign().await;
     }
 }

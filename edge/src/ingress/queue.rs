@@ -41,6 +41,18 @@ pub(super) struct NoTurn {
     pub(super) opens: Instant,
 }
 
+impl NoTurn {
+    /// Of a line that opens then. One that is open and too long has moved on by as much as is known of it.
+    fn at(opens: Instant, now: Instant) -> Self {
+        let opens = if opens > now {
+            opens
+        } else {
+            now + THROUGH_AFTER
+        };
+        Self { opens }
+    }
+}
+
 /// All lines.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
@@ -109,6 +121,17 @@ impl Queue {
         self.waiting.load(Ordering::Relaxed) > 0 && self.lines.lock().lines.contains_key(line)
     }
 
+    /// Whether those who wait in a line are being served: who comes now would take what is theirs.
+    pub(super) fn is_moving(&self, line: &Arc<str>, now: Instant) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+            && self
+                .lines
+                .lock()
+                .lines
+                .get(line)
+                .is_some_and(|line| line.opens <= now)
+    }
+
     /// The line of those who wait for something else than a provider's credentials.
     pub(super) const fn stranded(&self) -> &Arc<str> {
         &self.stranded
@@ -136,7 +159,7 @@ impl Queue {
                 break;
             }
             if opens > until || now >= until {
-                return Err(NoTurn { opens });
+                return Err(NoTurn::at(opens, now));
             }
             let look = if opens > now { opens } else { now + LOOK_EVERY };
             tokio::select! {
@@ -170,7 +193,7 @@ impl Queue {
         if full || mine >= WAITING_ACCOUNT_MAX {
             let known = there.map_or(now, |line| line.opens);
             let opens = opens.unwrap_or(now).max(known);
-            return Err(NoTurn { opens });
+            return Err(NoTurn::at(opens, now));
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
         lines.bytes += visitor.bytes;
@@ -433,7 +456,7 @@ mod tests {
             }
         }
         assert_eq!(places.len(), WAITING_MAX);
-        assert!(queue.is_waiting(&line));
+        assert!(queue.is_waiting(&line) && queue.is_moving(&line, now));
         drop(places);
         assert!(!queue.is_waiting(&line));
         let huge = Visitor {
@@ -441,7 +464,8 @@ mod tests {
             ..visitor(&line, "a")
         };
         let full = queue.enter(huge, None, now).err();
-        assert_eq!(full, Some(NoTurn { opens: now }));
+        let opens = now + THROUGH_AFTER;
+        assert_eq!(full, Some(NoTurn { opens }));
         assert_eq!(queue.lines.lock().bytes, 0);
     }
 
@@ -482,6 +506,7 @@ mod tests {
             Some(NoTurn { opens: later }),
             "nobody goes in time"
         );
+        assert!(queue.is_waiting(&line) && !queue.is_moving(&line, now));
         let huge = Visitor {
             bytes: BYTES_MAX,
             ..visitor(&line, "b")

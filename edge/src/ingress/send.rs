@@ -135,13 +135,14 @@ impl Sending<'_> {
             ..Tries::default()
         };
         let line = self.line();
+        let line = line.as_ref();
         let mut turn = None;
         if let Some(line) = line.filter(|line| self.ingress.queue.is_waiting(line)) {
-            if self.has_others(line) {
+            if !self.has_others() {
+                turn = Some(self.wait(line, &mut tries, Wait::default()).await?);
+            } else if self.ingress.queue.is_moving(line, Instant::now()) {
                 // Another provider may serve it at once; of this one, others have the next turns.
-                tries.stand_aside(&self.target.row, line);
-            } else {
-                turn = Some(self.wait(line, &tries, Wait::default()).await?);
+                tries.stand_aside(&self.target.row);
             }
         }
         loop {
@@ -166,34 +167,45 @@ impl Sending<'_> {
             let (Some(line), true) = (line, tries.can_wait()) else {
                 return Err(tries.resting(rest.unwrap_or_default()));
             };
-            turn = Some(self.wait(line, &tries, Wait { rest, again }).await?);
+            let wait = Wait { rest, again };
+            turn = Some(self.wait(line, &mut tries, wait).await?);
             tries.forget();
         }
     }
 
-    /// Whom others wait for as well: the first provider of the model.
-    fn line(&self) -> Option<&Arc<str>> {
-        let first = self.target.row.upstreams.first()?;
-        Some(&first.provider.name)
+    /// Whom others wait for as well: the first provider of the model. A call that only one credential may serve says nothing of
+    /// the provider's others.
+    fn line(&self) -> Option<Arc<str>> {
+        let provider = &self.target.row.upstreams.first()?.provider.name;
+        Some(match &*self.target.credential {
+            "" => Arc::clone(provider),
+            credential => format!("{provider} {credential}").into(),
+        })
     }
 
-    /// Whether another provider can serve it, too.
-    fn has_others(&self, line: &Arc<str>) -> bool {
-        let mut upstreams = self.target.row.upstreams.iter();
-        upstreams.any(|upstream| upstream.provider.name != *line)
+    /// Whether another provider than the first can serve it, too.
+    fn has_others(&self) -> bool {
+        let mut providers = self
+            .target
+            .row
+            .upstreams
+            .iter()
+            .map(|row| &row.provider.name);
+        let first = providers.next();
+        providers.any(|name| Some(name) != first)
     }
 
     /// Waits in line until it may be tried again, as long as that is worth it.
     async fn wait<'a>(
         &'a self,
         line: &'a Arc<str>,
-        tries: &Tries,
+        tries: &mut Tries,
         wait: Wait,
     ) -> Result<Turn<'a>, Denied> {
         let rest = wait.rest.unwrap_or_default();
         let until = self.start + self.ingress.config.queue.min(self.ingress.config.request);
         let opens = Instant::now() + rest;
-        if opens > until {
+        if opens > until && wait.rest.is_some() {
             return Err(tries.resting(rest));
         }
         let visitor = Visitor {
@@ -205,7 +217,12 @@ impl Sending<'_> {
         let opens = wait.rest.map(|_| opens);
         let turn = self.ingress.queue.wait(visitor, opens, until).await;
         turn.map_err(|NoTurn { opens }| {
-            tries.resting(opens.saturating_duration_since(Instant::now()))
+            let left = opens.saturating_duration_since(Instant::now());
+            if tries.stands_aside() {
+                tries.overtaken(left)
+            } else {
+                tries.resting(left)
+            }
         })
     }
 

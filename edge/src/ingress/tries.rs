@@ -83,12 +83,31 @@ impl Tries {
         self.rest = Some(self.rest.map_or(rest, |known| known.min(rest)));
     }
 
-    /// Leaves a provider to those who wait for it, if it can itself wait for its turn should no other provider serve it.
-    pub(super) fn stand_aside(&mut self, row: &ModelRow, provider: &Arc<str>) {
-        if self.can_wait() {
+    /// Leaves the first provider to those who wait for it, if it can itself wait for its turn should no other provider serve it.
+    pub(super) fn stand_aside(&mut self, row: &ModelRow) {
+        if self.can_wait()
+            && let Some(first) = row.upstreams.first()
+        {
             let upstreams = row.upstreams.iter().enumerate();
-            let of_it = upstreams.filter(|(_, upstream)| upstream.provider.name == *provider);
+            let of_it =
+                upstreams.filter(|(_, upstream)| upstream.provider.name == first.provider.name);
             self.tried.extend(of_it.map(|(at, _)| Tried::Aside(at)));
+        }
+    }
+
+    /// What the client is told when the others failed, and its turn at the provider that it left to others does not come in
+    /// time, but after `left`.
+    pub(super) fn overtaken(&mut self, left: Duration) -> Denied {
+        let said = |denied: &Denied| match denied {
+            Denied::Provider(refused) => refused
+                .provider_head
+                .as_ref()
+                .is_none_or(|head| head.status != 429),
+            Denied::Ours(_) => true,
+        };
+        match self.last.take_if(|last| said(last)) {
+            Some(last) => last,
+            None => self.resting(self.rest.map_or(left, |rest| rest.min(left))),
         }
     }
 
