@@ -23,6 +23,11 @@ pub use elect::{Candidate, Leadership, elect};
 #[cfg(test)]
 mod contract;
 
+#[cfg(test)]
+mod gate;
+#[cfg(test)]
+pub(crate) use gate::Gate;
+
 /// Counts commits, as etcd does. 0 is before the first, and what a key that is not there has.
 pub type Revision = i64;
 

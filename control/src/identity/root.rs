@@ -38,24 +38,19 @@ impl fmt::Debug for Root {
 impl Root {
     /// Reads the root from `folder`; makes one when there is none.
     pub(super) fn open(folder: &Path, trust_domain: &str, now: Duration) -> Result<Self, Error> {
-        fs::create_dir_all(folder)?;
-        let (key_path, root_path) = (folder.join(KEY), folder.join(CERTIFICATE));
-        if !root_path.exists() {
-            let (key, root) = new(trust_domain, now)?;
-            // The certificate is what says that the root is there: it is written last.
-            if key_path.exists() {
-                fs::remove_file(&key_path)?;
-            }
-            vault::write_private(&key_path, key.serialize_pem().as_bytes())?;
-            vault::write_new(&root_path, root.pem().as_bytes(), 0o644)?;
+        if Self::pin_in(folder)?.is_none() {
+            Self::make(trust_domain, now)?.put_in(folder)?;
         }
-        let key = KeyPair::from_pem(&fs::read_to_string(&key_path)?)
+        let key = KeyPair::from_pem(&fs::read_to_string(folder.join(KEY))?)
             .map_err(|error| Error::Stored(format!("root.key: {error}")))?;
         Self::of(key, read(folder)?)
     }
 
-    /// A new one.
-    pub(super) fn make(trust_domain: &str, now: Duration) -> Result<Self, Error> {
+    /// A new one, which is in no file yet.
+    ///
+    /// # Errors
+    /// When there is no randomness.
+    pub fn make(trust_domain: &str, now: Duration) -> Result<Self, Error> {
         let (key, root) = new(trust_domain, now)?;
         let root = root.der().clone();
         Self::of(key, root)
@@ -99,6 +94,23 @@ impl Root {
         let facts = Facts::read(&read(folder)?);
         let facts = facts.ok_or_else(|| Error::Stored("root.pem: no certificate".into()))?;
         Ok(Some(facts.pin))
+    }
+
+    /// Writes itself down in `folder`, where no root lies.
+    ///
+    /// # Errors
+    /// When it cannot be written, or one lies there.
+    pub fn put_in(&self, folder: &Path) -> Result<(), Error> {
+        fs::create_dir_all(folder)?;
+        let (key_path, root_path) = (folder.join(KEY), folder.join(CERTIFICATE));
+        // The certificate is what says that the root is there: it is written last.
+        if !root_path.exists() && key_path.exists() {
+            fs::remove_file(&key_path)?;
+        }
+        let key = Zeroizing::new(self.issuer.key().serialize_pem());
+        vault::write_private(&key_path, key.as_bytes())?;
+        vault::write_new(&root_path, pem(&self.certificate).as_bytes(), 0o644)?;
+        Ok(())
     }
 
     /// Puts itself in the place of the root that lies in `folder`. Cut short, the certificate there is the one of before.

@@ -4,7 +4,11 @@
 //! are at `/operators/NAME`, with the hash of their token or certificate; they are looked up at every call, so one that is removed
 //! is out at once, at every replica. Tokens are 256 random bits, so no slow hash is needed; they are compared in constant time.
 
-use std::{fmt, fs, io, path::Path, str::FromStr};
+use std::{
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use bytes::Bytes;
 use prost::Message;
@@ -14,7 +18,10 @@ use vector_proto::{control::v1::OperatorView, id::NodeId};
 use zeroize::Zeroizing;
 
 use super::{Actor, Error, Fault, Registry, audit::change, catalog::decode};
-use crate::{coordinate::Transaction, vault};
+use crate::{
+    coordinate::{self, Transaction},
+    vault,
+};
 
 pub(super) const AT: &str = "/secrets/operator";
 const OPERATORS: &str = "/operators/";
@@ -156,6 +163,10 @@ pub(super) struct Root {
 impl Registry {
     /// Takes up the token of `root`, making one at the first start. True when it was made now.
     ///
+    /// What lies in the file is an operator's word and goes before what is stored. So a new token lies beside the file until
+    /// it is stored: a start that is overtaken or killed before puts no token over another's, and one that is killed after
+    /// leaves it to the next.
+    ///
     /// # Errors
     /// When the file cannot be read or written, or holds no good token.
     pub async fn open_operator(&self, file: &Path, pin: &str) -> Result<bool, Error> {
@@ -167,7 +178,8 @@ impl Registry {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
             Err(error) => return Err(told(error)),
         };
-        let (hash, made) = match (text, stored) {
+        let is_there = text.is_some();
+        let (hash, is_new) = match (text, stored) {
             (Some(text), _) => {
                 let secret = secret_of(&text).filter(|secret| secret.len() >= SECRET_BYTES_MIN);
                 let secret = secret.ok_or_else(|| {
@@ -182,15 +194,17 @@ impl Registry {
                 let kept = <[u8; 32]>::try_from(&entry.value[..]);
                 (kept.map_err(|_| Error::Damaged(AT.to_owned()))?, false)
             }
-            (None, None) => {
-                let secret = Zeroizing::new(vault::hex(&vault::random::<32>()?));
-                let text = Zeroizing::new(format!("{PREFIX}{}.{pin}\n", *secret));
-                vault::write_private(file, text.as_bytes()).map_err(told)?;
-                (sha256(&secret), true)
-            }
+            (None, None) => (lay_new(file, pin)?, true),
         };
         let put = Transaction::new().when(AT, before).put(AT, hash.to_vec());
-        self.store.commit(put).await?;
+        if let Err(error) = self.store.commit(put).await {
+            // Another start was first. After any other error this token may be the network's.
+            if is_new && matches!(error, coordinate::Error::Conflict(_)) {
+                fs::remove_file(beside(file, &hash)).map_err(told)?;
+            }
+            return Err(error.into());
+        }
+        let made = !is_there && give_out(file, &hash).map_err(told)?;
         self.root.write().hash = hash;
         Ok(made)
     }
@@ -323,7 +337,7 @@ impl Registry {
     /// When the store fails.
     pub async fn operators(&self) -> Result<Vec<OperatorView>, Error> {
         let entries = self.store.list(OPERATORS).await?.entries;
-        let view = |entry: &crate::coordinate::Entry| {
+        let view = |entry: &coordinate::Entry| {
             let name = entry.key.get(OPERATORS.len()..).unwrap_or_default();
             Ok(decode::<Stored>(&entry.value)?.view(name))
         };
@@ -402,6 +416,36 @@ fn check(new: &NewOperator<'_>) -> Result<OperatorRole, Error> {
     }
 }
 
+/// Lays a new token beside the file.
+fn lay_new(file: &Path, pin: &str) -> Result<[u8; 32], Error> {
+    let secret = Zeroizing::new(vault::hex(&vault::random::<32>()?));
+    let text = Zeroizing::new(format!("{PREFIX}{}.{pin}\n", *secret));
+    let hash = sha256(&secret);
+    let path = beside(file, &hash);
+    vault::write_private(&path, text.as_bytes())
+        .map_err(|error| Error::Refused(format!("{}: {error}", path.display())))?;
+    Ok(hash)
+}
+
+/// Puts the token of this hash, if it lies beside the file, in its place.
+fn give_out(file: &Path, hash: &[u8; 32]) -> io::Result<bool> {
+    match fs::rename(beside(file, hash), file) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    }
+    let folder = file.parent().filter(|folder| *folder != Path::new(""));
+    fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+    Ok(true)
+}
+
+/// Where a token lies until its hash is stored. Named by that, since replicas may be given one file between them.
+fn beside(file: &Path, hash: &[u8; 32]) -> PathBuf {
+    let mut path = file.as_os_str().to_owned();
+    path.push(format!(".{}", vault::hex(&hash[..8])));
+    path.into()
+}
+
 /// The secret in `vadm_SECRET` or `vadm_SECRET.PIN`.
 fn secret_of(token: &str) -> Option<&str> {
     let rest = token.trim().strip_prefix(PREFIX)?;
@@ -416,7 +460,13 @@ fn sha256(secret: &str) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::{super::fixture, *};
+    use crate::{
+        coordinate::{Embedded, Gate, Store},
+        vault::Vault,
+    };
 
     #[tokio::test]
     async fn an_operator_whose_time_is_over_is_nobody() {
@@ -452,5 +502,73 @@ mod tests {
         assert_eq!(known(made + 59_999).await, [true, true, true]);
         assert_eq!(known(made + 60_000).await, [false, true, false]);
         assert_eq!(known(u64::MAX).await, [false, true, false]);
+    }
+
+    /// A replica's registry, and its token's file in a folder of its own.
+    async fn replica(store: Arc<dyn Store>, dir: &Path, name: &str) -> (Registry, PathBuf) {
+        let folder = dir.join(name);
+        fs::create_dir_all(&folder).unwrap();
+        let vault = Vault::open(&dir.join("master.key")).unwrap();
+        let registry = Registry::open(store, vault).await.unwrap();
+        (registry, folder.join("admin.token"))
+    }
+
+    async fn is_known(registry: &Registry, token: &str) -> bool {
+        let found = registry.operator_by_token(token.trim(), 1).await;
+        found.unwrap().is_some()
+    }
+
+    #[tokio::test]
+    async fn a_first_start_that_another_one_overtakes_puts_no_token_over_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> =
+            Arc::new(Embedded::open(&dir.path().join("store")).await.unwrap());
+        let gate = Arc::new(Gate::before(&store));
+        let (winner, token) = replica(Arc::clone(&store), dir.path(), "winner").await;
+        let (loser, own) = replica(Arc::clone(&gate) as _, dir.path(), "loser").await;
+        let (lost, won) = tokio::join!(loser.open_operator(&own, "pin"), async {
+            gate.reached().await;
+            let won = winner.open_operator(&token, "pin").await;
+            gate.open();
+            won
+        });
+        assert!(won.unwrap());
+        assert!(matches!(lost, Err(Error::Conflict(_))), "{lost:?}");
+        let left = fs::read_dir(own.parent().unwrap()).unwrap().count();
+        assert_eq!(left, 0, "files of the start that was overtaken");
+
+        let (again, own) = replica(store, dir.path(), "loser").await;
+        assert!(!again.open_operator(&own, "pin").await.unwrap());
+        let token = fs::read_to_string(&token).unwrap();
+        assert!(is_known(&again, &token).await);
+        assert!(!own.exists());
+    }
+
+    #[tokio::test]
+    async fn a_first_start_that_is_killed_leaves_its_token_to_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> =
+            Arc::new(Embedded::open(&dir.path().join("store")).await.unwrap());
+        // Before the gate: the first to open a registry writes to it.
+        let (next, file) = replica(Arc::clone(&store), dir.path(), "one").await;
+        let gate = Arc::new(Gate::before(&store));
+        let (killed, _) = replica(Arc::clone(&gate) as _, dir.path(), "one").await;
+        tokio::select! {
+            biased;
+            _ = killed.open_operator(&file, "pin") => unreachable!("the gate is shut"),
+            () = gate.reached() => {}
+        }
+        // What was laid there before its hash was stored is nobody's token.
+        assert!(next.open_operator(&file, "pin").await.unwrap());
+        let files = fs::read_dir(file.parent().unwrap()).unwrap().count();
+        assert_eq!(files, 2, "the token, and the one that was left");
+
+        // Stored, but not given out yet.
+        let token = fs::read_to_string(&file).unwrap();
+        fs::rename(&file, beside(&file, &sha256(secret_of(&token).unwrap()))).unwrap();
+        let (next, _) = replica(store, dir.path(), "one").await;
+        assert!(next.open_operator(&file, "pin").await.unwrap());
+        assert_eq!(fs::read_to_string(&file).unwrap(), token);
+        assert!(is_known(&next, &token).await);
     }
 }

@@ -89,24 +89,44 @@ pub(super) async fn open(
     let authority = match store.get(CA).await? {
         Some(entry) => shared(config, &vault, &entry.value)?,
         None if config.etcd.is_none() => Authority::open(&folder, &config.trust_domain, now)?,
-        None => {
-            let authority = Authority::open(&folder, &config.trust_domain, now)?;
-            let (key, root) = authority.signing().root().export();
-            let founded = Founded {
-                key: key.to_vec(),
-                root,
-                trust_domain: config.trust_domain.clone(),
-                former: Vec::new(),
-            };
-            let clear = Zeroizing::new(founded.encode_to_vec());
-            let put = Transaction::new()
-                .when(CA, 0)
-                .put(CA, vault.seal(CA, &clear)?);
-            store.commit(put).await?;
-            authority
-        }
+        None => found(config, store, &vault, now).await?,
     };
     Ok((vault, authority))
+}
+
+/// Makes the CA of all replicas, from the files of this one if it has one there.
+///
+/// A new one is written down only once it is in the store. Otherwise a replica whose turn was lost has files of a CA that
+/// nobody else knows, and is taken for one of another network ever after.
+async fn found(
+    config: &Config,
+    store: &dyn Store,
+    vault: &Vault,
+    now: Duration,
+) -> Result<Authority, Error> {
+    let (folder, domain) = (folder(config), &config.trust_domain);
+    let is_new = Root::pin_in(&folder)?.is_none();
+    let authority = if is_new {
+        Authority::of(Root::make(domain, now)?, domain)
+    } else {
+        Authority::open(&folder, domain, now)?
+    };
+    let signing = authority.signing();
+    let (key, root) = signing.root().export();
+    let founded = Founded {
+        key: key.to_vec(),
+        root,
+        trust_domain: domain.clone(),
+        former: Vec::new(),
+    };
+    let clear = Zeroizing::new(founded.encode_to_vec());
+    let sealed = vault.seal(CA, &clear)?;
+    let put = Transaction::new().when(CA, 0).put(CA, sealed);
+    store.commit(put).await?;
+    if is_new {
+        signing.root().put_in(&folder)?;
+    }
+    Ok(authority)
 }
 
 /// Where a replica has the CA in files, if it has.
@@ -158,4 +178,71 @@ fn shared(config: &Config, vault: &Vault, sealed: &[u8]) -> Result<Authority, Er
         return Err(Error::OtherAuthority(folder));
     }
     Ok(Authority::of(root, &config.trust_domain))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::coordinate::{Embedded, Gate};
+
+    const NOW: Duration = Duration::from_secs(1_800_000_000);
+
+    /// A replica with a folder of its own and the master key that both have.
+    fn replica(dir: &Path, name: &str) -> Config {
+        let (data, key) = (dir.join(name), dir.join("master.key"));
+        fs::create_dir_all(&data).unwrap();
+        let text = format!(
+            "[control]\ndata_dir = {data:?}\nmaster_key_file = {key:?}\n\n[etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n"
+        );
+        Config::read(&text, &|_| None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_first_start_that_another_one_overtakes_leaves_no_ca_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> =
+            Arc::new(Embedded::open(&dir.path().join("store")).await.unwrap());
+        let (winner, loser) = (replica(dir.path(), "winner"), replica(dir.path(), "loser"));
+        MasterKey::read_or_make(&winner.master_key_file).unwrap();
+        let gate = Gate::before(&store);
+        let (lost, won) = tokio::join!(open(&loser, &gate, NOW), async {
+            gate.reached().await;
+            let won = open(&winner, store.as_ref(), NOW).await.unwrap();
+            gate.open();
+            won
+        });
+        let lost = lost.unwrap_err();
+        assert!(
+            matches!(lost, Error::Store(coordinate::Error::Conflict(_))),
+            "{lost}"
+        );
+        let pin = won.1.pin();
+        assert_eq!(Root::pin_in(&folder(&loser)).unwrap(), None);
+        assert_eq!(Root::pin_in(&folder(&winner)).unwrap(), Some(pin.clone()));
+
+        let again = open(&loser, store.as_ref(), NOW).await.unwrap();
+        assert_eq!(again.1.pin(), pin);
+    }
+
+    #[tokio::test]
+    async fn a_ca_that_was_in_files_before_stays_there_when_the_start_is_overtaken() {
+        let dir = tempfile::tempdir().unwrap();
+        let store: Arc<dyn Store> =
+            Arc::new(Embedded::open(&dir.path().join("store")).await.unwrap());
+        let (winner, loser) = (replica(dir.path(), "winner"), replica(dir.path(), "loser"));
+        MasterKey::read_or_make(&winner.master_key_file).unwrap();
+        let own = Authority::open(&folder(&loser), &loser.trust_domain, NOW).unwrap();
+        let gate = Gate::before(&store);
+        let (lost, _) = tokio::join!(open(&loser, &gate, NOW), async {
+            gate.reached().await;
+            open(&winner, store.as_ref(), NOW).await.unwrap();
+            gate.open();
+        });
+        lost.unwrap_err();
+        assert_eq!(Root::pin_in(&folder(&loser)).unwrap(), Some(own.pin()));
+        let refused = open(&loser, store.as_ref(), NOW).await.unwrap_err();
+        assert!(matches!(refused, Error::OtherAuthority(_)), "{refused}");
+    }
 }
