@@ -45,6 +45,8 @@ mod drain;
 
 mod dark;
 
+mod ended;
+
 mod loss;
 
 mod redundant;
