@@ -36,6 +36,8 @@ mod acme;
 
 mod versions;
 
+mod renewal;
+
 mod bad_input;
 
 mod control;
