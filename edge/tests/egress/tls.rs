@@ -3,9 +3,15 @@
 use std::convert::Infallible;
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Request, Response, body::Incoming, server::conn::http2, service::service_fn};
+use hyper::{
+    Request, Response,
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::PrivatePkcs8KeyDer;
+use parking_lot::Mutex;
+use rustls::{HandshakeKind, pki_types::PrivatePkcs8KeyDer};
 use tokio_util::task::TaskTracker;
 
 use super::*;
@@ -208,5 +214,55 @@ async fn an_answer_that_ends_with_its_connection_is_whole_only_if_tls_says_so() 
         let answered = provider.town().await.ask(chat(2), b"{}").await.unwrap();
         assert_eq!(answered.text(), "half");
         assert_eq!(answered.trailers.broken, why);
+    }
+}
+
+/// Answers one request, and has the next one come over another connection.
+async fn answer_one(stream: Stream) {
+    let asked = Arc::new(Notify::new());
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let service = service_fn(|request| {
+        asked.notify_one();
+        async move {
+            let mut answer = echo(request).await?;
+            if !is_http2 {
+                let close = http::HeaderValue::from_static("close");
+                answer.headers_mut().insert(http::header::CONNECTION, close);
+            }
+            Ok::<_, Infallible>(answer)
+        }
+    });
+    let io = TokioIo::new(stream);
+    // How a connection ends is the egress's affair.
+    if !is_http2 {
+        let _ = http1::Builder::new().serve_connection(io, service).await;
+        return;
+    }
+    let mut connection =
+        std::pin::pin!(http2::Builder::new(TokioExecutor::new()).serve_connection(io, service));
+    tokio::select! {
+        _ = &mut connection => return,
+        () = asked.notified() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+#[tokio::test]
+async fn a_further_connection_goes_on_with_the_session_of_one_before() {
+    for protocol in ["h2", "http/1.1"] {
+        let kinds = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&kinds);
+        let provider = Provider::serving(protocol.as_bytes(), move |stream, _| {
+            seen.lock().extend(stream.get_ref().1.handshake_kind());
+            answer_one(stream)
+        })
+        .await;
+        let town = provider.town().await;
+        for _ in 0..3 {
+            let answered = town.ask(chat(2), b"{}").await.unwrap();
+            assert!(answered.text().ends_with(" 2"), "{}", answered.text());
+        }
+        let (full, resumed) = (HandshakeKind::Full, HandshakeKind::Resumed);
+        assert_eq!(*kinds.lock(), [full, resumed, resumed], "{protocol}");
     }
 }
