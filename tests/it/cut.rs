@@ -1,6 +1,6 @@
 //! Answers that break, and clients that leave: nobody takes half an answer for a whole one, and nobody works for nobody.
 
-use harness::{End, INGRESS, Network, wait};
+use harness::{Client, End, INGRESS, Network, wait};
 use serde_json::{Value, json};
 
 #[test]
@@ -36,6 +36,54 @@ fn an_answer_that_the_provider_cuts_never_looks_whole() {
         } else {
             assert!(answer.status >= 500, "{fault}: {}", answer.status);
         }
+    }
+}
+
+#[test]
+fn what_is_no_event_passes_as_it_is_and_never_ends_cleanly() {
+    let network = Network::shared();
+    let tenant = network.tenant("garbage");
+    // Where a name is put in the place of another, every event is looked into.
+    network.apply(
+        "[[model]]\nname = \"house/garbage\"\nupstreams = [{ provider = \"garbage\", model = \"garbage\" }]\n",
+    );
+    let more = json!({"stream": true, "metadata": {"sample_fault": "garbage"}});
+    let said = Client::new(tenant.sample.address, &tenant.secrets[0])
+        .post("/v1/chat/completions", &tenant.chat(&more))
+        .expect(200)
+        .body;
+    for ingress in INGRESS {
+        for model in ["garbage", "house/garbage"] {
+            let answer = tenant
+                .client(ingress)
+                .post("/v1/chat/completions", &harness::tenant::chat(model, &more))
+                .expect(200);
+            let text = answer.text();
+            let added = answer.body.strip_prefix(&said[..]);
+            let added = std::str::from_utf8(added.unwrap_or_else(|| panic!("{text}"))).unwrap();
+            let error = added.trim_end().strip_prefix("data: ").unwrap();
+            let error: Value = serde_json::from_str(error).unwrap();
+            assert!(error["error"]["message"].is_string(), "{error}");
+            let id = answer.header("x-request-id").unwrap();
+            let line = network.exchange_line(ingress, id);
+            assert_eq!(line["outcome"], "broken", "{line}");
+        }
+    }
+}
+
+#[test]
+fn what_is_no_json_passes_as_it_is() {
+    let tenant = Network::shared().tenant("no-json");
+    let ask = tenant.chat(&json!({"metadata": {"sample_fault": "garbage"}}));
+    let said = Client::new(tenant.sample.address, &tenant.secrets[0])
+        .post("/v1/chat/completions", &ask)
+        .expect(200);
+    for ingress in INGRESS {
+        let answer = tenant
+            .client(ingress)
+            .post("/v1/chat/completions", &ask)
+            .expect(200);
+        assert_eq!((&answer.body, answer.end), (&said.body, End::Whole));
     }
 }
 
