@@ -112,6 +112,22 @@ pub(super) fn offers(headers: &HeaderMap) -> Option<String> {
 fn switch(parts: &Parts, key: &HeaderValue, provider: v1::ResponseHead) -> Response<Answer> {
     let mut said = HeaderMap::new();
     respond::copy(&provider.headers, &mut said);
+    // The provider's choice, as far as the client offered it; else the one that all of OpenAI's SDKs offer.
+    let offered = |choice: &str| subprotocols(&parts.headers).any(|offer| offer == choice);
+    let chosen = said
+        .remove(header::SEC_WEBSOCKET_PROTOCOL)
+        .filter(|choice| choice.to_str().is_ok_and(offered));
+    let chosen =
+        chosen.or_else(|| offered("realtime").then(|| HeaderValue::from_static("realtime")));
+    // What else the handshake settles is between two ends, and there is no body.
+    for name in [
+        header::SEC_WEBSOCKET_ACCEPT,
+        header::SEC_WEBSOCKET_EXTENSIONS,
+        header::SEC_WEBSOCKET_VERSION,
+        header::CONTENT_LENGTH,
+    ] {
+        said.remove(name);
+    }
     let mut sum = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
     sum.update(key.as_bytes());
     sum.update(ACCEPT_SALT);
@@ -119,19 +135,12 @@ fn switch(parts: &Parts, key: &HeaderValue, provider: v1::ResponseHead) -> Respo
     let mut response = Response::new(Answer::Empty);
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
+    *headers = said;
     headers.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     if let Ok(accept) = HeaderValue::try_from(accept) {
         headers.insert(header::SEC_WEBSOCKET_ACCEPT, accept);
     }
-    // The provider's choice, as far as the client offered it; else the one that all of OpenAI's SDKs offer.
-    let offered = |choice: &str| subprotocols(&parts.headers).any(|offer| offer == choice);
-    let chosen = said
-        .get(header::SEC_WEBSOCKET_PROTOCOL)
-        .filter(|choice| choice.to_str().is_ok_and(offered))
-        .cloned();
-    let chosen =
-        chosen.or_else(|| offered("realtime").then(|| HeaderValue::from_static("realtime")));
     if let Some(chosen) = chosen {
         headers.insert(header::SEC_WEBSOCKET_PROTOCOL, chosen);
     }
@@ -369,6 +378,7 @@ async fn down(
 #[cfg(test)]
 mod tests {
     use http::Request;
+    use vector_proto::tunnel::fields::Block;
 
     use super::*;
 
@@ -421,6 +431,43 @@ mod tests {
             "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
         );
         assert_eq!(response.headers()["sec-websocket-protocol"], "realtime");
+    }
+
+    #[test]
+    fn what_the_provider_says_besides_its_handshake_is_passed_on() {
+        let said: Block = [
+            ("sec-websocket-accept", "of another connection"),
+            ("sec-websocket-extensions", "permessage-deflate"),
+            ("sec-websocket-protocol", "never-offered"),
+            ("content-length", "7"),
+            ("upgrade", "h2c"),
+            ("x-request-id", "req_1"),
+            ("openai-version", "2020-10-01"),
+        ]
+        .into_iter()
+        .map(|(name, value)| (name, value.as_bytes()))
+        .collect();
+        let provider = v1::ResponseHead {
+            headers: said.finish(),
+            ..v1::ResponseHead::default()
+        };
+        let key = HeaderValue::from_static("dGhlIHNhbXBsZSBub25jZQ==");
+        let response = switch(&parts(upgrade()), &key, provider);
+        let mut headers: Vec<_> = response
+            .headers()
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+            .collect();
+        headers.sort_unstable();
+        let expected = [
+            ("connection", "Upgrade"),
+            ("openai-version", "2020-10-01"),
+            ("sec-websocket-accept", "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+            ("sec-websocket-protocol", "realtime"),
+            ("upgrade", "websocket"),
+            ("x-upstream-request-id", "req_1"),
+        ];
+        assert_eq!(headers, expected);
     }
 
     #[test]
