@@ -17,6 +17,8 @@ pub mod tenant;
 
 pub mod sample;
 
+pub mod echo;
+
 // How they speak to it.
 pub mod http;
 
@@ -28,6 +30,7 @@ mod keeper;
 mod place;
 
 pub use self::{
+    echo::Echo,
     http::{Answer, Client, Connection, End, Stream},
     network::{INGRESS, Network},
     sample::Sample,

@@ -9,6 +9,8 @@ mod enrol;
 // The road of a request, and what a client gets.
 mod answers;
 
+mod operations;
+
 mod bad_input;
 
 mod keys;
