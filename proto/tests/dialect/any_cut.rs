@@ -1,6 +1,15 @@
 //! Properties: whatever is said, and wherever its bytes are cut, it reads the same.
 
-use super::*;
+use bytes::Bytes;
+use proptest::prelude::*;
+use serde_json::Value;
+use vector_proto::dialect::{
+    json::Span,
+    operation,
+    rename::{Splice, escaped},
+};
+
+use super::checks;
 
 /// JSON-like text: whole objects of the keys that matter, then bytes changed.
 fn nearly_json() -> impl Strategy<Value = Vec<u8>> {
