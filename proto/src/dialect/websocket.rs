@@ -5,15 +5,15 @@
 //! carry media or text piece by piece report nothing; they are known by their first bytes, where those come together, and
 //! passed over.
 
+pub mod frame;
+
 use std::sync::LazyLock;
 
 use memchr::memmem;
 
+use self::frame::{CONTINUATION, Header, Partial, TEXT};
 use super::operation::IdPath;
 use super::usage::{Reader, Usage};
-
-/// Longest header of a frame that a server sends: two bytes and a length of eight.
-const HEADER_BYTES_MAX: usize = 10;
 
 /// How much of a message is searched for the mark of a delta. Its type stands at the front.
 const FRONT_BYTES: usize = 128;
@@ -21,9 +21,6 @@ const FRONT_BYTES: usize = 128;
 /// Ends the type of a message that brings one piece of something: `response.output_audio.delta`.
 static DELTA_MARK: LazyLock<memmem::Finder<'static>> =
     LazyLock::new(|| memmem::Finder::new(".delta\""));
-
-const CONTINUATION: u8 = 0x0;
-const TEXT: u8 = 0x1;
 
 /// What is being done with the message in hand.
 #[derive(Debug)]
@@ -66,8 +63,7 @@ impl Ids {
 /// Reads a provider's side of a WebSocket. See the module's head.
 #[derive(Debug)]
 pub struct Frames {
-    header: [u8; HEADER_BYTES_MAX],
-    have: usize,
+    header: Partial,
     /// Payload of the frame in hand that is still to come.
     left: u64,
     /// The frame in hand ends its message.
@@ -85,8 +81,7 @@ pub struct Frames {
 impl Default for Frames {
     fn default() -> Self {
         Self {
-            header: [0; HEADER_BYTES_MAX],
-            have: 0,
+            header: Partial::default(),
             left: 0,
             last: false,
             control: false,
@@ -136,33 +131,22 @@ impl Frames {
                 self.payload(part);
                 chunk = rest;
             } else {
-                self.header[self.have] = chunk[0];
-                self.have += 1;
+                let whole = self.header.take(chunk[0]);
                 chunk = &chunk[1..];
-                self.begin();
+                if let Some((header, _)) = whole {
+                    self.begin(&header);
+                }
             }
         }
     }
 
-    /// Begins a frame, once its header is whole.
-    fn begin(&mut self) {
-        let header = &self.header[..self.have];
-        let [first, second, length @ ..] = header else {
-            return;
-        };
-        let len = match (second & 0x7f, length) {
-            (126, &[high, low]) => u64::from(u16::from_be_bytes([high, low])),
-            (127, length) if length.len() == 8 => length
-                .iter()
-                .fold(0, |len, byte| len << 8 | u64::from(*byte)),
-            (126 | 127, _) => return,
-            (len, _) => u64::from(len),
-        };
-        // A server masks nothing, and we agree to no extension that would use the reserved bits.
-        self.unreadable = second & 0x80 != 0 || first & 0x70 != 0;
-        let opcode = first & 0x0f;
-        self.control = opcode & 0x08 != 0;
-        self.last = first & 0x80 != 0;
+    /// Begins a frame.
+    fn begin(&mut self, header: &Header) {
+        // A server masks nothing.
+        self.unreadable = header.mask.is_some() || header.is_extended();
+        let opcode = header.opcode();
+        self.control = header.is_control();
+        self.last = header.is_last();
         if !self.control && opcode != CONTINUATION {
             self.message = if opcode == TEXT {
                 Message::New
@@ -170,9 +154,8 @@ impl Frames {
                 Message::Skipped
             };
         }
-        self.have = 0;
-        self.left = len;
-        if len == 0 {
+        self.left = header.payload;
+        if self.left == 0 {
             self.frame_ended();
         }
     }

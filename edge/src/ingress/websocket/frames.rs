@@ -6,74 +6,17 @@
 //! between the frames of a message that is held overtakes it, as it may anywhere.
 
 use bytes::{Bytes, BytesMut};
+use vector_proto::dialect::websocket::frame::{
+    CLOSE, CONTINUATION, Header, LAST, MASKED, Partial, TEXT,
+};
 
 /// Longest message that is looked at, with the headers of its frames.
 pub(super) const MESSAGE_BYTES_MAX: usize = 128 << 10;
 
-/// Longest header of a frame: two bytes, a length of eight and a mask of four.
-const HEADER_BYTES_MAX: usize = 14;
-
-const CONTINUATION: u8 = 0x0;
-const TEXT: u8 = 0x1;
-const CLOSE: u8 = 0x8;
-
-const LAST: u8 = 0x80;
-const RESERVED: u8 = 0x70;
-const MASKED: u8 = 0x80;
-
-/// What stands before a frame's payload.
-#[derive(Clone, Copy, Debug)]
-struct Header {
-    first: u8,
-    mask: Option<[u8; 4]>,
-    payload: u64,
-    /// Its own length.
-    bytes: usize,
-}
-
-impl Header {
-    /// Reads it off the begin of a frame; `None` until it is whole.
-    fn read(frame: &[u8]) -> Option<Self> {
-        let (&[first, second], rest) = frame.split_first_chunk()?;
-        let (payload, rest) = match second & 0x7f {
-            126 => {
-                let (length, rest) = rest.split_first_chunk()?;
-                (u64::from(u16::from_be_bytes(*length)), rest)
-            }
-            127 => {
-                let (length, rest) = rest.split_first_chunk()?;
-                (u64::from_be_bytes(*length), rest)
-            }
-            length => (u64::from(length), rest),
-        };
-        let (mask, rest) = if second & MASKED == 0 {
-            (None, rest)
-        } else {
-            let (mask, rest) = rest.split_first_chunk()?;
-            (Some(*mask), rest)
-        };
-        Some(Self {
-            first,
-            mask,
-            payload,
-            bytes: frame.len() - rest.len(),
-        })
-    }
-
-    const fn opcode(&self) -> u8 {
-        self.first & 0x0f
-    }
-
-    const fn is_control(&self) -> bool {
-        self.opcode() & 0x08 != 0
-    }
-}
-
 /// One direction, wherever its bytes are cut.
 #[derive(Debug)]
 pub(super) struct Frames {
-    header: [u8; HEADER_BYTES_MAX],
-    have: usize,
+    header: Partial,
     /// Payload of the frame in hand that is still to come.
     left: u64,
     /// The frame in hand is part of a message and ends it.
@@ -89,8 +32,7 @@ pub(super) struct Frames {
 impl Default for Frames {
     fn default() -> Self {
         Self {
-            header: [0; HEADER_BYTES_MAX],
-            have: 0,
+            header: Partial::default(),
             left: 0,
             last: false,
             passes: true,
@@ -119,13 +61,13 @@ impl Frames {
                 self.take(part, out);
                 chunk = rest;
             } else {
-                self.header[self.have] = chunk[0];
-                self.have += 1;
+                let whole = self.header.take(chunk[0]);
                 chunk = &chunk[1..];
-                let Some(header) = Header::read(&self.header[..self.have]) else {
+                let Some((header, bytes)) = whole else {
                     continue;
                 };
                 self.begin(&header, out);
+                self.take(bytes.bytes(), out);
             }
             if self.left == 0 && self.last && !self.passes {
                 let message = self.held.split().freeze();
@@ -142,13 +84,12 @@ impl Frames {
     /// No more bytes come: appends what is held of a frame or message that is not whole.
     pub(super) fn finish(&mut self, out: &mut BytesMut) {
         self.release(out);
-        out.extend_from_slice(&self.header[..self.have]);
-        self.have = 0;
+        out.extend_from_slice(std::mem::take(&mut self.header).bytes());
     }
 
     fn begin(&mut self, header: &Header, out: &mut BytesMut) {
         let control = header.is_control();
-        self.last = !control && header.first & LAST != 0;
+        self.last = !control && header.is_last();
         self.passes = control;
         if header.opcode() == CLOSE {
             // Nothing comes after it.
@@ -161,16 +102,13 @@ impl Frames {
                 self.message_passes = header.opcode() != TEXT;
             }
             let room = MESSAGE_BYTES_MAX.saturating_sub(self.held.len() + header.bytes);
-            if header.first & RESERVED != 0 || header.payload > room as u64 {
+            if header.is_extended() || header.payload > room as u64 {
                 self.release(out);
                 self.message_passes = true;
             }
             self.passes = self.message_passes;
         }
         self.left = header.payload;
-        let have = std::mem::take(&mut self.have);
-        let bytes = self.header;
-        self.take(&bytes[..have], out);
     }
 
     fn take(&mut self, bytes: &[u8], out: &mut BytesMut) {
@@ -232,6 +170,7 @@ fn write(message: &[u8], pieces: &[Bytes], out: &mut BytesMut) {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use vector_proto::dialect::websocket::frame::RESERVED;
 
     use super::*;
 
