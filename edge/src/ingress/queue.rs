@@ -42,7 +42,7 @@ pub(super) struct NoTurn {
 }
 
 impl NoTurn {
-    /// Of a line that opens then. One that is open and too long has moved on by as much as is known of it.
+    /// Of a line that opens then. One that is open is only too long: it has moved a little after [`THROUGH_AFTER`].
     fn at(opens: Instant, now: Instant) -> Self {
         let opens = if opens > now {
             opens

@@ -98,14 +98,7 @@ impl Tries {
     /// What the client is told when the others failed, and its turn at the provider that it left to others does not come in
     /// time, but after `left`.
     pub(super) fn overtaken(&mut self, left: Duration) -> Denied {
-        let said = |denied: &Denied| match denied {
-            Denied::Provider(refused) => refused
-                .provider_head
-                .as_ref()
-                .is_none_or(|head| head.status != 429),
-            Denied::Ours(_) => true,
-        };
-        match self.last.take_if(|last| said(last)) {
+        match self.last.take_if(|last| of_a_limit(last).is_none()) {
             Some(last) => last,
             None => self.resting(self.rest.map_or(left, |rest| rest.min(left))),
         }
@@ -126,15 +119,10 @@ impl Tries {
     /// shortest rest of all candidates.
     pub(super) fn resting(&self, rest: Duration) -> Denied {
         let ms = u64::try_from(rest.as_millis()).unwrap_or(u64::MAX).max(1);
-        if let Some(Denied::Provider(refused)) = &self.last
-            && refused
-                .provider_head
-                .as_ref()
-                .is_some_and(|head| head.status == 429)
-        {
+        if let Some(refused) = self.last.as_ref().and_then(of_a_limit) {
             return Denied::Provider(Box::new(v1::Refused {
                 retry_after_ms: ms,
-                ..(**refused).clone()
+                ..refused.clone()
             }));
         }
         let message = "Every credential that could serve this request is at its limit.";
@@ -142,6 +130,15 @@ impl Tries {
             .after_ms(ms)
             .into()
     }
+}
+
+/// A provider's own word that it has had too many requests.
+fn of_a_limit(denied: &Denied) -> Option<&v1::Refused> {
+    let Denied::Provider(refused) = denied else {
+        return None;
+    };
+    let head = refused.provider_head.as_ref();
+    head.filter(|head| head.status == 429).map(|_| &**refused)
 }
 
 #[cfg(test)]

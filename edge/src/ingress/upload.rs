@@ -220,19 +220,28 @@ impl Upload {
 
     async fn receive(&mut self) -> Result<Option<Bytes>, Refusal> {
         while let Some(body) = &mut self.live {
-            let (began, mut left) = (Instant::now(), patience(self.bytes, self.waited));
-            if !self.leaves {
-                left = left.min(self.limits.until.saturating_duration_since(began));
-            }
-            let idle = self.limits.idle;
-            let Ok(frame) = tokio::time::timeout(idle.min(left), body.frame()).await else {
-                let message = if idle <= left {
+            let began = Instant::now();
+            let (idle, pace) = (self.limits.idle, patience(self.bytes, self.waited));
+            let time = match self.leaves {
+                true => Duration::MAX,
+                false => self.limits.until.saturating_duration_since(began),
+            };
+            let most = idle.min(pace).min(time);
+            let Ok(frame) = tokio::time::timeout(most, body.frame()).await else {
+                let message = if most == idle {
                     format!(
                         "no byte of the request's body came for {} ms",
                         idle.as_millis()
                     )
+                } else if most == pace {
+                    format!(
+                        "the request's body comes too slowly: {} bytes a second are the least, after {} s for a start",
+                        PACE_BYTES,
+                        HEAD_START.as_secs()
+                    )
                 } else {
-                    "the request's body comes too slowly".to_owned()
+                    "the request's body did not come within the time that the request has"
+                        .to_owned()
                 };
                 return Err(Refusal::new(Code::BodyTooSlow, message));
             };

@@ -245,7 +245,10 @@ async fn a_body_has_no_more_time_than_its_request() {
             ))
             .await;
         refused(&answer, 408, "request_timeout");
-        assert!(answer.contains("comes too slowly"), "{answer}");
+        assert!(
+            answer.contains("within the time that the request has"),
+            "{answer}"
+        );
     }
 }
 
