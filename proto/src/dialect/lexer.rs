@@ -14,6 +14,11 @@ use super::text::{TEXT_BYTES_MAX, Text};
 /// Deepest nesting that is followed: the bits of the stack that remembers object or array.
 pub const DEPTH_MAX: usize = 64;
 
+/// Why what was fed is no object, from its first byte on or for want of one; and why it is none yet.
+pub(super) const NO_OBJECT: &str = "the body is not a JSON object";
+pub(super) const EMPTY: &str = "the body is empty, a JSON object was expected";
+pub(super) const CUT: &str = "the body ends in the middle of the JSON object";
+
 /// Where a body stops being what it should be, and why.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
 #[error("malformed body at byte {at}: {why}")]
@@ -197,11 +202,11 @@ impl Lexer {
             State::Dead => Err(self.broken),
             State::Start => Err(Malformed {
                 at: self.base,
-                why: "the body is empty, a JSON object was expected",
+                why: EMPTY,
             }),
             _ => Err(Malformed {
                 at: self.base,
-                why: "the body ends in the middle of the JSON object",
+                why: CUT,
             }),
         }
     }
@@ -357,7 +362,7 @@ impl Lexer {
         }
         match (self.state, byte) {
             (State::Start, b'{') => self.open(true, at),
-            (State::Start, _) => self.die(*at, "the body is not a JSON object"),
+            (State::Start, _) => self.die(*at, NO_OBJECT),
             (State::FirstKey, b'}') | (State::FirstValue, b']') => self.close(at),
             (State::FirstKey | State::Key, b'"') => {
                 *at += 1;

@@ -8,6 +8,7 @@
 use memchr::memmem;
 
 use super::json::{Fields, Malformed, Peek, Progress, Span};
+use super::lexer;
 use super::refers;
 use super::text::Text;
 
@@ -255,10 +256,18 @@ impl Form {
             }
             State::Value(Kind::Session) => {
                 if let Some(session) = self.session.take() {
-                    // Also where it names its model twice.
-                    if let Err(Malformed { why, .. }) = session.finish() {
-                        self.die(at, why);
-                        return true;
+                    match session.finish().map_err(|fault| fault.why) {
+                        // What is no object names no model: a field of another operation that happens to be called so.
+                        Ok(()) | Err(lexer::NO_OBJECT | lexer::EMPTY) => {}
+                        Err(lexer::CUT) => {
+                            self.die(at, "`session` ends in the middle of its JSON object");
+                            return true;
+                        }
+                        // Also where it names its model twice.
+                        Err(why) => {
+                            self.die(at, why);
+                            return true;
+                        }
                     }
                     self.fields
                         .adopt_session(session.fields(), self.value_start);

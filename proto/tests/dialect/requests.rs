@@ -237,8 +237,16 @@ fn a_form_names_its_model_once() {
         assert_eq!(fault(&[&model, &file, &file]), None);
         assert!(fault(&[&model, &file, &other, &file]).is_some());
         assert!(fault(&[&named, &file, &named, &file]).is_some());
-        let double = session(r#"{"model":"a","model":"b"}"#);
-        assert!(fault(&[&double, &file]).is_some());
+        for broken in [
+            r#"{"model":"a","model":"b"}"#,
+            r#"{"model":"a""#,
+            r#"{"x"}"#,
+        ] {
+            assert!(fault(&[&session(broken), &file]).is_some(), "{broken}");
+        }
+        for other in ["abc", "", "[1]", "7"] {
+            assert_eq!(fault(&[&session(other), &file]), None, "{other}");
+        }
     }
     let both = [&named, &file, &other, &file].map(Clone::clone);
     assert!(fault(&both, true).is_some());
