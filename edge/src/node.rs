@@ -320,6 +320,7 @@ fn hello(config: &Config, identity: &Identity) -> v1::Hello {
             0
         },
         hears_hops: true,
+        mends: config.has(Role::Egress),
     }
 }
 

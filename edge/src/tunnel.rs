@@ -37,6 +37,8 @@ mod hedge;
 
 mod double;
 
+mod repair;
+
 mod resume;
 
 mod overdue;

@@ -12,6 +12,7 @@ use vector_proto::dialect::sse::Events;
 use vector_proto::dialect::usage::{Reader, StreamEnd, Usage};
 use vector_proto::tunnel::beat::Beat;
 use vector_proto::tunnel::codec::{self, Decoder, Piece};
+use vector_proto::tunnel::repair::{BLOCK_BYTES_MAX, Repair, SYMBOL_BYTES, SYMBOLS_MAX};
 
 /// Inputs longer than this are not cut in two at every byte, so that a check stays fast; byte by byte they always are.
 const CUTS_MAX: usize = 64;
@@ -332,4 +333,15 @@ pub(crate) fn beat(data: &[u8]) {
     if let Ok(beat) = Beat::decode(data) {
         assert_eq!(&beat.encode()[..], data);
     }
+}
+
+/// What is taken for repair symbols is within the limits, and travels again as the same.
+pub(crate) fn repair(data: &[u8]) {
+    let Ok(repair) = Repair::read(&Bytes::copy_from_slice(data)) else {
+        return;
+    };
+    let count = repair.symbols.len() / SYMBOL_BYTES;
+    assert!(repair.block.end() <= BLOCK_BYTES_MAX && repair.block.length > 0);
+    assert!(repair.first + count <= repair.block.total && repair.block.total <= SYMBOLS_MAX);
+    assert_eq!(Repair::read(&repair.to_bytes()), Ok(repair));
 }

@@ -13,6 +13,8 @@ pub mod codec;
 
 pub mod fields;
 
+pub mod repair;
+
 /// Version of the frames and messages. Both ends of a link must have the same.
 pub const VERSION: u32 = 1;
 

@@ -42,7 +42,15 @@ fn every_target_is_one_check_that_is_replayed() {
         targets.push(name);
     }
     targets.sort();
-    let replayed = ["beat", "codec", "json", "multipart", "rename", "sse"];
+    let replayed = [
+        "beat",
+        "codec",
+        "json",
+        "multipart",
+        "rename",
+        "repair",
+        "sse",
+    ];
     assert_eq!(targets, replayed);
 }
 
@@ -54,6 +62,11 @@ fn json() {
 #[test]
 fn multipart() {
     replay("multipart", checks::multipart);
+}
+
+#[test]
+fn repair() {
+    replay("repair", checks::repair);
 }
 
 #[test]

@@ -109,6 +109,16 @@ pub(super) fn show(telemetry: &Telemetry, tally: &Tally) {
             &tally.doubles_first,
         ),
         (
+            "exchange_repairs",
+            "Datagrams of repair symbols that were sent behind requests",
+            &tally.repairs_sent,
+        ),
+        (
+            "exchange_mended",
+            "Requests that were whole by repair symbols, before what they had lost came again",
+            &tally.mended,
+        ),
+        (
             "exchange_stale_acks",
             "Acknowledgements of less than was acknowledged before: overtaken on their way, or a peer's fault",
             &tally.stale_acks,

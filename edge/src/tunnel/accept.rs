@@ -429,6 +429,7 @@ impl Stream {
             via: open.via.iter().take(VIA_MAX).cloned().collect(),
             redundant: open.redundant,
             repeatable: open.repeatable,
+            repaired: open.repaired,
             stop: Some(CancellationToken::new()),
         };
         let end = End::new(&self.link.tunnel, &self.link, origin);

@@ -23,6 +23,7 @@ use super::{
     exchange::REQUEST_CREDIT_BYTES,
     half::{ReadStream, ReceiveHalf, SendHalf},
     link::Link,
+    repair::{self, Mender},
     transport::{Receiver, Sender},
 };
 
@@ -66,6 +67,7 @@ impl Arrival {
             send,
             receive,
             rest,
+            open,
             ..
         } = self;
         let accepted = v1::Accepted {
@@ -73,8 +75,15 @@ impl Arrival {
             request_credit: REQUEST_CREDIT_BYTES,
             offset: 0,
         };
-        let body = ReadStream::attached(&link, receive, 0, rest);
-        let body = ReceiveHalf::new(Arc::clone(&end), body);
+        let mut body = ReadStream::attached(&link, receive, 0, rest);
+        let place = open.repaired.then(|| end.tunnel.mending().take()).flatten();
+        let mender = place.map(Mender::new);
+        if mender.is_some() {
+            repair::warm();
+            body = body.scattered();
+            link.give_early_repairs(&end);
+        }
+        let body = ReceiveHalf::new(Arc::clone(&end), body, mender);
         {
             let mut sending = end.sending.lock();
             let at = Attachment { link, stream: send };

@@ -22,6 +22,7 @@ use super::{
     half::{ReadStream, ReceiveHalf, SendHalf},
     link::Link,
     pool::asks_for_known,
+    repair,
     resume::open_frame,
 };
 
@@ -58,8 +59,12 @@ impl Call {
         let beside = v1::Open {
             egress_epoch: if open.egress_epoch == 0 { epoch } else { 0 },
             via: tunnel.via(&path.egress),
+            repaired: direct && link.repairs(open),
             ..v1::Open::default()
         };
+        if beside.repaired {
+            repair::warm();
+        }
         let payload = open.encode_to_vec();
         let (frame, begin) = open_frame(&payload, &beside);
         let origin = Origin {
@@ -71,6 +76,7 @@ impl Call {
             via: Vec::new(),
             redundant: open.redundant,
             repeatable: open.repeatable,
+            repaired: beside.repaired,
             stop: None,
         };
         let end = End::new(tunnel, link, origin);
@@ -98,7 +104,7 @@ impl Call {
         Ok(Self {
             request: RequestWriter(SendHalf::new(Arc::clone(&end))),
             response: ResponseReader {
-                half: ReceiveHalf::new(end, first),
+                half: ReceiveHalf::new(end, first, None),
                 ended: false,
             },
         })
@@ -134,7 +140,10 @@ impl RequestWriter {
     /// As [`Self::data`].
     pub async fn end(&mut self) -> Result<(), Lost> {
         self.0.last(codec::END);
-        self.flush().await
+        self.flush().await?;
+        let end = &self.0.end;
+        end.tunnel.send_repairs(end);
+        Ok(())
     }
 }
 

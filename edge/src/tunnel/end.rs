@@ -5,6 +5,7 @@
 //! task drives it until everything is handed over. What it reads comes from every attachment at once and is
 //! merged by offset. An end without any attachment is *stranded* and ends when its time is over.
 
+mod receiving;
 mod sending;
 
 use std::{
@@ -26,11 +27,9 @@ use vector_proto::{
     },
 };
 
+use self::receiving::Receiving;
 pub(super) use self::sending::{Attachment, Opening, Out, Sending};
-use super::{Condition, LostReason, Tunnel, half::ReadStream, link::Link};
-
-/// Streams that wait for a reader to take them. More than that is a peer that attaches for its own sake.
-const INBOX_MAX: usize = 4;
+use super::{Condition, LostReason, Tunnel, link::Link};
 
 /// Relays that may speak of one exchange.
 const CARRIERS_MAX: usize = 8;
@@ -55,6 +54,8 @@ pub(super) struct Origin {
     pub(super) via: Vec<String>,
     pub(super) redundant: bool,
     pub(super) repeatable: bool,
+    /// Repair symbols for the request go or come beside it.
+    pub(super) repaired: bool,
     /// For the egress, whose provider call must stop: set once the exchange cannot go on.
     pub(super) stop: Option<CancellationToken>,
 }
@@ -85,6 +86,8 @@ pub(super) struct End {
     pub(super) redundant: bool,
     /// To be done twice is no harm.
     pub(super) repeatable: bool,
+    /// Repair symbols for the request go or come beside it.
+    pub(super) repaired: bool,
     /// A twin is being made.
     pub(super) doubling: AtomicBool,
     /// Its writer waits for the node's budget.
@@ -93,16 +96,6 @@ pub(super) struct End {
     pub(super) writer: AtomicWaker,
     pub(super) reader: AtomicWaker,
     pub(super) mover: AtomicWaker,
-}
-
-#[derive(Debug)]
-struct Receiving {
-    /// The link of the newest attachment: words about the exchange go there.
-    home: Arc<Link>,
-    /// Streams that the reader has not taken yet.
-    inbox: Vec<ReadStream>,
-    /// Relays that carried it.
-    carriers: Vec<Arc<str>>,
 }
 
 impl End {
@@ -116,6 +109,7 @@ impl End {
             via,
             redundant,
             repeatable,
+            repaired,
             stop,
         } = origin;
         home.vitals().began();
@@ -139,6 +133,7 @@ impl End {
             receiving: Mutex::new(Receiving {
                 home: Arc::clone(home),
                 inbox: Vec::new(),
+                repairs: Vec::new(),
                 carriers,
             }),
             arrived: AtomicBool::new(false),
@@ -148,6 +143,7 @@ impl End {
             stranded: AtomicBool::new(false),
             redundant,
             repeatable,
+            repaired,
             doubling: AtomicBool::new(false),
             awaits_budget: AtomicBool::new(false),
             fate: AtomicU8::new(0),
@@ -257,32 +253,6 @@ impl End {
                 .carriers
                 .iter()
                 .any(|carrier| **carrier == *peer)
-    }
-
-    /// Gives the reader another stream to read from.
-    pub(super) fn read_also(&self, stream: ReadStream) {
-        self.set_home(&stream.link);
-        self.stranded.store(false, Ordering::Release);
-        {
-            let mut receiving = self.receiving.lock();
-            if receiving.inbox.len() == INBOX_MAX {
-                receiving.inbox.remove(0);
-            }
-            receiving.inbox.push(stream);
-        }
-        self.arrived.store(true, Ordering::Release);
-        self.reader.wake();
-    }
-
-    /// Whether a stream waits to be read.
-    pub(super) fn has_arrivals(&self) -> bool {
-        self.arrived.load(Ordering::Acquire)
-    }
-
-    pub(super) fn take_arrivals(&self) -> Vec<ReadStream> {
-        let mut receiving = self.receiving.lock();
-        self.arrived.store(false, Ordering::Release);
-        std::mem::take(&mut receiving.inbox)
     }
 
     /// Says something about the exchange to the other end.

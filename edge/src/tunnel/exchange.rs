@@ -47,8 +47,13 @@ const ACKS_PER_WINDOW: u64 = 32;
 /// What has waited so long is acknowledged with the next bytes, however few: of a slow stream, half a second is held, not all of it.
 const ACK_AFTER: Duration = Duration::from_millis(500);
 
-/// Slices that may wait ahead of a gap. Two attachments in order leave few; more is a hostile peer.
+/// Slices that may wait ahead of a gap. Two attachments in order leave few, and what is read as it comes is joined where it
+/// follows on; more is a hostile peer.
 pub const AHEAD_SLICES_MAX: usize = 1024;
+
+/// Slices from which on those that follow on each other are joined, and what comes of it at the most.
+const AHEAD_SLICES_MANY: usize = 256;
+const JOINED_BYTES_MAX: usize = 16 << 10;
 
 /// A peer that breaks the rules. The attachment that carried it is closed.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
@@ -444,13 +449,14 @@ impl Incoming {
                     .min(bytes.len()),
                 None => bytes.len(),
             };
-            if len > 0 {
+            if len > 0 && !self.join_ahead(offset, &bytes[..len]) {
                 if self.ahead.len() >= AHEAD_SLICES_MAX {
                     return Err(Violation::Scattered);
                 }
-                self.ahead.insert(offset, bytes.split_to(len));
-                offset += len as u64;
+                self.ahead.insert(offset, bytes.slice(..len));
             }
+            bytes.advance(len);
+            offset += len as u64;
             if let Some((_, held)) = following {
                 let known = held.min(bytes.len());
                 bytes.advance(known);
@@ -458,6 +464,24 @@ impl Incoming {
             }
         }
         Ok(())
+    }
+}
+
+impl Incoming {
+    /// Adds bytes to the slice that they follow on, if there are many and that is short.
+    fn join_ahead(&mut self, offset: u64, bytes: &[u8]) -> bool {
+        if self.ahead.len() < AHEAD_SLICES_MANY {
+            return false;
+        }
+        let Some((start, before)) = self.ahead.range_mut(..offset).next_back() else {
+            return false;
+        };
+        let follows = start + before.len() as u64 == offset;
+        if !follows || before.len() + bytes.len() > JOINED_BYTES_MAX {
+            return false;
+        }
+        *before = [before, bytes].concat().into();
+        true
     }
 }
 
@@ -586,6 +610,21 @@ mod tests {
             Some(4000 + burst.len() as u64)
         );
         assert_eq!(incoming.ack_due(later + ACK_AFTER, true), None);
+    }
+
+    #[test]
+    fn many_small_pieces_behind_a_gap_are_joined() {
+        let text = model(200_000);
+        let mut incoming = Incoming::default();
+        for (at, piece) in text.chunks(100).enumerate().skip(1) {
+            let bytes = Bytes::copy_from_slice(piece);
+            assert_eq!(incoming.receive(at as u64 * 100, bytes), Ok(None));
+        }
+        assert!(incoming.ahead.len() < AHEAD_SLICES_MANY + 32);
+        let first = incoming.receive(0, Bytes::copy_from_slice(&text[..100]));
+        let mut out: Vec<u8> = first.unwrap().into_iter().flatten().collect();
+        out.extend(std::iter::from_fn(|| incoming.take_ahead()).flatten());
+        assert!(out == text);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 //! Both ends of an exchange use the same two. They join the rules (`exchange`) with the streams
 //! (`transport`), and talk about offsets with the peer through the link.
 
+mod mending;
+mod preamble;
 mod stream;
 
 use std::{
@@ -28,14 +30,14 @@ use vector_proto::{
     },
 };
 
-use self::stream::Read;
-pub(super) use self::stream::ReadStream;
+use self::{mending::Mending, stream::Read};
+pub(super) use self::{preamble::read_preamble, stream::ReadStream};
 use super::{
     LostReason,
     double::SMALL_BYTES_MAX,
     end::{End, Out, Side},
     exchange::{INITIAL_CREDIT_BYTES, Incoming, REQUEST_CREDIT_BYTES},
-    transport::{self, Receiver},
+    repair::Mender,
 };
 
 /// Bytes that [`SendHalf::data`] holds back for company before it writes them out by itself.
@@ -212,10 +214,12 @@ pub(super) struct ReceiveHalf {
     alone: Option<Pin<Box<Sleep>>>,
     /// By how much the window is larger than at first.
     grown: u64,
+    /// Only while it may help.
+    mending: Option<Box<Mending>>,
 }
 
 impl ReceiveHalf {
-    pub(super) fn new(end: Arc<End>, stream: ReadStream) -> Self {
+    pub(super) fn new(end: Arc<End>, stream: ReadStream, mender: Option<Mender>) -> Self {
         let credit = match end.side {
             Side::Ingress => INITIAL_CREDIT_BYTES,
             Side::Egress => REQUEST_CREDIT_BYTES,
@@ -231,6 +235,7 @@ impl ReceiveHalf {
             said_no: None,
             alone: None,
             grown: 0,
+            mending: mender.map(|mender| Box::new(Mending::with(mender))),
         }
     }
 
@@ -255,6 +260,7 @@ impl ReceiveHalf {
                 Some(piece) => {
                     if matches!(piece, Piece::Frame(Kind::End | Kind::Refused, _)) {
                         self.end.whole.store(true, Ordering::Release);
+                        self.mending = None;
                         self.acknowledge(true);
                     }
                     return Poll::Ready(Ok(piece));
@@ -294,7 +300,9 @@ impl ReceiveHalf {
     /// Reads from whichever stream has something.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LostReason>> {
         loop {
-            self.take_arrivals();
+            if self.take_arrivals()? {
+                return Poll::Ready(Ok(()));
+            }
             let mut at = 0;
             while let Some(stream) = self.streams.get_mut(at) {
                 match stream.poll(&self.end, cx)? {
@@ -339,6 +347,9 @@ impl ReceiveHalf {
             if self.end.has_arrivals() {
                 continue;
             }
+            if let Poll::Ready(mended) = self.poll_mend(cx) {
+                return Poll::Ready(mended);
+            }
             if !self.streams.is_empty() {
                 return Poll::Pending;
             }
@@ -366,12 +377,20 @@ impl ReceiveHalf {
         self.refused.is_some()
     }
 
-    fn take_arrivals(&mut self) {
+    /// Takes streams and repair symbols that came. Whether there are new bytes thereby.
+    fn take_arrivals(&mut self) -> Result<bool, LostReason> {
         if !self.end.has_arrivals() {
-            return;
+            return Ok(false);
+        }
+        let (streams, repairs) = self.end.take_arrivals();
+        let before = self.incoming.next_offset();
+        self.repair(&repairs)?;
+        let came = self.incoming.next_offset() > before;
+        if streams.is_empty() {
+            return Ok(came);
         }
         self.alone = None;
-        for stream in self.end.take_arrivals() {
+        for stream in streams {
             if self.streams.len() == STREAMS_MAX {
                 self.streams.remove(0);
             }
@@ -385,9 +404,16 @@ impl ReceiveHalf {
             exchange,
             offset: credit,
         });
+        Ok(came)
     }
 
     fn merge(&mut self, at: u64, bytes: Bytes) -> Result<(), LostReason> {
+        self.note(at, &bytes);
+        self.take_in(at, bytes)?;
+        self.mend_if_last()
+    }
+
+    fn take_in(&mut self, at: u64, bytes: Bytes) -> Result<(), LostReason> {
         let violation = |violation| {
             tracing::warn!(peer = %self.end.far, exchange = %self.end.exchange, %violation, "peer breaks the tunnel's rules");
             LostReason::Gone
@@ -449,28 +475,4 @@ impl Drop for ReceiveHalf {
 fn is_of_path(refused: &Bytes) -> bool {
     let code = v1::Refused::decode(&refused[..]).map(|refused| refused.code.parse());
     matches!(code, Ok(Ok(Code::Protocol | Code::NoPath)))
-}
-
-/// Reads the one frame that stands before the sequence, and what came behind it.
-pub(super) async fn read_preamble(
-    stream: &mut Receiver,
-) -> Result<(Kind, Bytes, Bytes), PreambleError> {
-    let mut decoder = Decoder::default();
-    loop {
-        let mut input = stream.read().await?.ok_or(codec::Error::Truncated)?;
-        match decoder.next(&mut input)? {
-            Some(Piece::Frame(kind, payload)) => return Ok((kind, payload, mem::take(&mut input))),
-            Some(Piece::Data(_)) => return Err(codec::Error::OutOfPlace(Kind::Data).into()),
-            None => {}
-        }
-    }
-}
-
-/// Why a stream's first frame could not be read.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum PreambleError {
-    #[error(transparent)]
-    Transport(#[from] transport::Error),
-    #[error(transparent)]
-    Codec(#[from] codec::Error),
 }

@@ -11,6 +11,8 @@ mod outbox;
 
 mod shown;
 
+mod splice;
+
 use std::{
     collections::VecDeque,
     fmt,
@@ -33,14 +35,15 @@ use vector_proto::{
     },
 };
 
-pub use self::control::Ready;
 use self::{control::Control, outbox::Outbox};
+pub use self::{control::Ready, splice::Splice};
 use super::{
     Peer, Tunnel,
     end::Side,
     exchange::WINDOW_BYTES_MAX,
     hedge::Lateness,
     onward::Onward,
+    repair::{Early, Losses},
     transport::{self, Connection, Receiver, Sender},
     vitals::{Condition, Vitals},
 };
@@ -98,6 +101,11 @@ pub struct Link {
     pub(super) side: Side,
     /// The peer may speak for others.
     relay: bool,
+    /// The peer mends what it is sent, as it says.
+    pub(super) mends: bool,
+    /// What packets show of the way to the peer.
+    pub(super) losses: Losses,
+    pub(super) early_repairs: Early,
     /// The peer calls providers, as it says.
     pub(super) egress: bool,
     pub(super) tunnel: Tunnel,
@@ -187,6 +195,9 @@ impl Link {
             me: me.node.as_str().into(),
             side,
             relay: is_relay(&peer.roles) && is_relay(&hello.roles),
+            mends: hello.mends,
+            losses: Losses::default(),
+            early_repairs: Early::default(),
             egress: hello.roles.iter().any(|role| role == "egress"),
             tunnel: tunnel.clone(),
             epoch: hello.epoch,
@@ -322,44 +333,6 @@ impl Link {
         self.side == Side::Egress
     }
 
-    /// Lets words about `exchange` pass from either link to the other, until the guard is dropped.
-    #[must_use]
-    pub fn splice(up: &Arc<Self>, down: &Arc<Self>, of: (ExchangeId, u32)) -> Splice {
-        let (exchange, attempt) = of;
-        down.pass(exchange, up);
-        up.pass(exchange, down);
-        if up.was_cancelled(exchange, attempt) {
-            // Cancelled before it came: say so behind the OPEN that is about to leave.
-            let reason = GoneReason::of_attempt(attempt);
-            down.say(Entry::Cancel { exchange, reason });
-        }
-        Splice {
-            up: Arc::clone(up),
-            down: Arc::clone(down),
-            exchange,
-        }
-    }
-
-    fn pass(&self, exchange: ExchangeId, other: &Arc<Self>) {
-        let mut passing = self.passing.lock();
-        let entry = passing.entry(exchange).or_insert_with(|| {
-            self.vitals.began();
-            (Weak::new(), 0)
-        });
-        *entry = (Arc::downgrade(other), entry.1 + 1);
-    }
-
-    fn unpass(&self, exchange: ExchangeId) {
-        let mut passing = self.passing.lock();
-        if let Some((_, streams)) = passing.get_mut(&exchange) {
-            *streams -= 1;
-            if *streams == 0 {
-                passing.remove(&exchange);
-                self.vitals.ended(1);
-            }
-        }
-    }
-
     pub(crate) async fn open_stream(&self) -> Result<(Sender, Receiver), transport::Error> {
         self.connection.open().await
     }
@@ -475,21 +448,6 @@ impl Link {
                 reason: GoneReason::HopDown as u64,
             });
         }
-    }
-}
-
-/// Two links that pass on each other's words about one exchange.
-#[derive(Debug)]
-pub struct Splice {
-    up: Arc<Link>,
-    down: Arc<Link>,
-    exchange: ExchangeId,
-}
-
-impl Drop for Splice {
-    fn drop(&mut self) {
-        self.up.unpass(self.exchange);
-        self.down.unpass(self.exchange);
     }
 }
 

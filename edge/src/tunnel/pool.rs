@@ -26,6 +26,7 @@ use super::{
     hedge::Hedges,
     onward::{Outlook, Way},
     registry::Registry,
+    repair,
     resume::Patience,
     tally::Tally,
 };
@@ -61,6 +62,7 @@ struct Core {
     hedges: Hedges,
     budget: Budget,
     growth: Growth,
+    mending: repair::Places,
     /// What is told of the links, on a relay.
     outlook: Outlook,
     tasks: TaskTracker,
@@ -220,6 +222,10 @@ impl Tunnel {
     /// Sets how long exchanges without an attachment are kept.
     pub fn set_patience(&self, patience: Patience) {
         *self.core.patience.write() = patience;
+    }
+
+    pub(super) fn mending(&self) -> &repair::Places {
+        &self.core.mending
     }
 
     pub(super) fn hedges(&self) -> &Hedges {

@@ -19,6 +19,10 @@ pub struct Tally {
     pub doubled: Counter,
     /// Pieces of which the second path's copy came first.
     pub doubles_first: Counter,
+    /// Datagrams of repair symbols that were sent.
+    pub repairs_sent: Counter,
+    /// Requests that were whole by repair symbols, before what they had lost came again.
+    pub mended: Counter,
     /// Acknowledgements of less than was acknowledged before, which change nothing.
     pub stale_acks: Counter,
     /// Links that were refused, as their node or all nodes had as many as they may.

@@ -208,6 +208,21 @@ impl Receiver {
         }
     }
 
+    /// The next bytes in whatever order they come, and how far they are from what was read in order before, which is
+    /// possible no longer; `None` at the end. Nothing comes twice.
+    ///
+    /// # Errors
+    /// As [`Self::poll_read`].
+    pub(super) fn poll_scattered(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<(u64, Bytes)>, Error>> {
+        match self {
+            Self::Quic(receiver) => receiver.poll_scattered(cx),
+            Self::Memory(receiver) => receiver.poll_scattered(cx),
+        }
+    }
+
     /// [`Self::poll_read`] as a future. Cancel safety: dropping it loses no bytes.
     ///
     /// # Errors

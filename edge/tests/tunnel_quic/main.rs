@@ -7,6 +7,7 @@
 mod busy;
 mod carriers;
 mod figures;
+mod mended;
 mod moved;
 mod pulse;
 mod relayed;

@@ -31,6 +31,8 @@ enum At {
     Preamble(Box<Decoder>),
     /// The offset of the next byte.
     Sequence(u64),
+    /// It is read as it comes, from this offset on.
+    Scattered(u64),
 }
 
 /// What a stream gave.
@@ -68,11 +70,35 @@ impl ReadStream {
         }
     }
 
+    /// From now on bytes are taken as they come, whatever is missing before them.
+    pub(in crate::tunnel) fn scattered(mut self) -> Self {
+        if let At::Sequence(offset) = self.at {
+            self.at = At::Scattered(offset.saturating_add(self.rest.len() as u64));
+        }
+        self
+    }
+
+    fn poll_scattered(&mut self, from: u64, cx: &mut Context<'_>) -> Poll<Read> {
+        let rest = mem::take(&mut self.rest);
+        if !rest.is_empty() {
+            return Poll::Ready(Read::Bytes(from - rest.len() as u64, rest));
+        }
+        Poll::Ready(match ready!(self.stream.poll_scattered(cx)) {
+            // What runs over is beyond any credit, and refused for that.
+            Ok(Some((at, bytes))) => Read::Bytes(from.saturating_add(at), bytes),
+            Ok(None) => Read::Ended,
+            Err(_) => Read::Broken,
+        })
+    }
+
     pub(super) fn poll(
         &mut self,
         end: &Arc<End>,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Read, LostReason>> {
+        if let At::Scattered(from) = self.at {
+            return self.poll_scattered(from, cx).map(Ok);
+        }
         loop {
             let mut bytes = mem::take(&mut self.rest);
             if bytes.is_empty() {
@@ -89,6 +115,7 @@ impl ReadStream {
                     *offset = offset.saturating_add(bytes.len() as u64);
                     return Poll::Ready(Ok(Read::Bytes(at, bytes)));
                 }
+                At::Scattered(_) => {}
                 At::Preamble(decoder) => match decoder.next(&mut bytes)? {
                     None => {}
                     Some(Piece::Frame(Kind::Accepted, payload)) => {

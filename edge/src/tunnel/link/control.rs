@@ -16,6 +16,7 @@ use super::{Error, Link};
 use crate::tunnel::{
     inbound,
     onward::News,
+    repair,
     transport::{Receiver, Sender},
     vitals::Condition,
 };
@@ -57,6 +58,7 @@ impl Ready {
             gone = link.connection.closed() => Error::Transport(gone),
             () = obey(&link) => Error::Silent,
             () = inbound::attachments(&link), if !link.is_accepted() => Error::Silent,
+            () = repair::listen(&link), if link.is_accepted() => Error::Silent,
         };
         if let Error::Stuck = &reason {
             tracing::warn!(peer = %link.peer, "link closed: its control stream does not move");

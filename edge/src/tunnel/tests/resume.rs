@@ -14,6 +14,8 @@ mod double;
 
 mod drained;
 
+mod mended;
+
 mod opening;
 
 mod passage;

@@ -11,7 +11,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::{Context, Poll, Waker, ready},
 };
 
 use bytes::Bytes;
@@ -86,6 +86,7 @@ impl Connection {
             let receiver = Receiver {
                 stream: Arc::clone(&stream),
                 side: 1 - side,
+                scattered: 0,
             };
             (
                 super::Sender::Memory(sender),
@@ -198,6 +199,8 @@ impl fmt::Debug for Sender {
 pub struct Receiver {
     stream: Arc<Stream>,
     side: usize,
+    /// Bytes that were read as if they could come in any order.
+    scattered: u64,
 }
 
 impl Receiver {
@@ -212,6 +215,21 @@ impl Receiver {
                     (Poll::Pending, None)
                 }
             })
+    }
+}
+
+impl Receiver {
+    /// Within a process nothing is ever late.
+    pub(super) fn poll_scattered(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<(u64, Bytes)>, Error>> {
+        let bytes = ready!(self.poll_read(cx))?;
+        Poll::Ready(Ok(bytes.map(|bytes| {
+            let at = self.scattered;
+            self.scattered += bytes.len() as u64;
+            (at, bytes)
+        })))
     }
 }
 

@@ -7,6 +7,8 @@ pub mod probe;
 
 mod reader;
 
+mod stream;
+
 use std::{
     fmt, io,
     net::{SocketAddr, UdpSocket},
@@ -14,16 +16,19 @@ use std::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use quinn::{ConnectionError, ReadError, VarInt, WriteError};
+use quinn::{ConnectionError, VarInt};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use self::reader::{Ground, Reader};
+pub use self::stream::{Receiver, Sender};
+use self::{
+    reader::{Ground, Reader},
+    stream::halves,
+};
 use super::{Error, congestion};
 use crate::tunnel::{budget::GROWN_BYTES_MAX, exchange::REQUEST_CREDIT_BYTES};
 
@@ -62,6 +67,9 @@ const KEEP_ALIVE: Duration = Duration::from_millis(2_300);
 
 /// Closes a connection whose peer was removed. Every other close has 0.
 const REVOKED: u32 = 1;
+
+/// Repair symbols of one connection that wait, each way: those of two large prompts on a bad path. The oldest give way.
+const DATAGRAMS_BYTES: usize = 256 << 10;
 
 /// Handshakes of strangers that may wait. What is above is ignored and comes again.
 const INCOMING_MAX: usize = 1024;
@@ -357,70 +365,28 @@ impl Connection {
     pub(super) fn received(&self) -> u64 {
         self.connection.stats().udp_rx.datagrams
     }
+
+    /// Largest payload of a datagram that the path takes now.
+    pub(in crate::tunnel) fn datagram_bytes_max(&self) -> usize {
+        self.connection.max_datagram_size().unwrap_or_default()
+    }
+
+    /// Sends something that may get lost.
+    pub(in crate::tunnel) fn send_datagram(&self, datagram: Bytes) {
+        // It may get lost here as well.
+        let _ = self.connection.send_datagram(datagram);
+    }
+
+    /// What the peer sent that way; `None` once the connection is gone. Cancel safety: none is lost.
+    pub(in crate::tunnel) async fn datagram(&self) -> Option<Bytes> {
+        self.connection.read_datagram().await.ok()
+    }
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "quic({})", self.connection.remote_address())
     }
-}
-
-/// The sending half of a stream.
-#[derive(Debug)]
-pub struct Sender(quinn::SendStream);
-
-impl Sender {
-    pub(super) fn poll_write(
-        &mut self,
-        cx: &mut Context<'_>,
-        chunks: &mut [Bytes],
-    ) -> Poll<Result<(), Error>> {
-        let mut done = 0;
-        while done < chunks.len() {
-            let written = {
-                let write = std::pin::pin!(self.0.write_chunks(&mut chunks[done..]));
-                ready!(write.poll(cx)).map_err(|error| match error {
-                    WriteError::Stopped(code) => Error::Reset(code.into_inner()),
-                    WriteError::ConnectionLost(error) => connection_lost(error),
-                    WriteError::ClosedStream | WriteError::ZeroRttRejected => Error::Reset(0),
-                })?
-            };
-            done += written.chunks;
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    pub(super) fn finish(&mut self) {
-        // Fails only on a stream that is finished or reset already.
-        let _ = self.0.finish();
-    }
-}
-
-/// The receiving half of a stream.
-#[derive(Debug)]
-pub struct Receiver(quinn::RecvStream);
-
-impl Receiver {
-    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Error>> {
-        let read = std::pin::pin!(self.0.read_chunk(usize::MAX, true));
-        let chunk = ready!(read.poll(cx)).map_err(|error| match error {
-            ReadError::Reset(code) => Error::Reset(code.into_inner()),
-            ReadError::ConnectionLost(error) => connection_lost(error),
-            ReadError::ClosedStream
-            | ReadError::IllegalOrderedRead
-            | ReadError::ZeroRttRejected => Error::Reset(0),
-        })?;
-        Poll::Ready(Ok(chunk.map(|chunk| chunk.bytes)))
-    }
-}
-
-fn halves(
-    (send, receive): (quinn::SendStream, quinn::RecvStream),
-) -> (super::Sender, super::Receiver) {
-    (
-        super::Sender::Quic(Sender(send)),
-        super::Receiver::Quic(Receiver(receive)),
-    )
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "fits `map_err`")]
@@ -454,8 +420,8 @@ fn transport_config(congestion: &Arc<congestion::Config>) -> quinn::TransportCon
         .initial_rtt(Duration::from_millis(100))
         .initial_mtu(1400)
         .keep_alive_interval(Some(KEEP_ALIVE))
-        .datagram_receive_buffer_size(Some(16 << 10))
-        .datagram_send_buffer_size(16 << 10)
+        .datagram_receive_buffer_size(Some(DATAGRAMS_BYTES))
+        .datagram_send_buffer_size(DATAGRAMS_BYTES)
         .congestion_controller_factory(Arc::clone(congestion) as _);
     if let Ok(idle) = IDLE.try_into() {
         config.max_idle_timeout(Some(idle));

@@ -1,0 +1,100 @@
+//! The two halves of a QUIC stream.
+
+use std::{
+    future::Future,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use quinn::{ReadError, WriteError};
+
+use super::connection_lost;
+use crate::tunnel::transport::{self, Error};
+
+/// The sending half of a stream.
+#[derive(Debug)]
+pub struct Sender(quinn::SendStream);
+
+impl Sender {
+    pub(in crate::tunnel::transport) fn poll_write(
+        &mut self,
+        cx: &mut Context<'_>,
+        chunks: &mut [Bytes],
+    ) -> Poll<Result<(), Error>> {
+        let mut done = 0;
+        while done < chunks.len() {
+            let written = {
+                let write = std::pin::pin!(self.0.write_chunks(&mut chunks[done..]));
+                ready!(write.poll(cx)).map_err(|error| match error {
+                    WriteError::Stopped(code) => Error::Reset(code.into_inner()),
+                    WriteError::ConnectionLost(error) => connection_lost(error),
+                    WriteError::ClosedStream | WriteError::ZeroRttRejected => Error::Reset(0),
+                })?
+            };
+            done += written.chunks;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    pub(in crate::tunnel::transport) fn finish(&mut self) {
+        // Fails only on a stream that is finished or reset already.
+        let _ = self.0.finish();
+    }
+}
+
+/// The receiving half of a stream.
+#[derive(Debug)]
+pub struct Receiver {
+    stream: quinn::RecvStream,
+    /// Bytes that were read in order.
+    read: u64,
+}
+
+impl Receiver {
+    pub(in crate::tunnel::transport) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, Error>> {
+        let chunk = ready!(self.poll_chunk(cx, true))?;
+        Poll::Ready(Ok(chunk.map(|chunk| {
+            self.read += chunk.bytes.len() as u64;
+            chunk.bytes
+        })))
+    }
+
+    pub(in crate::tunnel::transport) fn poll_scattered(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Option<(u64, Bytes)>, Error>> {
+        let chunk = ready!(self.poll_chunk(cx, false))?;
+        let place = |chunk: quinn::Chunk| (chunk.offset.saturating_sub(self.read), chunk.bytes);
+        Poll::Ready(Ok(chunk.map(place)))
+    }
+
+    fn poll_chunk(
+        &mut self,
+        cx: &mut Context<'_>,
+        ordered: bool,
+    ) -> Poll<Result<Option<quinn::Chunk>, Error>> {
+        let read = std::pin::pin!(self.stream.read_chunk(usize::MAX, ordered));
+        read.poll(cx).map_err(|error| match error {
+            ReadError::Reset(code) => Error::Reset(code.into_inner()),
+            ReadError::ConnectionLost(error) => connection_lost(error),
+            ReadError::ClosedStream
+            | ReadError::IllegalOrderedRead
+            | ReadError::ZeroRttRejected => Error::Reset(0),
+        })
+    }
+}
+
+pub(super) fn halves(
+    (send, receive): (quinn::SendStream, quinn::RecvStream),
+) -> (transport::Sender, transport::Receiver) {
+    (
+        transport::Sender::Quic(Sender(send)),
+        transport::Receiver::Quic(Receiver {
+            stream: receive,
+            read: 0,
+        }),
+    )
+}
