@@ -4,6 +4,7 @@
 //! pumped by a task of its own while the answer is awaited, and can be pumped again while nothing of it was forgotten.
 
 mod learn;
+mod open;
 mod stranded;
 
 use std::{
@@ -25,19 +26,17 @@ use vector_proto::{
 };
 
 use super::{
-    Ingress, affinity, head,
+    Ingress, affinity,
     linger::Waiting,
     load::{InFlight, Lesson},
     peek::Ask,
     pump::Pump,
     queue::{NoTurn, Turn, Visitor},
     record::Record,
-    replay,
     retry::{self, Failed, NO_PATH, Next},
     route::{self, Candidate, Choice, Target, Wish},
     tries::{Round, Tried, Tries, Wait},
     upload::Upload,
-    websocket,
 };
 use crate::{
     limit::Permit,
@@ -413,70 +412,6 @@ impl Sending<'_> {
                 }
                 Err(failed)
             }
-        }
-    }
-
-    fn open(&self, candidate: &Candidate, tries: &Tries) -> v1::Open {
-        let left = self
-            .ingress
-            .config
-            .request
-            .saturating_sub(self.start.elapsed());
-        v1::Open {
-            exchange: Bytes::copy_from_slice(&self.exchange.to_bytes()),
-            egress: candidate.path.egress.as_ref().to_owned(),
-            // A conversation lasts as long as both sides want it to.
-            deadline_ms: if self.found.operation.websocket {
-                0
-            } else {
-                left.as_millis() as u64
-            },
-            attempt: tries.attempt,
-            request: Some(self.request_head(candidate, tries)),
-            redundant: self.target.row.redundant,
-            repeatable: tries.twice,
-            keep: self.keeps.then_some(v1::Keep {
-                kept_ms: replay::KEPT_MS,
-            }),
-            ..v1::Open::default()
-        }
-    }
-
-    fn request_head(&self, candidate: &Candidate, tries: &Tries) -> v1::RequestHead {
-        let upstream = &self.target.row.upstreams[candidate.upstream];
-        let asked = self.ask.model.as_deref();
-        let rename = asked
-            .filter(|asked| !upstream.model.is_empty() && **asked != *upstream.model)
-            .map(|_| &*upstream.model);
-        let (model, upstream_model) = self.target.called(asked, rename);
-        let span = self.ask.span;
-        let offers = if self.found.operation.websocket {
-            websocket::offers(&self.parts.headers)
-        } else {
-            None
-        };
-        v1::RequestHead {
-            method: self.parts.method.as_str().to_owned(),
-            path: head::below_base(
-                self.found,
-                self.parts.uri.path(),
-                self.parts.uri.query(),
-                rename,
-            ),
-            headers: head::travelling(&self.parts.headers, offers),
-            operation: self.found.operation.name.to_owned(),
-            provider: upstream.provider.name.as_ref().to_owned(),
-            credential: self.target.credential.as_ref().to_owned(),
-            model: model.to_owned(),
-            upstream_model: upstream_model.to_owned(),
-            model_start: span.map_or(0, |span| span.start),
-            model_end: span.map_or(0, |span| span.end),
-            body_bytes: tries.upload.as_ref().and_then(Upload::total),
-            account: self.policy.account.clone(),
-            key: self.policy.key.clone(),
-            websocket: self.found.operation.websocket,
-            traceparent: self.traceparent.clone(),
-            affinity: tries.affinity,
         }
     }
 }
