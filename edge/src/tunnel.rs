@@ -51,6 +51,8 @@ pub mod call;
 
 pub mod arrival;
 
+pub mod ahead;
+
 // Who is linked to whom.
 pub mod pool;
 
@@ -77,6 +79,7 @@ use rustls::pki_types::CertificateDer;
 use vector_proto::tunnel::{codec, v1};
 
 pub use self::{
+    ahead::Ahead,
     arrival::{Answer, Arrival, Cancelled, RequestBody},
     call::{Call, Part, RequestWriter, ResponseReader},
     link::Link,

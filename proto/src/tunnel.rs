@@ -3,7 +3,8 @@
 //! A link is one QUIC connection. Its first stream carries [`codec::Entry`]s about all exchanges;
 //! every further stream is an attachment: one preamble frame, then the bytes of a *sequence*.
 //! A sequence is one direction of an exchange, counted in bytes over its frames, so that any
-//! prefix of it can be acknowledged and the rest sent again over another attachment.
+//! prefix of it can be acknowledged and the rest sent again over another attachment. A request's body may go ahead of what is
+//! asked: then its OPEN asks for nothing, and a HEAD in the sequence does.
 
 pub mod beat;
 

@@ -176,6 +176,7 @@ impl Fault {
             provider_head,
             provider_body: provider_body.unwrap_or_default(),
             upstream_attempts: tries,
+            headless: false,
         }
     }
 }

@@ -124,6 +124,21 @@ pub(super) fn show(telemetry: &Telemetry, tally: &Tally) {
             &tally.stale_acks,
         ),
         (
+            "exchange_ahead",
+            "Exchanges opened for a body that goes ahead of what is asked",
+            &tally.ahead,
+        ),
+        (
+            "exchange_ahead_begun",
+            "Of those, the ones that were asked for",
+            &tally.ahead_begun,
+        ),
+        (
+            "exchange_ahead_missed",
+            "Of those, the ones given up as somebody else was asked, or nobody",
+            &tally.ahead_missed,
+        ),
+        (
             "links_refused",
             "Links of other nodes that were refused, as there were too many",
             &tally.links_refused,

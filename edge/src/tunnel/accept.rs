@@ -289,9 +289,9 @@ fn is_another_path(end: &End, open: &v1::Open) -> bool {
     end.attempt == open.attempt && open.attach_seq > 0
 }
 
-/// Whether it is a later attempt, after one that has ended.
-fn is_later(end: &End, open: &v1::Open) -> bool {
-    end.attempt < open.attempt && end.sending.lock().ended
+/// Whether it is a later attempt, after one that has ended, or that is given up for it as nothing was asked by it.
+fn is_later(end: &Arc<End>, open: &v1::Open) -> bool {
+    end.attempt < open.attempt && (end.sending.lock().ended || end.give_up())
 }
 
 /// One attachment that a peer opened.
@@ -430,6 +430,7 @@ impl Stream {
             redundant: open.redundant,
             repeatable: open.repeatable,
             repaired: open.repaired,
+            ahead: open.ahead,
             stop: Some(CancellationToken::new()),
         };
         let end = End::new(&self.link.tunnel, &self.link, origin);

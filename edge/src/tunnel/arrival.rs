@@ -1,6 +1,7 @@
 //! The egress's end of an exchange: takes or refuses it, reads the request, writes the answer.
 
 use std::{
+    collections::VecDeque,
     fmt,
     future::Future,
     sync::Arc,
@@ -95,6 +96,7 @@ impl Arrival {
         Ok((
             RequestBody {
                 half: body,
+                before: VecDeque::new(),
                 ended: false,
             },
             answer,
@@ -111,8 +113,10 @@ impl fmt::Debug for Arrival {
 /// The request's body.
 #[derive(Debug)]
 pub struct RequestBody {
-    half: ReceiveHalf,
-    ended: bool,
+    pub(super) half: ReceiveHalf,
+    /// What came before what is asked.
+    pub(super) before: VecDeque<Bytes>,
+    pub(super) ended: bool,
 }
 
 impl RequestBody {
@@ -133,6 +137,9 @@ impl RequestBody {
     pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>, Lost>> {
         if self.ended {
             return Poll::Ready(Ok(None));
+        }
+        if let Some(bytes) = self.before.pop_front() {
+            return Poll::Ready(Ok(Some(bytes)));
         }
         Poll::Ready(match ready!(self.half.poll_piece(cx)) {
             Ok(Piece::Data(bytes)) => Ok(Some(bytes)),

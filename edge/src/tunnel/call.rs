@@ -77,13 +77,14 @@ impl Call {
             redundant: open.redundant,
             repeatable: open.repeatable,
             repaired: beside.repaired,
+            ahead: open.ahead,
             stop: None,
         };
         let end = End::new(tunnel, link, origin);
         {
             let mut sending = end.sending.lock();
             if direct {
-                sending.outgoing.allow(link.request_credit);
+                sending.outgoing.allow(link.terms.request_credit);
             }
             sending.opening = Some(Opening {
                 first: (Instant::now(), Arc::clone(link)),
@@ -102,7 +103,10 @@ impl Call {
         tunnel.calls().enter(&end);
         let first = ReadStream::opened(link, receive);
         Ok(Self {
-            request: RequestWriter(SendHalf::new(Arc::clone(&end))),
+            request: RequestWriter {
+                half: SendHalf::new(Arc::clone(&end)),
+                ahead: 0,
+            },
             response: ResponseReader {
                 half: ReceiveHalf::new(end, first, None),
                 ended: false,
@@ -113,7 +117,11 @@ impl Call {
 
 /// Sends the request's body.
 #[derive(Debug)]
-pub struct RequestWriter(SendHalf);
+pub struct RequestWriter {
+    pub(super) half: SendHalf,
+    /// Bytes of the body that went ahead, and are not sent again.
+    pub(super) ahead: u64,
+}
 
 impl RequestWriter {
     /// Sends body bytes: small ones leave with the next flush, and a full window waits for credit.
@@ -122,8 +130,9 @@ impl RequestWriter {
     ///
     /// # Errors
     /// [`Lost`] when the exchange cannot go on; the answer's half then says more.
-    pub async fn data(&mut self, bytes: Bytes) -> Result<(), Lost> {
-        self.0.data(bytes).await.map_err(Lost::unaccepted)
+    pub async fn data(&mut self, mut bytes: Bytes) -> Result<(), Lost> {
+        self.skip(&mut bytes);
+        self.half.data(bytes).await.map_err(Lost::unaccepted)
     }
 
     /// Sends what is held.
@@ -131,7 +140,7 @@ impl RequestWriter {
     /// # Errors
     /// As [`Self::data`].
     pub async fn flush(&mut self) -> Result<(), Lost> {
-        self.0.flush().await.map_err(Lost::unaccepted)
+        self.half.flush().await.map_err(Lost::unaccepted)
     }
 
     /// Ends the body and sends what is held.
@@ -139,9 +148,9 @@ impl RequestWriter {
     /// # Errors
     /// As [`Self::data`].
     pub async fn end(&mut self) -> Result<(), Lost> {
-        self.0.last(codec::END);
+        self.half.last(codec::END);
         self.flush().await?;
-        let end = &self.0.end;
+        let end = &self.half.end;
         end.tunnel.send_repairs(end);
         Ok(())
     }
@@ -150,7 +159,7 @@ impl RequestWriter {
 /// Reads the answer. Dropped before its end, it cancels the exchange at the egress.
 #[derive(Debug)]
 pub struct ResponseReader {
-    half: ReceiveHalf,
+    pub(super) half: ReceiveHalf,
     ended: bool,
 }
 
@@ -173,11 +182,16 @@ impl ResponseReader {
     /// # Errors
     /// [`Failure`]: refused, or lost on the way.
     pub async fn accepted(&mut self) -> Result<(), Failure> {
-        let accepted = std::future::poll_fn(|cx| self.half.poll_accepted(cx)).await;
-        match accepted.map_err(|reason| self.lost(reason))? {
+        std::future::poll_fn(|cx| self.poll_accepted(cx)).await
+    }
+
+    /// [`Self::accepted`] for use beside something else.
+    pub(super) fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+        let accepted = ready!(self.half.poll_accepted(cx));
+        Poll::Ready(match accepted.map_err(|reason| self.lost(reason))? {
             None => Ok(()),
             Some(payload) => Err(self.refused(payload)),
-        }
+        })
     }
 
     /// The answer's head.

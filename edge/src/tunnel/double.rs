@@ -56,7 +56,7 @@ impl Tunnel {
     /// A link that was suspect is trusted again: what runs on it needs no second path any more.
     pub(super) fn link_calm(&self, link: &Arc<Link>) {
         let ends = self.calls().all().into_iter().chain(self.arrivals().all());
-        for end in ends.filter(|end| !end.redundant) {
+        for end in ends.filter(|end| !end.is_redundant()) {
             let mut sending = end.sending.lock();
             let at = sending.at.as_ref();
             if at.is_some_and(|at| Arc::ptr_eq(&at.link, link)) {
@@ -83,7 +83,7 @@ impl Tunnel {
             })
         };
         // To a redundant exchange, a path that is heard again and not yet trusted is better than none.
-        let worst = if end.redundant {
+        let worst = if end.is_redundant() {
             Condition::Suspect
         } else {
             Condition::Up
@@ -107,7 +107,8 @@ async fn begin(end: Arc<End>, to: Arc<Link>) {
         let now = std::time::Instant::now();
         // The first path may have come back meanwhile, or be lost.
         let at = sending.at.as_ref();
-        let wanted = at.is_some_and(|at| end.redundant || at.link.condition() != Condition::Up);
+        let wanted =
+            at.is_some_and(|at| end.is_redundant() || at.link.condition() != Condition::Up);
         let may = wanted && !sending.moving && end.fate().is_none();
         if let Some(number) = may.then(|| sending.attachments.make_twin(now)).flatten() {
             let (offset, mut unacknowledged) = sending.outgoing.sent_slices();

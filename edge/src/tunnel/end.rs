@@ -56,6 +56,8 @@ pub(super) struct Origin {
     pub(super) repeatable: bool,
     /// Repair symbols for the request go or come beside it.
     pub(super) repaired: bool,
+    /// What is asked is said later.
+    pub(super) ahead: bool,
     /// For the egress, whose provider call must stop: set once the exchange cannot go on.
     pub(super) stop: Option<CancellationToken>,
 }
@@ -83,11 +85,13 @@ pub(super) struct End {
     /// No attachment is left.
     pub(super) stranded: AtomicBool,
     /// What is small goes over two paths.
-    pub(super) redundant: bool,
+    pub(super) redundant: AtomicBool,
     /// To be done twice is no harm.
-    pub(super) repeatable: bool,
+    pub(super) repeatable: AtomicBool,
     /// Repair symbols for the request go or come beside it.
     pub(super) repaired: bool,
+    /// Its body goes ahead of what is asked, which was not said yet (`ahead`).
+    pub(super) headless: AtomicBool,
     /// A twin is being made.
     pub(super) doubling: AtomicBool,
     /// Its writer waits for the node's budget.
@@ -110,6 +114,7 @@ impl End {
             redundant,
             repeatable,
             repaired,
+            ahead,
             stop,
         } = origin;
         home.vitals().began();
@@ -141,9 +146,10 @@ impl End {
             whole: AtomicBool::new(false),
             accepted: AtomicBool::new(false),
             stranded: AtomicBool::new(false),
-            redundant,
-            repeatable,
+            redundant: AtomicBool::new(redundant),
+            repeatable: AtomicBool::new(repeatable),
             repaired,
+            headless: AtomicBool::new(ahead),
             doubling: AtomicBool::new(false),
             awaits_budget: AtomicBool::new(false),
             fate: AtomicU8::new(0),
@@ -390,7 +396,7 @@ impl End {
     pub(super) fn wants_twin(&self, sending: &Sending) -> bool {
         let first = sending.at.as_ref().map(|at| at.link.condition());
         sending.twin.is_none()
-            && (self.redundant || first == Some(Condition::Suspect))
+            && (self.is_redundant() || first == Some(Condition::Suspect))
             && !self.doubling.load(Ordering::Relaxed)
     }
 

@@ -89,7 +89,17 @@ impl SendHalf {
     /// Appends body bytes. Waits for credit when much is held.
     ///
     /// Cancel safety: the bytes are taken in before the first wait, so nothing is lost.
-    pub(super) async fn data(&mut self, mut bytes: Bytes) -> Result<(), LostReason> {
+    pub(super) async fn data(&mut self, bytes: Bytes) -> Result<(), LostReason> {
+        self.body(bytes);
+        if self.held_bytes >= HELD_BYTES_MAX {
+            self.flush().await
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Appends body bytes, however much is held; they leave with the next flush.
+    pub(super) fn body(&mut self, mut bytes: Bytes) {
         while !bytes.is_empty() {
             let part = bytes.split_to(bytes.len().min(DATA_BYTES_MAX));
             if part.len() <= COPIED_BYTES_MAX {
@@ -102,11 +112,6 @@ impl SendHalf {
                 self.frame(part);
             }
         }
-        if self.held_bytes >= HELD_BYTES_MAX {
-            self.flush().await
-        } else {
-            Ok(())
-        }
     }
 
     /// Writes out everything that is held, as credit allows. What has no attachment at the moment
@@ -117,7 +122,7 @@ impl SendHalf {
         std::future::poll_fn(|cx| self.poll_flush(cx)).await
     }
 
-    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LostReason>> {
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LostReason>> {
         let Self {
             end,
             held,

@@ -40,7 +40,6 @@ pub use self::{control::Ready, splice::Splice};
 use super::{
     Peer, Tunnel,
     end::Side,
-    exchange::WINDOW_BYTES_MAX,
     hedge::Lateness,
     onward::Onward,
     repair::{Early, Losses},
@@ -89,8 +88,8 @@ pub struct Link {
     pub peer: Arc<str>,
     /// Incarnation of the peer.
     pub epoch: u64,
-    /// Bytes of a request that the peer takes before it has said anything.
-    pub(super) request_credit: u64,
+    /// What the peer takes, as its HELLO says.
+    pub(super) terms: control::Terms,
     /// Where the peer is, for people.
     pub address: Arc<str>,
     /// Which of the connections of its path it is, from 0.
@@ -201,7 +200,7 @@ impl Link {
             egress: hello.roles.iter().any(|role| role == "egress"),
             tunnel: tunnel.clone(),
             epoch: hello.epoch,
-            request_credit: hello.request_credit.min(WINDOW_BYTES_MAX),
+            terms: control::Terms::of(&hello),
             address,
             connection,
             vitals: Arc::default(),

@@ -331,7 +331,7 @@ fn outlook(end: &Weak<End>, turn: u32, began: Instant, gone: bool) -> Option<Dur
         gone,
         others: end.tunnel.others(&end.far, taken),
         taken,
-        repeatable: end.repeatable && end.received() == 0,
+        repeatable: end.is_repeatable() && end.received() == 0,
     };
     match hope::judge(seen, waited, &patience) {
         Verdict::Wait(time) => Some(time),

@@ -25,6 +25,12 @@ pub struct Tally {
     pub mended: Counter,
     /// Acknowledgements of less than was acknowledged before, which change nothing.
     pub stale_acks: Counter,
+    /// Exchanges opened for a body that goes ahead of what is asked.
+    pub ahead: Counter,
+    /// Of those, the ones that were asked for.
+    pub ahead_begun: Counter,
+    /// The ones that were given up: somebody else was asked, or nobody.
+    pub ahead_missed: Counter,
     /// Links that were refused, as their node or all nodes had as many as they may.
     pub links_refused: Counter,
 }

@@ -58,6 +58,7 @@ fn hello_of(node: &str, epoch: u64) -> v1::Hello {
             0
         },
         hears_hops: true,
+        takes_ahead: node == "egress",
         ..v1::Hello::default()
     }
 }

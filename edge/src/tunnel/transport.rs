@@ -143,7 +143,7 @@ impl Connection {
     }
 }
 
-/// The sending half of a stream. Dropping it unfinished resets the stream.
+/// The sending half of a stream. Dropped unfinished, it ends where it is.
 #[derive(Debug)]
 pub enum Sender {
     /// Over the network.
@@ -182,6 +182,14 @@ impl Sender {
     pub fn finish(&mut self) {
         match self {
             Self::Quic(sender) => sender.finish(),
+            Self::Memory(sender) => sender.finish(),
+        }
+    }
+
+    /// Takes back what has not left yet. The peer cannot read it to its end.
+    pub fn reset(&mut self) {
+        match self {
+            Self::Quic(sender) => sender.reset(),
             Self::Memory(sender) => sender.finish(),
         }
     }

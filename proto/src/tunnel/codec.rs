@@ -34,7 +34,8 @@ pub enum Kind {
     /// Preamble or first frame of a response: no answer comes ([`v1::Refused`](super::v1::Refused)).
     Refused = 0x04,
 
-    /// Sequence: the response's head ([`v1::ResponseHead`](super::v1::ResponseHead)).
+    /// Sequence: the response's head ([`v1::ResponseHead`](super::v1::ResponseHead)); in a request's whose body went ahead, once
+    /// and between any two pieces of it, what is asked ([`v1::Open`](super::v1::Open)).
     Head = 0x10,
     /// Sequence: raw bytes of a body.
     Data = 0x11,

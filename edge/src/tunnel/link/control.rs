@@ -14,6 +14,7 @@ use vector_proto::tunnel::{
 
 use super::{Error, Link};
 use crate::tunnel::{
+    exchange::WINDOW_BYTES_MAX,
     inbound,
     onward::News,
     repair,
@@ -24,6 +25,24 @@ use crate::tunnel::{
 /// How long acknowledgements wait for company. Credit, which a sender may be waiting for, and
 /// cancellations go at once.
 const ACK_DELAY: Duration = Duration::from_millis(10);
+
+/// What a peer takes, as its HELLO says.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::tunnel) struct Terms {
+    /// Bytes of a request before it has said anything.
+    pub(in crate::tunnel) request_credit: u64,
+    /// Bodies that go ahead of what is asked.
+    pub(in crate::tunnel) ahead: bool,
+}
+
+impl Terms {
+    pub(super) fn of(hello: &v1::Hello) -> Self {
+        Self {
+            request_credit: hello.request_credit.min(WINDOW_BYTES_MAX),
+            ahead: hello.takes_ahead,
+        }
+    }
+}
 
 /// A link that is set up but whose control stream nobody serves yet.
 #[derive(Debug)]

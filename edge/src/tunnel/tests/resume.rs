@@ -10,6 +10,8 @@ use crate::tunnel::{
 };
 use vector_proto::tunnel::codec::Entry;
 
+mod ahead;
+
 mod double;
 
 mod drained;

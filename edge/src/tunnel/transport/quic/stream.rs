@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use quinn::{ReadError, WriteError};
+use quinn::{ReadError, VarInt, WriteError};
 
 use super::connection_lost;
 use crate::tunnel::transport::{self, Error};
@@ -39,6 +39,11 @@ impl Sender {
     pub(in crate::tunnel::transport) fn finish(&mut self) {
         // Fails only on a stream that is finished or reset already.
         let _ = self.0.finish();
+    }
+
+    pub(in crate::tunnel::transport) fn reset(&mut self) {
+        // As above.
+        let _ = self.0.reset(VarInt::from_u32(0));
     }
 }
 
