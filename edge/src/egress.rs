@@ -12,6 +12,8 @@
 // The road.
 mod carry;
 
+mod ahead;
+
 pub mod receive;
 
 pub mod dedupe;
@@ -55,7 +57,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use vector_proto::{control::v1 as control, dialect::operation, tunnel::v1};
 
@@ -115,6 +117,8 @@ pub struct Room {
     telemetry: Telemetry,
     /// The exchanges that run, by who sent them.
     seats: Arc<Seats>,
+    /// The places for bodies that wait for what is asked.
+    waits: Arc<Semaphore>,
     given: replay::Given,
     draining: AtomicBool,
     /// The list of providers is another.
@@ -159,6 +163,7 @@ impl Egress {
             reports,
             telemetry: telemetry.clone(),
             seats,
+            waits: Arc::new(Semaphore::new(ahead::WAITING_MAX)),
             given: replay::Given::default(),
             draining: AtomicBool::new(false),
             changed: Notify::new(),

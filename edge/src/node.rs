@@ -321,7 +321,7 @@ fn hello(config: &Config, identity: &Identity) -> v1::Hello {
         },
         hears_hops: true,
         mends: config.has(Role::Egress),
-        takes_ahead: false,
+        takes_ahead: config.has(Role::Egress),
     }
 }
 

@@ -106,12 +106,8 @@ impl Fault {
     /// The connection failed with the request on it.
     pub fn of_send(error: &SendError) -> Self {
         if error.error.is_user() {
-            let mut fault = Self::new(
-                Code::Cancelled,
-                "The request broke off before its end.",
-                true,
-                Next::Nothing,
-            );
+            let (code, message) = error.of_upload();
+            let mut fault = Self::new(code, message, true, Next::Nothing);
             fault.retryable = false;
             return fault;
         }

@@ -18,6 +18,7 @@ use vector_proto::{id::ExchangeId, refusal::Code, tunnel::v1};
 
 use super::{
     Room,
+    ahead::{self, Asked},
     answer::{self, Ending},
     attempt,
     kept::{self, Place},
@@ -30,7 +31,7 @@ use super::{
 };
 use crate::{
     config::Role,
-    tunnel::{Answer, Arrival, Cancelled, RequestBody},
+    tunnel::{Answer, Arrival, Cancelled, Lost, LostReason, RequestBody},
 };
 
 /// What came of a request.
@@ -53,12 +54,19 @@ pub(super) fn serve(room: Arc<Room>, arrival: Arrival) -> Pin<Box<dyn Future<Out
     if arrival.open.replay.is_some() || arrival.open.adopt.is_some() {
         return Box::pin(replay::serve(room, arrival));
     }
+    if arrival.open.ahead {
+        let taking = Box::pin(take_ahead(Arc::clone(&room), arrival));
+        return Box::pin(serve_taken(room, taking));
+    }
     let taking = Box::pin(take(Arc::clone(&room), arrival));
-    Box::pin(async move {
-        if let Some(taken) = taking.await {
-            carry(&room, taken).await;
-        }
-    })
+    Box::pin(serve_taken(room, taking))
+}
+
+/// What takes the exchange is gone while its answer streams.
+async fn serve_taken(room: Arc<Room>, taking: Pin<Box<impl Future<Output = Option<Taken>>>>) {
+    if let Some(taken) = taking.await {
+        carry(&room, taken).await;
+    }
 }
 
 /// Accepts an exchange, or says why not.
@@ -71,12 +79,10 @@ async fn take(room: Arc<Room>, mut arrival: Arrival) -> Option<Taken> {
         }
     };
     let keep = arrival.open.keep.take();
-    let place = match begin(&room, &exchange, keep.is_some()) {
+    let place = match begin(&room, &mut exchange, keep.is_some()) {
         Ok(place) => place,
         Err(full) => {
-            exchange.running.refused();
-            let refused = untouched(Code::Overloaded, full.to_string(), true);
-            Box::pin(arrival.refuse(refused)).await;
+            Box::pin(arrival.refuse(*full)).await;
             return None;
         }
     };
@@ -92,6 +98,30 @@ async fn take(room: Arc<Room>, mut arrival: Arrival) -> Option<Taken> {
         body,
         answer,
     })
+}
+
+/// As [`take`], of one whose body comes ahead of what is asked.
+async fn take_ahead(room: Arc<Room>, arrival: Arrival) -> Option<Taken> {
+    let Asked {
+        mut exchange,
+        keep,
+        body,
+        answer,
+    } = ahead::receive(&room, arrival).await?;
+    match begin(&room, &mut exchange, keep.is_some()) {
+        Ok(place) => Some(Taken {
+            exchange,
+            keep,
+            place,
+            body,
+            answer,
+        }),
+        Err(full) => {
+            body.leave();
+            Box::pin(answer.refuse(*full)).await;
+            None
+        }
+    }
 }
 
 /// Executes an accepted exchange, unless nobody wants its answer any more.
@@ -141,15 +171,22 @@ async fn carry(room: &Arc<Room>, taken: Taken) {
     }
 }
 
-/// A recording for an exchange that is to be kept.
-fn begin(room: &Room, exchange: &Exchange, wanted: bool) -> Result<Option<Place>, kept::Full> {
+/// A recording for an exchange that is to be kept. Where there is no room for it, the attempt is over.
+fn begin(
+    room: &Room,
+    exchange: &mut Exchange,
+    wanted: bool,
+) -> Result<Option<Place>, Box<v1::Refused>> {
     // A conversation over a WebSocket has two sides: there is no answer to give again.
     if !wanted || exchange.head.websocket {
         return Ok(None);
     }
     let now = Instant::now();
-    let place = room.kept.begin(exchange.id, &exchange.head.account, now)?;
-    Ok(Some(place))
+    let place = room.kept.begin(exchange.id, &exchange.head.account, now);
+    place.map(Some).map_err(|full| {
+        exchange.running.refused();
+        Box::new(untouched(Code::Overloaded, full.to_string(), true))
+    })
 }
 
 /// Resolves once nobody wants the answer any more. A kept one is always wanted, an adopted one for a while.
@@ -191,6 +228,13 @@ async fn run(
     let taken = Upload::take(body, length, splice);
     match Box::pin(watch.within(taken, || 0)).await {
         Ok(Ok(upload)) => exchange.upload = upload,
+        Ok(Err(Lost {
+            reason: LostReason::Protocol(error),
+            ..
+        })) => {
+            let refused = untouched(Code::Protocol, error.to_string(), false);
+            return Box::pin(say_no(refused, answer)).await;
+        }
         Ok(Err(_)) => return Outcome::Ended(Ending::Cancelled),
         Err(expired) => {
             let refused = attempt::Fault::of_time(expired, false).refusal(false, 0);

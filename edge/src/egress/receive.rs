@@ -135,7 +135,7 @@ impl Seats {
 
 /// One of the [`Seats`]. Dropped, it is free again.
 #[derive(Debug)]
-struct Seat {
+pub struct Seat {
     of: Arc<Seats>,
     peer: Arc<str>,
 }
@@ -170,13 +170,34 @@ pub fn receive(
     arrival: &mut Arrival,
     now: Instant,
 ) -> Result<Exchange, Box<v1::Refused>> {
-    let no = |code, message: &str, retryable| Box::new(untouched(code, message, retryable));
+    stays(room)?;
+    let place = seat(room, &arrival.from)?;
+    enter(room, (arrival.exchange, &mut arrival.open), place, now)
+}
+
+/// Whether this egress takes anything new.
+pub fn stays(room: &Room) -> Result<(), Box<v1::Refused>> {
     if room.draining.load(Ordering::Relaxed) {
-        return Err(no(Code::Draining, "This egress is going down.", true));
+        let message = "This egress is going down.";
+        return Err(Box::new(untouched(Code::Draining, message, true)));
     }
-    let place = room.seats.take(&arrival.from);
-    let place = place.map_err(|full| no(Code::Overloaded, &full, true))?;
-    let open = &mut arrival.open;
+    Ok(())
+}
+
+/// A seat for an exchange from this peer.
+pub fn seat(room: &Room, from: &Arc<str>) -> Result<Seat, Box<v1::Refused>> {
+    let place = room.seats.take(from);
+    place.map_err(|full| Box::new(untouched(Code::Overloaded, full, true)))
+}
+
+/// Makes an exchange of what is asked.
+pub fn enter(
+    room: &Room,
+    (id, open): (ExchangeId, &mut v1::Open),
+    place: Seat,
+    now: Instant,
+) -> Result<Exchange, Box<v1::Refused>> {
+    let no = |code, message: &str, retryable| Box::new(untouched(code, message, retryable));
     if open.egress_epoch != 0 && open.egress_epoch != room.epoch {
         let message = "The egress was restarted after the exchange began.";
         return Err(no(Code::PathBroken, message, false));
@@ -196,13 +217,13 @@ pub fn receive(
     };
     let running = room
         .dedupe
-        .enter(arrival.exchange, open.attempt, now)
+        .enter(id, open.attempt, now)
         .map_err(|known| match known {
             Known::Running | Known::Ended => no(Code::Protocol, &known.to_string(), false),
             Known::Full => no(Code::Overloaded, &known.to_string(), true),
         })?;
     Ok(Exchange {
-        id: arrival.exchange,
+        id,
         row: room.operations.get(head.operation.as_str()).copied(),
         head,
         attempt: open.attempt,

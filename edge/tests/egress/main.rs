@@ -5,6 +5,8 @@
     reason = "all of it is a test's scaffold"
 )]
 
+mod ahead;
+
 mod endings;
 
 mod keys;

@@ -265,6 +265,7 @@ async fn link(egress: &Egress, tasks: &TaskTracker) -> Tunnel {
         version: VERSION,
         node: node.into(),
         epoch: 7,
+        takes_ahead: true,
         ..v1::Hello::default()
     };
     let handler = Some(egress.handler());

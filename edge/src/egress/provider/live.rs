@@ -16,11 +16,13 @@ use h2::Reason;
 use http::{Request, response};
 use http_body::Body as _;
 use hyper::body::Incoming;
+use vector_proto::refusal::Code;
 
 use super::{
     origin::{Origin, Wire},
     upload::UploadBody,
 };
+use crate::tunnel::{Lost, LostReason};
 
 /// Why no answer came.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,21 @@ impl SendError {
             // h2 gives a provider's GOAWAY only to streams above the last one that it names. The others go on.
             error.is_remote() && (refused || error.is_go_away())
         })
+    }
+
+    /// Why the request could not be sent, where that is nobody's doing here: it broke off, or its ingress breaks the rules.
+    pub fn of_upload(&self) -> (Code, String) {
+        let cause = self.error.source();
+        match cause.and_then(|cause| cause.downcast_ref::<Lost>()) {
+            Some(Lost {
+                reason: LostReason::Protocol(error),
+                ..
+            }) => (Code::Protocol, error.to_string()),
+            _ => {
+                let message = "The request broke off before its end.";
+                (Code::Cancelled, message.into())
+            }
+        }
     }
 
     /// The connection went away, rather than the answer being wrong.
