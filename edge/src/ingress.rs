@@ -58,6 +58,8 @@ mod peek;
 
 mod scan;
 
+mod ahead;
+
 mod admit;
 
 mod route;
@@ -111,6 +113,7 @@ mod record;
 mod tests;
 
 use self::{
+    ahead::Guesses,
     authenticate::Caller,
     budget::Budget,
     edges::Edges,
@@ -154,6 +157,7 @@ pub struct Ingress {
     telemetry: Telemetry,
     loads: Arc<Loads>,
     budget: Budget,
+    guesses: Arc<Guesses>,
     queue: Queue,
     edges: Arc<Edges>,
     /// Uploads, WebSockets and connections.
@@ -242,6 +246,7 @@ impl Ingress {
             telemetry,
             loads: Arc::clone(&loads),
             budget: Budget::default(),
+            guesses: Arc::default(),
             queue: Queue::default(),
             edges,
             tasks,
@@ -334,6 +339,7 @@ impl Ingress {
             .then(|| websocket::check(&parts))
             .transpose()?;
         let mut upload = Upload::new(record.id, body, self.limits(record.start))?;
+        self.guess(&mut upload, &caller.policy, found.operation, wish, record);
         let peeked = peek::peek(&parts, &found, &mut upload).await;
         record.request_bytes = upload.bytes();
         let ask = peeked?;

@@ -132,6 +132,15 @@ impl Failed {
         }
     }
 
+    /// Whether it may be for its body's going ahead that it was refused, and not for itself: it is asked once more without.
+    pub(super) fn is_of_ahead(&self) -> bool {
+        let Self::Refused(refused) = self else {
+            return false;
+        };
+        // A relay of before leaves out what it does not know of an OPEN, and its egress finds no request in it.
+        refused.headless || (refused.untouched && refused.code.parse() == Ok(Code::Protocol))
+    }
+
     /// Whether the request is nowhere any more, by the word of who had it.
     pub(super) fn is_back(&self) -> bool {
         match self {

@@ -10,6 +10,9 @@
 // Calls that are about an object.
 mod pinned;
 
+// Calls whose bodies are on their way.
+mod ahead;
+
 use std::{
     cell::Cell,
     sync::Arc,
@@ -192,6 +195,8 @@ pub(super) struct Wish<'a> {
     pub(super) model: &'a str,
     /// See `affinity`.
     pub(super) affinity: u64,
+    /// Where the body has gone already.
+    pub(super) ahead: Option<&'a Path>,
 }
 
 /// A preferred upstream may cost so many times as much as the best one, and this much more, in microseconds: about what a
@@ -283,7 +288,8 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
             for worst in conditions {
                 let among = Among::new(&upstreams[first..end], first, (careful, resting), *worst);
                 if let Some((candidate, cost)) = self.from(among) {
-                    return Some(self.preferred(among, wish.affinity, (candidate, cost)));
+                    let known = self.preferred(among, wish.affinity, (candidate, cost));
+                    return Some(self.ahead(among, wish.ahead, known));
                 }
             }
             first = end;
@@ -292,8 +298,7 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
     }
 
     /// The upstream that knows the prompt, unless it is much worse than the best.
-    fn preferred(&self, among: Among<'_>, number: u64, best: (Candidate, f64)) -> Candidate {
-        let (best, cost) = best;
+    fn preferred(&self, among: Among<'_>, number: u64, best: (Candidate, f64)) -> (Candidate, f64) {
         if among.upstreams.len() < 2 {
             return best;
         }
@@ -302,14 +307,14 @@ impl<Up: Fn(&Path) -> Option<PathState>> Draw<'_, Up> {
         let Some(at) = affinity::preferred(number, names) else {
             return best;
         };
-        if best.upstream == among.base + at {
+        if best.0.upstream == among.base + at {
             return best;
         }
         let one = &among.upstreams[at..=at];
         let how = (among.careful, among.resting);
         let one = Among::new(one, among.base + at, how, among.worst);
         match self.from(one) {
-            Some((known, known_cost)) if known_cost <= cost * AFFINITY_TIMES + AFFINITY_US => known,
+            Some(known) if known.1 <= best.1 * AFFINITY_TIMES + AFFINITY_US => known,
             _ => best,
         }
     }
@@ -558,6 +563,7 @@ mod tests {
             tried: &[],
             model: "m",
             affinity: 0,
+            ahead: None,
         };
         let mut hops: Vec<String> = (0..200)
             .filter_map(|_| match choose(&routes, wish, &loads, &up) {
@@ -601,6 +607,7 @@ mod tests {
             tried: &[],
             model: "m",
             affinity: 0,
+            ahead: None,
         };
         let over = costs_ms.iter().map(|&(direct_ms, relay_ms)| {
             let up = |path: &Path| {
@@ -642,6 +649,63 @@ mod tests {
             over(&[(150, 120), (150, 0), (150, 140), (150, 120)]),
             ["relay", "direct", "direct", "relay"]
         );
+    }
+
+    /// Where a request goes whose body has gone over a path, when the egress nodes cost this, in milliseconds; 0 for no link.
+    fn after(ahead: &Path, (e1_ms, e2_ms): (u64, u64)) -> Vec<String> {
+        let (routes, loads) = (routes(&[]), Loads::new(Instant::now()));
+        let target = Target {
+            row: Arc::clone(routes.model("m").unwrap()),
+            credential: Box::default(),
+            names: None,
+        };
+        let up = |path: &Path| {
+            let cost_ms = match &*path.egress {
+                "e1" if path.relay.is_none() => e1_ms,
+                "e2" => e2_ms,
+                "e3" => 1,
+                _ => 0,
+            };
+            (cost_ms > 0).then(|| PathState {
+                condition: Condition::Up,
+                rtt: Duration::from_millis(cost_ms),
+                cost_us: cost_ms * 1_000,
+                whole: true,
+                outstanding: 0,
+            })
+        };
+        let wish = Wish {
+            target: &target,
+            tried: &[],
+            model: "m",
+            affinity: 0,
+            ahead: Some(ahead),
+        };
+        let drawn = (0..100).filter_map(|_| match choose(&routes, wish, &loads, &up) {
+            Choice::Take(candidate) => Some(candidate.path.egress.to_string()),
+            Choice::Rests(_) | Choice::Nobody => None,
+        });
+        let mut drawn: Vec<String> = drawn.collect();
+        drawn.sort_unstable();
+        drawn.dedup();
+        drawn
+    }
+
+    #[test]
+    fn who_has_the_body_is_asked_unless_another_is_clearly_better() {
+        let e2 = Path::direct("e2".into());
+        assert_eq!(after(&e2, (150, 150)), ["e2"]);
+        assert_eq!(after(&e2, (150, 180)), ["e2"]);
+        assert_eq!(after(&e2, (150, 200)), ["e1"]);
+        assert_eq!(after(&e2, (150, 0)), ["e1"], "it is dead");
+        // The operator's second choice, or another path to the same egress.
+        let e3 = Path::direct("e3".into());
+        assert_eq!(after(&e3, (150, 200)), ["e1"]);
+        let relayed = Path {
+            egress: "e2".into(),
+            relay: Some("r1".into()),
+        };
+        assert_eq!(after(&relayed, (150, 200)), ["e1"]);
     }
 
     #[test]

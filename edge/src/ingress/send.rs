@@ -125,11 +125,12 @@ impl Sending<'_> {
         sent
     }
 
-    async fn tries(&self, upload: Upload, record: &mut Record) -> Result<Sent, Denied> {
+    async fn tries(&self, mut upload: Upload, record: &mut Record) -> Result<Sent, Denied> {
         self.ingress.budget.earn();
         let mut tries = Tries {
             affinity: affinity::of(&self.policy.account, upload.kept(), upload.bytes()),
             twice: self.found.operation.idempotent() || retry::client_allows(&self.parts.headers),
+            ahead: upload.gone_ahead(),
             upload: Some(upload),
             ..Tries::default()
         };
@@ -201,6 +202,7 @@ impl Sending<'_> {
         tries: &mut Tries,
         wait: Wait,
     ) -> Result<Turn<'a>, Denied> {
+        tries.stay();
         let rest = wait.rest.unwrap_or_default();
         let until = self.start + self.ingress.config.queue.min(self.ingress.config.request);
         let opens = Instant::now() + rest;
@@ -234,6 +236,7 @@ impl Sending<'_> {
                 tried: &tries.tried,
                 model: self.ask.model.as_deref().unwrap_or_default(),
                 affinity: tries.affinity,
+                ahead: tries.ahead.as_ref().and_then(|going| going.path()),
             };
             let routes = self.ingress.control.routes();
             let choice = route::choose(&routes, wish, &self.ingress.loads, &up);
@@ -332,17 +335,42 @@ impl Sending<'_> {
         ));
     }
 
-    /// One try. A pumped `upload` is put back before this returns, unless the answer has begun.
+    /// One try, which is none where what went ahead came to nothing.
     async fn attempt(&self, candidate: &Candidate, tries: &mut Tries) -> Result<Sent, Failed> {
-        let began = Instant::now();
+        let tried = self.try_once(candidate, tries).await;
+        match tried {
+            Err(failed) if tries.was_ahead && failed.is_of_ahead() && tries.can_send() => {
+                tries.beside += 1;
+                Box::pin(self.try_once(candidate, tries)).await
+            }
+            tried => tried,
+        }
+    }
+
+    /// Opens the exchange, or goes on with what went ahead.
+    async fn call(&self, candidate: &Candidate, tries: &mut Tries) -> Result<Call, Failed> {
+        if let Some(going) = tries.ahead_over(&candidate.path) {
+            let begun = going.begin(&self.open(candidate, tries));
+            tries.was_ahead = begun.is_some();
+            match begun {
+                Some(call) => return Ok(call),
+                None => tries.beside += 1,
+            }
+        }
+        tries.was_ahead = false;
         let open = self.open(candidate, tries);
-        self.away.store(true, Ordering::Relaxed);
-        let Call { request, response } = self
+        let opened = self
             .ingress
             .tunnel
-            .open(&candidate.path, self.exchange, &open)
-            .await
-            .map_err(Failed::Open)?;
+            .open(&candidate.path, self.exchange, &open);
+        opened.await.map_err(Failed::Open)
+    }
+
+    /// A pumped `upload` is put back before this returns, unless the answer has begun.
+    async fn try_once(&self, candidate: &Candidate, tries: &mut Tries) -> Result<Sent, Failed> {
+        let began = Instant::now();
+        self.away.store(true, Ordering::Relaxed);
+        let Call { request, response } = self.call(candidate, tries).await?;
         let mut in_flight = candidate.load.enter(self.ingress.loads.at(began));
         let mut response = Some(response);
         let result = self
@@ -357,6 +385,9 @@ impl Sending<'_> {
         };
         self.learn(candidate, &mut in_flight, lesson);
         let (head, up) = result?;
+        let (key, operation) = (&self.policy.key, self.found.operation);
+        let guesses = &self.ingress.guesses;
+        guesses.answered(key, operation, &candidate.path);
         Ok(Sent {
             head,
             response: response.ok_or_else(Failed::gone)?,

@@ -46,6 +46,8 @@ mod egress;
 
 mod uploads;
 
+mod ahead;
+
 mod again;
 
 mod places;

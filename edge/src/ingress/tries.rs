@@ -8,6 +8,7 @@ use vector_proto::{
 };
 
 use super::{
+    ahead::Going,
     send::{Denied, Sent},
     upload::{MEMORY_BYTES_MAX, Upload},
 };
@@ -22,8 +23,14 @@ pub(super) struct Tries {
     pub(super) twice: bool,
     /// See `affinity`.
     pub(super) affinity: u64,
-    /// Number of the last attempt, from 1. An egress takes each number once.
+    /// Number of the last attempt, from 1.
     pub(super) attempt: u32,
+    /// What went ahead of the first one.
+    pub(super) ahead: Option<Box<Going>>,
+    /// The last attempt was what had gone ahead.
+    pub(super) was_ahead: bool,
+    /// Exchanges that were opened beside the attempts: what went ahead for nothing.
+    pub(super) beside: u32,
     pub(super) tried: Vec<Tried>,
     /// What the client is told if nothing better comes.
     pub(super) last: Option<Denied>,
@@ -60,6 +67,27 @@ pub(super) struct Wait {
 }
 
 impl Tries {
+    /// The last attempt's number on the wire: an egress takes each once.
+    pub(super) const fn number(&self) -> u32 {
+        self.attempt + self.beside
+    }
+
+    /// What went ahead, if it went over `path`. What went elsewhere is given up, and its number is taken.
+    pub(super) fn ahead_over(&mut self, path: &Path) -> Option<Box<Going>> {
+        let going = self.ahead.take()?;
+        if going.path() == Some(path) {
+            return Some(going);
+        }
+        self.beside += u32::from(going.is_opened());
+        None
+    }
+
+    /// Gives up what went ahead.
+    pub(super) fn stay(&mut self) {
+        let going = self.ahead.take();
+        self.beside += u32::from(going.is_some_and(|going| going.is_opened()));
+    }
+
     /// Whether the whole request can still be sent.
     pub(super) fn can_send(&self) -> bool {
         self.upload.as_ref().is_some_and(Upload::is_replayable)

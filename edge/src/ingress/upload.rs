@@ -19,7 +19,11 @@ use vector_proto::{
     refusal::{Code, Refusal},
 };
 
-use super::{scan::Scanner, spool::Spool};
+use super::{
+    ahead::{Going, LARGE_BYTES},
+    scan::Scanner,
+    spool::Spool,
+};
 use crate::tunnel::RequestWriter;
 
 /// What of a body is kept in memory for another candidate.
@@ -85,6 +89,8 @@ pub(super) struct Upload {
     forgot: bool,
     /// Reads what comes once it is known where the body goes.
     scanner: Option<Scanner>,
+    /// What goes ahead until that is known.
+    going: Option<Box<Going>>,
 }
 
 impl Upload {
@@ -113,6 +119,7 @@ impl Upload {
             leaves: false,
             forgot: false,
             scanner: None,
+            going: None,
         })
     }
 
@@ -153,13 +160,41 @@ impl Upload {
     ///
     /// Cancel safety: a chunk that came is never lost, but dropped while it is written to disk, the body cannot be sent again.
     pub(super) async fn more(&mut self) -> Result<Option<Bytes>, Refusal> {
-        let Some(chunk) = self.receive().await? else {
+        let received = match self.going.take() {
+            None => self.receive().await?,
+            Some(mut going) => {
+                let received = Box::pin(going.beside(self.receive())).await?;
+                self.going = Some(going);
+                received
+            }
+        };
+        let Some(chunk) = received else {
             self.scan(&[])?;
             return Ok(None);
         };
         self.scan(&chunk)?;
         self.keep(&chunk).await;
+        if let Some(going) = &mut self.going {
+            let in_memory = self.spool.is_none() && !self.forgot;
+            let before = (in_memory && self.live.is_some()).then_some(&self.kept[..]);
+            let bytes = self
+                .live
+                .as_ref()
+                .map_or(0, |body| body.size_hint().lower());
+            let large = bytes + self.bytes >= LARGE_BYTES;
+            Box::pin(going.came(before, &chunk, large)).await;
+        }
         Ok(Some(chunk))
+    }
+
+    /// What comes goes ahead, until [`Self::gone_ahead`] says where to.
+    pub(super) fn goes_ahead(&mut self, going: Box<Going>) {
+        self.going = Some(going);
+    }
+
+    /// What went ahead.
+    pub(super) const fn gone_ahead(&mut self) -> Option<Box<Going>> {
+        self.going.take()
     }
 
     /// What was read so far is acted on; `scanner`, which read that, reads the rest as it comes.

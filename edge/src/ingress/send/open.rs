@@ -23,7 +23,7 @@ impl Sending<'_> {
             } else {
                 left.as_millis() as u64
             },
-            attempt: tries.attempt,
+            attempt: tries.number(),
             request: Some(self.request_head(candidate, tries)),
             redundant: self.target.row.redundant,
             repeatable: tries.twice,

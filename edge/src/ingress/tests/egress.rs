@@ -32,6 +32,42 @@ pub(super) struct Strings {
     pub(super) release: Arc<Notify>,
 }
 
+/// An exchange that is asked for, whenever that was.
+enum Asked {
+    With(Box<Arrival>),
+    After(Box<(RequestBody, Answer)>),
+}
+
+impl Asked {
+    /// Takes what comes ahead, and what is asked in any case. Nothing if that never comes.
+    async fn wait(mut arrival: Arrival) -> Option<(v1::Open, Self)> {
+        if !arrival.open.ahead {
+            let open = std::mem::take(&mut arrival.open);
+            return Some((open, Self::With(Box::new(arrival))));
+        }
+        let (mut body, answer) = arrival.accept().await.ok()?;
+        let open = body.head().await.ok()?;
+        Some((open, Self::After(Box::new((body, answer)))))
+    }
+
+    async fn refuse(self, refused: v1::Refused) {
+        match self {
+            Self::With(arrival) => arrival.refuse(refused).await,
+            Self::After(taken) => {
+                taken.0.leave();
+                taken.1.refuse(refused).await;
+            }
+        }
+    }
+
+    async fn accept(self) -> (RequestBody, Answer) {
+        match self {
+            Self::With(arrival) => arrival.accept().await.unwrap(),
+            Self::After(taken) => *taken,
+        }
+    }
+}
+
 /// Serves one exchange and tells what it sees.
 pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
     let Strings { events, release } = &strings;
@@ -45,13 +81,13 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
         answer.head(&v1::ResponseHead::default());
         return answer.finish(&v1::Trailers::default()).await.unwrap();
     }
-    let request = arrival.open.request.clone().unwrap();
-    let name = request.upstream_model.as_str();
-    let redundant = if arrival.open.redundant {
-        " redundant"
-    } else {
-        ""
+    let Some((open, arrival)) = Asked::wait(arrival).await else {
+        return;
     };
+    let after = matches!(arrival, Asked::After(_));
+    let request = open.request.clone().unwrap();
+    let name = request.upstream_model.as_str();
+    let redundant = if open.redundant { " redundant" } else { "" };
     let (operation, path) = (&request.operation, &request.path);
     let pinned = match request.credential.as_str() {
         "" => String::new(),
@@ -59,39 +95,10 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
     };
     let event = format!("{me} {operation} {path} {name}{redundant}{pinned}");
     events.send(event).await.unwrap();
-    match name {
-        "refuse-first" if arrival.open.attempt == 1 => {
-            let refused = v1::Refused {
-                code: "no_credential".into(),
-                retryable: true,
-                ..v1::Refused::default()
-            };
-            return arrival.refuse(refused).await;
-        }
-        "refuse-untouched" => {
-            let refused = v1::Refused {
-                code: "no_credential".into(),
-                message: "there is none".into(),
-                retryable: true,
-                untouched: true,
-                ..v1::Refused::default()
-            };
-            return arrival.refuse(refused).await;
-        }
-        "refuse" => return arrival.refuse(rate_limited()).await,
-        "rest" | "rest-long" => {
-            let refused = v1::Refused {
-                code: "no_credential".into(),
-                retryable: true,
-                untouched: true,
-                retry_after_ms: if name == "rest" { 5_000 } else { 3_000_000 },
-                ..v1::Refused::default()
-            };
-            return arrival.refuse(refused).await;
-        }
-        _ => {}
+    if let Some(refused) = refusal(name, open.attempt, after) {
+        return arrival.refuse(refused).await;
     }
-    let (mut body, answer) = arrival.accept().await.unwrap();
+    let (mut body, answer) = arrival.accept().await;
     match name {
         "lost" => drop(answer),
         "socket" | "socket-told" => echo_frames(body, answer, name == "socket-told").await,
@@ -101,6 +108,36 @@ pub(super) async fn act(arrival: Arrival, me: Arc<str>, strings: Strings) {
             None => events.send("upload broke".to_owned()).await.unwrap(),
         },
     }
+}
+
+/// What it says instead of answering. `ahead`: the body came ahead of the head.
+fn refusal(name: &str, attempt: u32, ahead: bool) -> Option<v1::Refused> {
+    let no_credential = v1::Refused {
+        code: "no_credential".into(),
+        retryable: true,
+        ..v1::Refused::default()
+    };
+    Some(match name {
+        "refuse-ahead" if ahead => v1::Refused {
+            code: "overloaded".into(),
+            untouched: true,
+            headless: true,
+            ..no_credential
+        },
+        "refuse-first" if attempt == 1 => no_credential,
+        "refuse-untouched" => v1::Refused {
+            message: "there is none".into(),
+            untouched: true,
+            ..no_credential
+        },
+        "refuse" => rate_limited(),
+        "rest" | "rest-long" => v1::Refused {
+            untouched: true,
+            retry_after_ms: if name == "rest" { 5_000 } else { 3_000_000 },
+            ..no_credential
+        },
+        _ => return None,
+    })
 }
 
 /// Has every exchange's answer, which is where it begins, and no request's by fingerprint.

@@ -50,6 +50,7 @@ fn hello(node: &str) -> v1::Hello {
         version: VERSION,
         node: node.into(),
         epoch: 7,
+        takes_ahead: true,
         ..v1::Hello::default()
     }
 }
