@@ -54,10 +54,11 @@ impl Link {
     /// Whether what an OPEN begins is worth being mended, should it lose packets on this link.
     pub(in crate::tunnel) fn repairs(&self, open: &v1::Open) -> bool {
         let request = open.request.as_ref();
-        let fits = request.is_none_or(|request| {
-            let bytes = request.body_bytes;
-            !request.websocket && bytes.is_none_or(|bytes| bytes < BLOCK_BYTES_MAX as u64)
-        });
+        let fits = open.ahead
+            || request.is_some_and(|request| {
+                let bytes = request.body_bytes;
+                !request.websocket && bytes.is_none_or(|bytes| bytes < BLOCK_BYTES_MAX as u64)
+            });
         fits && self.mends && self.over_quic().is_some() && self.rtt() >= ROUND_TRIP_MIN
     }
 
