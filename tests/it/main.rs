@@ -11,6 +11,8 @@ mod answers;
 
 mod operations;
 
+mod ahead;
+
 mod bad_input;
 
 mod keys;
