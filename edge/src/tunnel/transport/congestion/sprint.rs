@@ -7,8 +7,8 @@
 
 use std::time::Duration;
 
-/// What may leave at that pace before anything is acknowledged: a long prompt.
-const SHORT_BYTES: u64 = 256 << 10;
+/// What may leave at that pace before anything is acknowledged: a long prompt of 256 KiB and what mends it.
+const SHORT_BYTES: u64 = 320 << 10;
 
 /// The window that is shown, at most, in windows of start-up: twice 70 Mbit/s.
 const PACE_MAX: f64 = 2.0;
@@ -18,6 +18,10 @@ const PACE_STEP: f64 = 0.25;
 
 /// A burst of less says nothing.
 const TELLING_BYTES: u64 = 32 << 10;
+
+/// A queue is what the least round trip of so many batches has above the path's own: acknowledgements that wait for company,
+/// or are lost on their way back, make single ones long.
+const QUEUE_BATCHES: u32 = 8;
 
 /// Queue, and part of the bytes lost, that a burst is too fast from.
 const QUEUE_MAX: Duration = Duration::from_millis(10);
@@ -32,6 +36,8 @@ pub(super) struct Sprint {
     acked: u64,
     lost: u64,
     queue: Duration,
+    /// Of the batches that are not yet enough: how many, and their least.
+    batches: (u32, Duration),
 }
 
 impl Sprint {
@@ -42,6 +48,7 @@ impl Sprint {
             acked: 0,
             lost: 0,
             queue: Duration::ZERO,
+            batches: (0, Duration::MAX),
         }
     }
 
@@ -68,7 +75,13 @@ impl Sprint {
     /// A batch of acknowledgements; `queue` is what its round trip had above the path's own.
     pub(super) fn on_batch(&mut self, acked: u64, queue: Duration) {
         self.acked = self.acked.saturating_add(acked);
-        self.queue = self.queue.max(queue);
+        let (count, least) = &mut self.batches;
+        *least = queue.min(*least);
+        *count += 1;
+        if *count == QUEUE_BATCHES {
+            self.queue = self.queue.max(*least);
+            self.batches = (0, Duration::MAX);
+        }
     }
 
     /// All that is known is acknowledged or lost but for so much. A burst is over with the last of it.
@@ -102,7 +115,10 @@ mod tests {
     fn burst(sprint: &mut Sprint, (acked, lost): (u64, u64), queue_ms: u64) -> u64 {
         sprint.on_sent(acked + lost);
         sprint.on_loss(lost, false);
-        sprint.on_batch(acked, Duration::from_millis(queue_ms));
+        for _ in 0..QUEUE_BATCHES {
+            let batch = acked / u64::from(QUEUE_BATCHES);
+            sprint.on_batch(batch, Duration::from_millis(queue_ms));
+        }
         sprint.left(0);
         sprint.window(WINDOW)
     }
@@ -116,6 +132,18 @@ mod tests {
         sprint.on_sent(1);
         assert_eq!(sprint.window(WINDOW), WINDOW);
         sprint.left(100_000);
+        assert_eq!(sprint.window(WINDOW), 2 * WINDOW);
+    }
+
+    #[test]
+    fn acknowledgements_that_were_late_are_no_queue() {
+        let mut sprint = Sprint::new();
+        sprint.on_sent(200_000);
+        for at in 0..100 {
+            let late = at % 10 == 0;
+            sprint.on_batch(2_000, Duration::from_millis(if late { 25 } else { 2 }));
+        }
+        sprint.left(0);
         assert_eq!(sprint.window(WINDOW), 2 * WINDOW);
     }
 
