@@ -2,7 +2,8 @@
 //!
 //! A cold client pays a round trip of the near hop for TCP and one for TLS 1.3. Its prompt climbs out of TCP's slow start
 //! on the near hop (ten segments, doubling each round trip: RFC 6928, RFC 5681), is passed on as it comes, and leaves over
-//! the long line at that line's rate. Then the way there, the provider, and the way back.
+//! the long line at that line's rate. Then the way there, the provider, and the way back. What the provider takes to read such
+//! a prompt and to begin its answer is measured beside it, and told.
 //!
 //! A warm client's prompt climbs too: its connection has rested for longer than the near hop's retransmission time-out when it
 //! asks again, after which slow start begins anew (RFC 5681, 4.1). Linux restarts from half its window for each time-out, so a
@@ -26,13 +27,17 @@ pub(crate) struct Lines {
     /// Rate of the long line.
     #[arg(long, default_value_t = 100.0)]
     rate_mbit: f64,
+    /// The provider's own time for such a prompt, in ms.
+    #[arg(long, default_value_t = 0.0)]
+    provider_ms: f64,
 }
 
 impl Lines {
     /// The earliest first token, in ms from the client's first packet.
     pub(crate) fn first_token_ms(self, cold: bool, prompt_bytes: usize) -> f64 {
         let hands_ms = if cold { 2.0 * self.near_ms } else { 0.0 };
-        hands_ms + self.near_ms + self.upload_ms(prompt_bytes) + self.far_ms + self.last_ms
+        let lines_ms = self.near_ms + self.upload_ms(prompt_bytes) + self.far_ms + self.last_ms;
+        hands_ms + lines_ms + self.provider_ms
     }
 
     /// From the first prompt byte at the ingress until the last is on the long line.
@@ -60,6 +65,7 @@ mod tests {
         far_ms: 150.0,
         last_ms: 2.0,
         rate_mbit: 100.0,
+        provider_ms: 0.0,
     };
 
     #[test]
@@ -68,6 +74,12 @@ mod tests {
         assert!((warm - 160.16).abs() < 0.01, "{warm}");
         let cold = LINES.first_token_ms(true, 2048);
         assert!((cold - warm - 16.0).abs() < 1e-9, "{cold}");
+        let slow = Lines {
+            provider_ms: 1.5,
+            ..LINES
+        };
+        let slower = slow.first_token_ms(false, 2048) - warm;
+        assert!((slower - 1.5).abs() < 1e-9, "{slower}");
     }
 
     #[test]
