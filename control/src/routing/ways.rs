@@ -32,8 +32,8 @@ const RELAY_US: u64 = 5_000;
 ///
 /// Every one of them in every path would make 1.2 million rows of 1,000 nodes (ten regions, each with 30 ingress, 40 egress
 /// and 30 relay nodes), some 60 MB, told to each. With four it is 20,000 rows and about 1 MB, 2,000 of them an ingress's own,
-/// and one relay is seldom the only way left: a path is cut, its relay dies and there are three. Which links are kept warm
-/// is another matter: an ingress holds one to each address of every egress and relay, at a heartbeat a second while nobody
+/// and one relay is seldom the only way left: a path is cut, its relay dies and there are three. An ingress keeps a link warm
+/// to each address of every egress and of the relays in its own paths: 400 and at most 40, at a heartbeat a second while nobody
 /// uses it. Shown by `a_thousand_nodes_compile_to_a_bounded_sum`.
 pub(super) const RELAYS_MAX: usize = 4;
 
