@@ -161,7 +161,8 @@ impl Losses {
             *seen = Seen {
                 sent,
                 lost,
-                share: f64::midpoint(seen.share, now),
+                // Believed at once when it is worse than it was, and slowly when it is better.
+                share: f64::midpoint(seen.share, now).max(now),
             };
         }
         seen.share
@@ -223,10 +224,10 @@ mod tests {
     fn losses_are_believed_once_there_are_enough_packets() {
         let losses = Losses::default();
         assert_eq!(losses.share((100, 90)), 0.0);
-        assert_eq!(losses.share((1_000, 20)), 0.01);
-        assert_eq!(losses.share((1_100, 120)), 0.01);
-        assert_eq!(losses.share((2_000, 20)), 0.005);
-        assert_eq!(losses.share((0, 0)), 0.005);
+        assert_eq!(losses.share((1_000, 20)), 0.02);
+        assert_eq!(losses.share((1_100, 120)), 0.02);
+        assert_eq!(losses.share((2_000, 20)), 0.01);
+        assert_eq!(losses.share((0, 0)), 0.01);
     }
 
     #[test]
