@@ -2,6 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
+use prometheus_client::metrics::counter::Counter;
 use rustls::pki_types::CertificateDer;
 
 use crate::{
@@ -78,82 +79,87 @@ pub(super) fn relays(routes: &Routes) -> Relays {
         .collect()
 }
 
-/// Shows how often what keeps exchanges alive was used.
+/// A counter's name, what it counts, and which it is.
+type Shown = (&'static str, &'static str, fn(&Tally) -> &Counter);
+
+/// What shows how often what keeps exchanges alive was used.
+const SHOWN: &[Shown] = &[
+    (
+        "exchange_moves",
+        "Times that an end of an exchange went on over another path",
+        |tally| &tally.moved,
+    ),
+    (
+        "exchange_orphans",
+        "Exchanges ended at the egress, with no way to their ingress left",
+        |tally| &tally.orphaned,
+    ),
+    (
+        "exchange_unacknowledged",
+        "Answers let go at the egress, as their ingress never acknowledged them",
+        |tally| &tally.unacknowledged,
+    ),
+    (
+        "exchange_hedges",
+        "OPENs sent over a second path as the first was late",
+        |tally| &tally.hedges,
+    ),
+    (
+        "exchange_hedges_won",
+        "Hedges that were accepted first",
+        |tally| &tally.hedges_won,
+    ),
+    (
+        "exchange_doubles",
+        "Pieces of exchanges sent over two paths at once",
+        |tally| &tally.doubled,
+    ),
+    (
+        "exchange_doubles_first",
+        "Pieces whose copy came first",
+        |tally| &tally.doubles_first,
+    ),
+    (
+        "exchange_repairs",
+        "Datagrams of repair symbols that were sent behind requests",
+        |tally| &tally.repairs_sent,
+    ),
+    (
+        "exchange_mended",
+        "Parts of requests that were whole by repair symbols, before what they had lost came again",
+        |tally| &tally.mended,
+    ),
+    (
+        "exchange_stale_acks",
+        "Acknowledgements of less than was acknowledged before: overtaken on their way, or a peer's fault",
+        |tally| &tally.stale_acks,
+    ),
+    (
+        "exchange_ahead",
+        "Exchanges opened for a body that goes ahead of what is asked",
+        |tally| &tally.ahead,
+    ),
+    (
+        "exchange_ahead_begun",
+        "Of those, the ones that were asked for",
+        |tally| &tally.ahead_begun,
+    ),
+    (
+        "exchange_ahead_missed",
+        "Of those, the ones given up as somebody else was asked, or nobody",
+        |tally| &tally.ahead_missed,
+    ),
+    (
+        "links_refused",
+        "Links of other nodes that were refused, as there were too many",
+        |tally| &tally.links_refused,
+    ),
+];
+
+/// Shows it.
 pub(super) fn show(telemetry: &Telemetry, tally: &Tally) {
-    let shown = [
-        (
-            "exchange_moves",
-            "Times that an end of an exchange went on over another path",
-            &tally.moved,
-        ),
-        (
-            "exchange_orphans",
-            "Exchanges ended at the egress, with no way to their ingress left",
-            &tally.orphaned,
-        ),
-        (
-            "exchange_unacknowledged",
-            "Answers let go at the egress, as their ingress never acknowledged them",
-            &tally.unacknowledged,
-        ),
-        (
-            "exchange_hedges",
-            "OPENs sent over a second path as the first was late",
-            &tally.hedges,
-        ),
-        (
-            "exchange_hedges_won",
-            "Hedges that were accepted first",
-            &tally.hedges_won,
-        ),
-        (
-            "exchange_doubles",
-            "Pieces of exchanges sent over two paths at once",
-            &tally.doubled,
-        ),
-        (
-            "exchange_doubles_first",
-            "Pieces whose copy came first",
-            &tally.doubles_first,
-        ),
-        (
-            "exchange_repairs",
-            "Datagrams of repair symbols that were sent behind requests",
-            &tally.repairs_sent,
-        ),
-        (
-            "exchange_mended",
-            "Requests that were whole by repair symbols, before what they had lost came again",
-            &tally.mended,
-        ),
-        (
-            "exchange_stale_acks",
-            "Acknowledgements of less than was acknowledged before: overtaken on their way, or a peer's fault",
-            &tally.stale_acks,
-        ),
-        (
-            "exchange_ahead",
-            "Exchanges opened for a body that goes ahead of what is asked",
-            &tally.ahead,
-        ),
-        (
-            "exchange_ahead_begun",
-            "Of those, the ones that were asked for",
-            &tally.ahead_begun,
-        ),
-        (
-            "exchange_ahead_missed",
-            "Of those, the ones given up as somebody else was asked, or nobody",
-            &tally.ahead_missed,
-        ),
-        (
-            "links_refused",
-            "Links of other nodes that were refused, as there were too many",
-            &tally.links_refused,
-        ),
-    ];
-    for (name, help, counter) in shown {
-        telemetry.register(name, help, counter.clone());
+    for (name, help, counter) in SHOWN {
+        telemetry.register(name, help, counter(tally).clone());
     }
 }
 

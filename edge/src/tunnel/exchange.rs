@@ -214,6 +214,26 @@ impl Outgoing {
         (self.acked, slices)
     }
 
+    /// Next byte to hand to the attachment.
+    #[must_use]
+    pub const fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Of [`Self::sent_slices`], what is at or behind `from`, and where that begins.
+    #[must_use]
+    pub fn sent_from(&self, from: u64) -> (u64, Vec<Bytes>) {
+        let (start, mut slices) = self.sent_slices();
+        let mut skip = usize::try_from(from.saturating_sub(start)).unwrap_or(usize::MAX);
+        slices.retain_mut(|slice| {
+            let gone = skip.min(slice.len());
+            slice.advance(gone);
+            skip -= gone;
+            !slice.is_empty()
+        });
+        (start.max(from), slices)
+    }
+
     /// Where credit stops the sender, if it does.
     #[must_use]
     pub const fn blocked_at(&self) -> Option<u64> {

@@ -37,7 +37,7 @@ use super::{
     double::SMALL_BYTES_MAX,
     end::{End, Out, Side},
     exchange::{INITIAL_CREDIT_BYTES, Incoming, REQUEST_CREDIT_BYTES},
-    repair::Mender,
+    repair::{Mender, is_block},
 };
 
 /// Bytes that [`SendHalf::data`] holds back for company before it writes them out by itself.
@@ -130,7 +130,7 @@ impl SendHalf {
             ending,
         } = self;
         let (mut out, mut left) = (Out::Done, None);
-        let (room, double) = {
+        let (room, double, block) = {
             let mut sending = end.sending.lock();
             if let Some(reason) = end.fate() {
                 return Poll::Ready(Err(reason));
@@ -164,7 +164,8 @@ impl SendHalf {
             if sending.twin.is_some() {
                 end.tunnel.tally().doubled.inc();
             }
-            (end.poll_room(&mut sending, cx), double)
+            let block = is_block(end, &sending);
+            (end.poll_room(&mut sending, cx), double, block)
         };
         end.tunnel.came(end, out);
         if let Some(now) = left {
@@ -172,6 +173,9 @@ impl SendHalf {
         }
         if double {
             end.tunnel.double(end);
+        }
+        if block {
+            end.tunnel.send_repairs(end);
         }
         room.map(Ok)
     }

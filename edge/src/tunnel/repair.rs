@@ -1,8 +1,8 @@
 //! Mends what a prompt lost on its way, without asking for it again. Pure but for the counting of places.
 //!
 //! Over a long path each lost packet of a prompt costs a round trip, and of 256 KiB some packet is lost more often than not
-//! from 0.4 % on. Behind a request that is not large the ingress therefore sends *repair symbols* in datagrams
-//! (`vector_proto::tunnel::repair`), as many as the path's losses make worth it. The egress reads the stream out of order,
+//! from 0.4 % on. Behind a request that is not large, and in the middle of it, the ingress therefore sends *repair symbols* in
+//! datagrams (`vector_proto::tunnel::repair`), as many as the path's losses make worth it. The egress reads the stream out of order,
 //! keeps the sequence's first bytes, and computes what is missing as soon as it has enough. QUIC sends again what was lost as
 //! always: that comes too late to matter, and is what remains when too much was lost.
 
@@ -25,7 +25,7 @@ use vector_proto::{
 #[cfg(test)]
 pub(super) use self::hands::hear;
 pub(super) use self::{
-    hands::{Early, listen},
+    hands::{Early, is_block, listen},
     mender::Mender,
 };
 

@@ -21,7 +21,7 @@ pub struct Tally {
     pub doubles_first: Counter,
     /// Datagrams of repair symbols that were sent.
     pub repairs_sent: Counter,
-    /// Requests that were whole by repair symbols, before what they had lost came again.
+    /// Parts of requests that were whole by repair symbols, before what they had lost came again.
     pub mended: Counter,
     /// Acknowledgements of less than was acknowledged before, which change nothing.
     pub stale_acks: Counter,

@@ -26,6 +26,8 @@ pub(in crate::tunnel) struct Sending {
     pub(in crate::tunnel) attachments: Attachments,
     /// The second stream, while there is one.
     pub(in crate::tunnel) twin: Option<Box<Twin>>,
+    /// Up to here repair symbols were sent for it, if any are.
+    pub(in crate::tunnel) repaired: u64,
     /// What the node's budget was charged.
     pub(in crate::tunnel) charged: u64,
     /// Counts the attachments, so that a mover knows when it is replaced.

@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -56,40 +56,39 @@ impl ReceiveHalf {
         self.mend_if_last()
     }
 
-    /// Mends if whatever is missing is lost or will come out of turn.
+    /// Mends where whatever is missing is lost, or will come out of turn.
     pub(super) fn mend_if_last(&mut self) -> Result<(), LostReason> {
-        match &self.mending {
-            Some(mending) if mending.mender.has_last() && mending.mender.can_mend() => self.mend(),
-            _ => Ok(()),
-        }
+        self.mend(false)
     }
 
     /// Mends once nothing has come for a while.
     pub(super) fn poll_mend(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), LostReason>> {
-        let Some(mending) = self.mending.as_mut().filter(|it| it.mender.can_mend()) else {
+        let Some(mending) = &mut self.mending else {
             return Poll::Pending;
         };
+        if mending.mender.ready(true).is_none() {
+            return Poll::Pending;
+        }
         let silence = mending
             .silence
             .get_or_insert_with(|| Box::pin(tokio::time::sleep(SILENCE)));
-        match silence.as_mut().poll(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(()) => Poll::Ready(self.mend()),
-        }
+        ready!(silence.as_mut().poll(cx));
+        mending.silence = None;
+        Poll::Ready(self.mend(true))
     }
 
-    fn mend(&mut self) -> Result<(), LostReason> {
-        // There is one block, so there is nothing left to do afterwards.
-        let Some(mut mending) = self.mending.take() else {
-            return Ok(());
-        };
-        let Some(pieces) = mending.mender.mend() else {
-            tracing::warn!(exchange = %self.end.exchange, peer = %self.end.far, "repair symbols do not fit what they are for");
-            return Ok(());
-        };
-        self.end.tunnel.tally().mended.inc();
-        for (offset, bytes) in pieces {
-            self.take_in(offset, bytes)?;
+    fn mend(&mut self, silent: bool) -> Result<(), LostReason> {
+        while let Some(mending) = &mut self.mending
+            && let Some(block) = mending.mender.ready(silent)
+        {
+            let Some(pieces) = mending.mender.mend(block) else {
+                tracing::warn!(exchange = %self.end.exchange, peer = %self.end.far, "repair symbols do not fit what they are for");
+                continue;
+            };
+            self.end.tunnel.tally().mended.inc();
+            for (offset, bytes) in pieces {
+                self.take_in(offset, bytes)?;
+            }
         }
         Ok(())
     }

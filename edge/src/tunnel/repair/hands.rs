@@ -15,13 +15,16 @@ use vector_proto::{
 use super::datagrams;
 use crate::tunnel::{
     Tunnel,
-    end::{End, Side},
+    end::{End, Sending, Side},
     link::Link,
     transport,
 };
 
 /// Round trips from here on are worth saving.
 const ROUND_TRIP_MIN: Duration = Duration::from_millis(20);
+
+/// Half of a long prompt. Smaller blocks need more symbols in all.
+const BLOCK_BYTES: u64 = 128 << 10;
 
 /// Datagrams that came before the OPEN of their exchange and wait for it. 64 x 1.4 KB = 90 KB a link.
 const EARLY_MAX: usize = 64;
@@ -80,21 +83,24 @@ impl Link {
 }
 
 impl Tunnel {
-    /// Has what an exchange's request may lose mended: sends repair symbols for all of it. To be called once it is whole.
+    /// Has what an exchange's request may lose mended: sends repair symbols for what was handed out of it since the last time.
+    /// To be called once it is whole, and when that [`is_block`].
     pub(in crate::tunnel) fn send_repairs(&self, end: &Arc<End>) {
         if !end.repaired {
             return;
         }
         let (link, start, slices) = {
-            let sending = end.sending.lock();
+            let mut sending = end.sending.lock();
             let Some(at) = sending.at.as_ref().filter(|_| !sending.moving) else {
                 return;
             };
             if *at.link.peer != *end.far || sending.outgoing.blocked_at().is_some() {
                 return;
             }
-            let (start, slices) = sending.outgoing.sent_slices();
-            (Arc::clone(&at.link), start, slices)
+            let link = Arc::clone(&at.link);
+            let (start, slices) = sending.outgoing.sent_from(sending.repaired);
+            sending.repaired = sending.outgoing.next();
+            (link, start, slices)
         };
         let Some(connection) = link.connection_for_repairs() else {
             return;
@@ -106,6 +112,12 @@ impl Tunnel {
             connection.send_datagram(datagram);
         }
     }
+}
+
+/// Whether so much is on its way without repair symbols that they are worth sending before the rest is there: what is lost of
+/// it is then mended while that comes.
+pub(in crate::tunnel) fn is_block(end: &End, sending: &Sending) -> bool {
+    end.repaired && sending.outgoing.next().saturating_sub(sending.repaired) >= BLOCK_BYTES
 }
 
 /// Takes the repair symbols that the peer of an accepted link sends, until the connection is gone.

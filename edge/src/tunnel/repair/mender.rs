@@ -8,6 +8,9 @@ use vector_proto::tunnel::repair::{BLOCK_BYTES_MAX, Block, Repair, SYMBOL_BYTES}
 
 use super::Place;
 
+/// Blocks of one sequence, of which the ends are told by the sender. More is a peer that tells for telling's sake.
+const BLOCKS_MAX: usize = 16;
+
 /// The first bytes of a sequence, and the repair symbols for them.
 #[derive(Debug)]
 pub(in crate::tunnel) struct Mender {
@@ -15,11 +18,16 @@ pub(in crate::tunnel) struct Mender {
     bytes: Vec<u8>,
     /// What is here: in order, and apart from each other.
     here: Vec<Range<usize>>,
-    /// What the symbols are of. The first word counts.
-    block: Option<Block>,
+    blocks: Vec<Known>,
+    _place: Place,
+}
+
+/// What is known of a block.
+#[derive(Debug)]
+struct Known {
+    block: Block,
     /// By number.
     symbols: BTreeMap<usize, Bytes>,
-    _place: Place,
 }
 
 impl Mender {
@@ -27,8 +35,7 @@ impl Mender {
         Self {
             bytes: Vec::new(),
             here: Vec::new(),
-            block: None,
-            symbols: BTreeMap::new(),
+            blocks: Vec::new(),
             _place: place,
         }
     }
@@ -63,30 +70,35 @@ impl Mender {
 
     /// Repair symbols that came.
     pub(in crate::tunnel) fn repair(&mut self, repair: &Repair) {
-        if *self.block.get_or_insert(repair.block) != repair.block {
-            return;
+        let mut known = self.blocks.iter().position(|it| it.block == repair.block);
+        if known.is_none() && self.blocks.len() < BLOCKS_MAX {
+            known = Some(self.blocks.len());
+            self.blocks.push(Known {
+                block: repair.block,
+                symbols: BTreeMap::new(),
+            });
         }
+        let Some(known) = known.and_then(|at| self.blocks.get_mut(at)) else {
+            return;
+        };
         let count = repair.symbols.len() / SYMBOL_BYTES;
         for at in 0..count {
             let symbol = repair
                 .symbols
                 .slice(at * SYMBOL_BYTES..(at + 1) * SYMBOL_BYTES);
-            self.symbols.insert(repair.first + at, symbol);
+            known.symbols.insert(repair.first + at, symbol);
         }
     }
 
-    /// Whether what is missing could be computed now.
-    pub(in crate::tunnel) fn can_mend(&self) -> bool {
-        let missing = self
-            .block
-            .map_or(0, |block| block.sources() - self.whole(block));
-        missing > 0 && missing <= self.symbols.len()
-    }
-
-    /// Whether the last byte is here, so that nothing before it is still to come for the first time.
-    pub(in crate::tunnel) fn has_last(&self) -> bool {
+    /// A block of which something is missing that could be computed now. Where `silent`, any; otherwise one of which the last
+    /// byte is here, or what follows it, so that nothing of it is still to come for the first time.
+    pub(in crate::tunnel) fn ready(&self, silent: bool) -> Option<usize> {
         let end = self.here.last().map(|range| range.end);
-        self.block.is_some_and(|block| end >= Some(block.end()))
+        self.blocks.iter().position(|Known { block, symbols }| {
+            let missing = block.sources() - self.whole(*block);
+            let may = missing > 0 && missing <= symbols.len();
+            may && (silent || end >= Some(block.end()))
+        })
     }
 
     /// Source symbols that are here whole.
@@ -112,16 +124,16 @@ impl Mender {
         (from, to)
     }
 
-    /// Computes what is missing, and says where it stands. `None` when it cannot, or what comes out is not what was sent: the
-    /// symbols are of no further use then.
-    pub(in crate::tunnel) fn mend(&mut self) -> Option<Vec<(u64, Bytes)>> {
-        let block = self.block.filter(|_| self.can_mend())?;
-        let padded = block.start + block.sources() * SYMBOL_BYTES;
-        self.bytes.resize(padded.max(self.bytes.len()), 0);
+    /// Computes what is missing of a block, and says where it stands. `None` when that cannot be, or what comes out is not what
+    /// was sent. The block is of no further use then.
+    pub(in crate::tunnel) fn mend(&mut self, at: usize) -> Option<Vec<(u64, Bytes)>> {
+        let Known { block, symbols } = self.blocks.swap_remove(at);
+        self.bytes.resize(block.end().max(self.bytes.len()), 0);
         let gaps = self.gaps(block);
-        for (at, symbol) in self.decode(block, &gaps).ok()? {
-            let start = block.start + at * SYMBOL_BYTES;
-            self.bytes[start..start + SYMBOL_BYTES].copy_from_slice(&symbol);
+        for (at, symbol) in self.decode(block, &symbols, &gaps).ok()? {
+            let place = Self::place(block, at);
+            let length = place.len();
+            self.bytes[place].copy_from_slice(&symbol[..length]);
         }
         if crc32fast::hash(&self.bytes[block.start..block.end()]) != block.checksum {
             return None;
@@ -130,12 +142,16 @@ impl Mender {
         let piece = |(from, to): (usize, usize)| {
             let start = block.start + from * SYMBOL_BYTES;
             let end = (block.start + to * SYMBOL_BYTES).min(block.end());
-            (
-                start as u64,
-                Bytes::copy_from_slice(&self.bytes[start..end]),
-            )
+            let bytes = &self.bytes[start..end];
+            (start as u64, Bytes::copy_from_slice(bytes))
         };
         Some(gaps.into_iter().map(piece).collect())
+    }
+
+    /// Where a symbol stands. What follows on the block is no part of its last one.
+    fn place(block: Block, at: usize) -> Range<usize> {
+        let start = block.start + at * SYMBOL_BYTES;
+        start..(start + SYMBOL_BYTES).min(block.end())
     }
 
     /// Runs of symbols that are not here whole.
@@ -161,19 +177,21 @@ impl Mender {
     fn decode(
         &self,
         block: Block,
+        symbols: &BTreeMap<usize, Bytes>,
         gaps: &[(usize, usize)],
     ) -> Result<Vec<(usize, Vec<u8>)>, reed_solomon_simd::Error> {
         let mut decoder = ReedSolomonDecoder::new(block.sources(), block.total, SYMBOL_BYTES)?;
         let mut known = 0;
         for (from, to) in gaps.iter().copied().chain([(block.sources(), 0)]) {
             for at in known..from {
-                let start = block.start + at * SYMBOL_BYTES;
-                let symbol = &self.bytes[start..start + SYMBOL_BYTES];
+                let mut symbol = [0; SYMBOL_BYTES];
+                let bytes = &self.bytes[Self::place(block, at)];
+                symbol[..bytes.len()].copy_from_slice(bytes);
                 decoder.add_original_shard(at, symbol)?;
             }
             known = to;
         }
-        for (number, symbol) in &self.symbols {
+        for (number, symbol) in symbols {
             decoder.add_recovery_shard(*number, symbol)?;
         }
         let decoded = decoder.decode()?;
@@ -246,10 +264,11 @@ mod tests {
                 let (mut mender, text, lost) = sent(shape, loss, &mut rng);
                 needed += u32::from(lost);
                 if !lost {
-                    assert!(!mender.can_mend());
+                    assert_eq!(mender.ready(true), None);
                     continue;
                 }
-                let Some(pieces) = mender.mend() else {
+                let ready = mender.ready(true);
+                let Some(pieces) = ready.and_then(|at| mender.mend(at)) else {
                     continue;
                 };
                 assert!(!pieces.is_empty());
@@ -258,7 +277,7 @@ mod tests {
                     assert_eq!(piece, &text[at..at + piece.len()]);
                 }
                 assert_eq!(mender.bytes[..text.len()], text);
-                assert!(!mender.can_mend() && mender.has_last());
+                assert_eq!(mender.ready(true), None);
                 mended += 1;
             }
             assert!(
@@ -272,17 +291,58 @@ mod tests {
     fn what_is_not_what_was_sent_is_not_believed() {
         let mut rng = fastrand::Rng::with_seed(3);
         let (mut mender, _, lost) = sent((40_000, 0), 0.05, &mut rng);
-        assert!(lost && mender.can_mend());
+        assert!(lost);
+        let ready = mender.ready(true).unwrap();
         let whole = mender.here[0].clone();
         mender.bytes[whole.start] ^= 1;
-        assert_eq!(mender.mend(), None);
+        assert_eq!(mender.mend(ready), None);
+        assert_eq!(mender.ready(true), None, "nobody tries again");
         let mut mender = self::mender();
         assert!(
             !mender.note(BLOCK_BYTES_MAX as u64, b"x"),
             "beyond what is kept"
         );
         assert!(!mender.note(u64::MAX, b"x"));
-        assert_eq!(mender.mend(), None, "of nothing");
+        assert_eq!(mender.ready(true), None);
+    }
+
+    #[test]
+    fn blocks_are_mended_each_in_its_time() {
+        let text = text(200_000);
+        let (id, middle) = ((ExchangeId::fresh(), 1), 120_000);
+        let mut mender = mender();
+        for (start, end) in [(0, middle), (middle, text.len())] {
+            let slices = [Bytes::copy_from_slice(&text[start..end])];
+            for repair in datagrams(id, start as u64, &slices, 0.01, 1_372) {
+                mender.repair(&Repair::read(&repair).unwrap());
+            }
+        }
+        assert!(mender.note(0, &text[..50_000]));
+        assert!(mender.note(51_000, &text[51_000..middle - 500]));
+        assert_eq!(mender.ready(false), None);
+        // What follows on a block is here, and no part of it.
+        assert!(mender.note(middle as u64, &text[middle..199_000]));
+        assert_eq!(mender.ready(false), Some(0));
+        let pieces = mender.mend(0).unwrap();
+        assert_eq!(pieces.len(), 2);
+        for (at, piece) in pieces {
+            let at = at as usize;
+            assert_eq!(piece, &text[at..at + piece.len()]);
+        }
+        assert_eq!(mender.bytes[..199_000], text[..199_000]);
+        assert_eq!(mender.ready(false), None, "its end may still come");
+        let last = mender.ready(true).unwrap();
+        let pieces = mender.mend(last).unwrap();
+        let (at, piece) = &pieces[0];
+        assert_eq!(piece, &text[*at as usize..]);
+        // There is an end to what is told.
+        for start in 0..100 {
+            let slices = [Bytes::copy_from_slice(&text[start..100_000])];
+            for repair in datagrams(id, start as u64, &slices, 0.01, 1_372) {
+                mender.repair(&Repair::read(&repair).unwrap());
+            }
+        }
+        assert_eq!(mender.blocks.len(), BLOCKS_MAX);
     }
 
     proptest! {
