@@ -176,6 +176,7 @@ impl RequestWriter {
     /// Says among the body what is asked; it leaves with the next flush.
     pub fn ask(&mut self, open: &v1::Open) {
         self.half.frame(codec::message(Kind::Head, open));
+        self.half.asked();
     }
 
     /// Cuts off what went ahead.
@@ -221,6 +222,8 @@ impl RequestBody {
                     let open = open.map_err(|_| broken(codec::Error::Malformed(Kind::Head)))?;
                     // Nobody else waits for it meanwhile.
                     let begins = self.half.end.begin(&open);
+                    // As ACCEPTED is said of others before anything is executed.
+                    self.half.acknowledge(true);
                     let cancelled = Lost::accepted(LostReason::Cancelled);
                     return begins.then_some(open).ok_or(cancelled);
                 }

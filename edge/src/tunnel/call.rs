@@ -256,7 +256,7 @@ impl ResponseReader {
     fn lost(&self, reason: LostReason) -> Lost {
         Lost {
             reason,
-            accepted: self.half.end.is_accepted(),
+            accepted: self.half.end.is_taken(),
         }
     }
 

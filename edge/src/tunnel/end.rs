@@ -92,6 +92,8 @@ pub(super) struct End {
     pub(super) repaired: bool,
     /// Its body goes ahead of what is asked, which was not said yet (`ahead`).
     pub(super) headless: AtomicBool,
+    /// Of a body that went ahead: where in the sequence what is asked ends; 0 for all others.
+    pub(super) asked: AtomicU64,
     /// A twin is being made.
     pub(super) doubling: AtomicBool,
     /// Its writer waits for the node's budget.
@@ -150,6 +152,7 @@ impl End {
             repeatable: AtomicBool::new(repeatable),
             repaired,
             headless: AtomicBool::new(ahead),
+            asked: AtomicU64::new(0),
             doubling: AtomicBool::new(false),
             awaits_budget: AtomicBool::new(false),
             fate: AtomicU8::new(0),
@@ -170,6 +173,13 @@ impl End {
 
     pub(super) fn is_accepted(&self) -> bool {
         self.accepted.load(Ordering::Acquire)
+    }
+
+    /// Whether the egress is known to have the exchange: where its body went ahead, what is asked, too.
+    pub(super) fn is_taken(&self) -> bool {
+        let asked = self.asked.load(Ordering::Acquire);
+        let known = || self.received() > 0 || self.sending.lock().outgoing.known() >= asked;
+        self.is_accepted() && (asked == 0 || known())
     }
 
     pub(super) fn set_accepted(&self) {

@@ -80,6 +80,13 @@ impl SendHalf {
         self.held.push(frame);
     }
 
+    /// What was appended last says what is asked.
+    pub(super) fn asked(&self) {
+        let pushed = self.end.sending.lock().outgoing.end();
+        let end = pushed + self.held_bytes as u64;
+        self.end.asked.store(end, Ordering::Release);
+    }
+
     /// Appends the frame that makes the sequence whole.
     pub(super) fn last(&mut self, frame: Bytes) {
         self.frame(frame);
@@ -442,7 +449,7 @@ impl ReceiveHalf {
         Ok(())
     }
 
-    fn acknowledge(&mut self, all: bool) {
+    pub(super) fn acknowledge(&mut self, all: bool) {
         if let Some(offset) = self.incoming.ack_due(Instant::now(), all) {
             self.end.say(Entry::Ack {
                 exchange: self.end.exchange,

@@ -51,7 +51,8 @@ const FEW_LOSS: f64 = 0.005;
 /// Packets after which a share of them is believed.
 const TELLING_PACKETS: u64 = 256;
 
-/// Sequences that are mended at once on one node. 128 x 640 KiB = 80 MiB at the worst; others wait for what was lost.
+/// Sequences that are mended at once on one node. A prompt of 256 KiB takes 300 KiB; of peers that mean it, 128 x 2 MiB = 256 MiB
+/// at the worst. Others wait for what was lost.
 const MENDERS_MAX: usize = 128;
 
 /// Repair symbols worth sending behind so many bytes, on a path that loses this share of its packets.

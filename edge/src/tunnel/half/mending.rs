@@ -83,7 +83,8 @@ impl ReceiveHalf {
         {
             let Some(pieces) = mending.mender.mend(block) else {
                 tracing::warn!(exchange = %self.end.exchange, peer = %self.end.far, "repair symbols do not fit what they are for");
-                continue;
+                self.mending = None;
+                break;
             };
             self.end.tunnel.tally().mended.inc();
             for (offset, bytes) in pieces {

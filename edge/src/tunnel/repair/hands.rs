@@ -1,6 +1,6 @@
 //! Which exchanges get repair symbols, and how those come from one end to the other.
 
-use std::{collections::VecDeque, sync::Arc, time::Duration};
+use std::{collections::VecDeque, ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -22,6 +22,9 @@ use crate::tunnel::{
 
 /// Round trips from here on are worth saving.
 const ROUND_TRIP_MIN: Duration = Duration::from_millis(20);
+
+/// Bodies that are worth it, if their length is known: in one packet all is lost or nothing.
+const BODY_BYTES: Range<u64> = 1_024..BLOCK_BYTES_MAX as u64;
 
 /// Half of a long prompt. Smaller blocks need more symbols in all.
 const BLOCK_BYTES: u64 = 128 << 10;
@@ -60,7 +63,7 @@ impl Link {
         let fits = open.ahead
             || request.is_some_and(|request| {
                 let bytes = request.body_bytes;
-                !request.websocket && bytes.is_none_or(|bytes| bytes < BLOCK_BYTES_MAX as u64)
+                !request.websocket && bytes.is_none_or(|bytes| BODY_BYTES.contains(&bytes))
             });
         fits && self.mends && self.over_quic().is_some() && self.rtt() >= ROUND_TRIP_MIN
     }
@@ -132,7 +135,8 @@ pub(in crate::tunnel) async fn listen(link: &Arc<Link>) {
 }
 
 pub(in crate::tunnel) fn hear(link: &Arc<Link>, datagram: &Bytes) {
-    let Ok(repair) = Repair::read(datagram) else {
+    // Bytes of their own: those that came keep alive all that was read from the socket with them.
+    let Ok(repair) = Repair::read(&Bytes::copy_from_slice(datagram)) else {
         tracing::debug!(peer = %link.peer, "a datagram that holds no repair symbols");
         return;
     };

@@ -8,8 +8,11 @@ use vector_proto::tunnel::repair::{BLOCK_BYTES_MAX, Block, Repair, SYMBOL_BYTES}
 
 use super::Place;
 
-/// Blocks of one sequence, of which the ends are told by the sender. More is a peer that tells for telling's sake.
-const BLOCKS_MAX: usize = 16;
+/// Blocks of one sequence. An honest sender makes one of 128 KiB each, and one of the rest; computing one takes a millisecond.
+const BLOCKS_MAX: usize = 8;
+
+/// Ranges that may be here apart from each other. A packet each, they are far more than any line leaves.
+const RANGES_MAX: usize = 1_024;
 
 /// The first bytes of a sequence, and the repair symbols for them.
 #[derive(Debug)]
@@ -19,6 +22,8 @@ pub(in crate::tunnel) struct Mender {
     /// What is here: in order, and apart from each other.
     here: Vec<Range<usize>>,
     blocks: Vec<Known>,
+    /// Blocks that were ever told of.
+    begun: usize,
     _place: Place,
 }
 
@@ -36,6 +41,7 @@ impl Mender {
             bytes: Vec::new(),
             here: Vec::new(),
             blocks: Vec::new(),
+            begun: 0,
             _place: place,
         }
     }
@@ -44,7 +50,7 @@ impl Mender {
     pub(in crate::tunnel) fn note(&mut self, offset: u64, bytes: &[u8]) -> bool {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let end = start.saturating_add(bytes.len());
-        if end > BLOCK_BYTES_MAX {
+        if end > BLOCK_BYTES_MAX || self.here.len() > RANGES_MAX {
             return false;
         }
         if start < end {
@@ -71,7 +77,8 @@ impl Mender {
     /// Repair symbols that came.
     pub(in crate::tunnel) fn repair(&mut self, repair: &Repair) {
         let mut known = self.blocks.iter().position(|it| it.block == repair.block);
-        if known.is_none() && self.blocks.len() < BLOCKS_MAX {
+        if known.is_none() && self.begun < BLOCKS_MAX {
+            self.begun += 1;
             known = Some(self.blocks.len());
             self.blocks.push(Known {
                 block: repair.block,
@@ -342,7 +349,8 @@ mod tests {
                 mender.repair(&Repair::read(&repair).unwrap());
             }
         }
-        assert_eq!(mender.blocks.len(), BLOCKS_MAX);
+        assert_eq!(mender.begun, BLOCKS_MAX);
+        assert_eq!(mender.blocks.len(), BLOCKS_MAX - 2);
     }
 
     proptest! {

@@ -53,6 +53,10 @@ pub struct Receiver {
     stream: quinn::RecvStream,
     /// Bytes that were read in order.
     read: u64,
+    /// Of these, those before it was read as it comes.
+    origin: Option<u64>,
+    /// What was there in order has been read since.
+    drained: bool,
 }
 
 impl Receiver {
@@ -71,8 +75,19 @@ impl Receiver {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<(u64, Bytes)>, Error>> {
+        let origin = *self.origin.get_or_insert(self.read);
+        if !self.drained {
+            // quinn cuts what overlaps with what was read only while it reads in order: nothing of that may be left.
+            let at = self.read - origin;
+            match self.poll_read(cx) {
+                Poll::Ready(read) => {
+                    return Poll::Ready(read.map(|bytes| bytes.map(|bytes| (at, bytes))));
+                }
+                Poll::Pending => self.drained = true,
+            }
+        }
         let chunk = ready!(self.poll_chunk(cx, false))?;
-        let place = |chunk: quinn::Chunk| (chunk.offset.saturating_sub(self.read), chunk.bytes);
+        let place = |chunk: quinn::Chunk| (chunk.offset.saturating_sub(origin), chunk.bytes);
         Poll::Ready(Ok(chunk.map(place)))
     }
 
@@ -100,6 +115,8 @@ pub(super) fn halves(
         transport::Receiver::Quic(Receiver {
             stream: receive,
             read: 0,
+            origin: None,
+            drained: false,
         }),
     )
 }
