@@ -3,14 +3,14 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use vector_edge::tunnel::{ArrivalHandler, Part, Path};
+use vector_edge::tunnel::{ArrivalHandler, Path};
 use vector_proto::{
     id::ExchangeId,
     tunnel::{VERSION, v1},
 };
 use vector_wan::{Detour, Way};
 
-use crate::town::{Authority, Node, node, start, wanted};
+use crate::town::{Authority, Node, node, read, start, wanted};
 
 /// Pieces of an answer and of a request's body, 5 ms apart.
 const PIECES: usize = 100;
@@ -89,17 +89,7 @@ async fn an_exchange_stays_whole_when_its_relay_drops_half_and_reorders_the_rest
         }
         request.end().await.unwrap();
     };
-    let down = async {
-        response.head().await.unwrap();
-        let mut text = Vec::new();
-        loop {
-            match response.next().await.unwrap() {
-                Part::Data(bytes) => text.extend_from_slice(&bytes),
-                Part::Trailers(_) => {}
-                Part::End => return text,
-            }
-        }
-    };
+    let down = read(&mut response);
     let ((), text) = tokio::join!(up, down);
     let whole: Vec<u8> = (0..PIECES).flat_map(piece).collect();
     assert_eq!(text, whole);

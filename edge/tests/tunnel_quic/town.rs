@@ -13,7 +13,7 @@ use vector_edge::{
     relay::Relay,
     telemetry::Telemetry,
     tunnel::{
-        ArrivalHandler, Call, Credentials, Part, Path, Peer, Tunnel,
+        ArrivalHandler, Call, Credentials, Part, Path, Peer, ResponseReader, Tunnel,
         dial::Wanted,
         network::{Network, Parts, Sockets},
         pulse::Intervals,
@@ -296,6 +296,19 @@ pub(crate) async fn up(tunnel: &Tunnel) {
     }
 }
 
+/// The answer's body, to its end.
+pub(crate) async fn read(response: &mut ResponseReader) -> Vec<u8> {
+    response.head().await.unwrap();
+    let mut body = Vec::new();
+    loop {
+        match response.next().await.unwrap() {
+            Part::Data(bytes) => body.extend_from_slice(&bytes),
+            Part::Trailers(_) => {}
+            Part::End => return body,
+        }
+    }
+}
+
 pub(crate) async fn ask(tunnel: &Tunnel) -> Vec<u8> {
     let exchange = ExchangeId::fresh();
     let id = Bytes::copy_from_slice(&exchange.to_bytes());
@@ -309,13 +322,5 @@ pub(crate) async fn ask(tunnel: &Tunnel) -> Vec<u8> {
         mut response,
     } = tunnel.open(&path(), exchange, &open).await.unwrap();
     request.end().await.unwrap();
-    assert_eq!(response.head().await.unwrap().status, 200);
-    let mut body = Vec::new();
-    loop {
-        match response.next().await.unwrap() {
-            Part::Data(bytes) => body.extend_from_slice(&bytes),
-            Part::Trailers(_) => {}
-            Part::End => return body,
-        }
-    }
+    read(&mut response).await
 }
