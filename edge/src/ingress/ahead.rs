@@ -125,6 +125,8 @@ enum Stage {
     Waits,
     /// Since then.
     Goes(Box<tunnel::Ahead>, Instant),
+    /// It went, and came to nothing.
+    Left,
     /// It is asked for, or does not go.
     Over,
 }
@@ -148,11 +150,17 @@ impl Going {
     ///
     /// Cancel safety: the request is over.
     pub(super) async fn came(&mut self, before: Option<&[Bytes]>, chunk: &Bytes, large: bool) {
+        if let Stage::Goes(_, since) = &self.stage
+            && since.elapsed() >= AHEAD_TIME
+        {
+            // A place at the egress is not for who sends so slowly.
+            self.stage = Stage::Left;
+        }
         match (&mut self.stage, before) {
             (Stage::Goes(ahead, _), _) => ahead.push(chunk),
             (Stage::Waits, Some(chunks)) if large => self.open(chunks).await,
             (Stage::Waits, None) => self.stage = Stage::Over,
-            (Stage::Waits | Stage::Over, _) => {}
+            (Stage::Waits | Stage::Left | Stage::Over, _) => {}
         }
         if let Stage::Goes(ahead, _) = &mut self.stage {
             poll_fn(|cx| {
@@ -183,23 +191,21 @@ impl Going {
     /// Where it goes, as long as that is good for anything.
     pub(super) fn path(&self) -> Option<&Path> {
         match &self.stage {
-            Stage::Goes(ahead, since) if !ahead.is_lost() && since.elapsed() < AHEAD_TIME => {
-                Some(&self.path)
-            }
+            Stage::Goes(ahead, _) if !ahead.is_lost() => Some(&self.path),
             _ => None,
         }
     }
 
     /// Whether the first attempt's number is taken.
     pub(super) const fn is_opened(&self) -> bool {
-        matches!(self.stage, Stage::Goes(..))
+        matches!(self.stage, Stage::Goes(..) | Stage::Left)
     }
 
     /// Asks for what `open` says. `None` where it was refused or lost meanwhile.
     pub(super) fn begin(mut self, open: &v1::Open) -> Option<Call> {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Goes(ahead, _) => ahead.begin(open),
-            Stage::Waits | Stage::Over => None,
+            Stage::Waits | Stage::Left | Stage::Over => None,
         }
     }
 }

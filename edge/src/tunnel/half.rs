@@ -31,7 +31,10 @@ use vector_proto::{
 };
 
 use self::{mending::Mending, stream::Read};
-pub(super) use self::{preamble::read_preamble, stream::ReadStream};
+pub(super) use self::{
+    preamble::{PreambleError, read_preamble},
+    stream::ReadStream,
+};
 use super::{
     LostReason,
     double::SMALL_BYTES_MAX,

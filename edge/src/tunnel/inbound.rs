@@ -17,7 +17,7 @@ use vector_proto::{
 
 use super::{
     TransitHandler,
-    half::read_preamble,
+    half::{PreambleError, read_preamble},
     link::Link,
     transport::{Receiver, Sender},
 };
@@ -74,10 +74,13 @@ pub(super) struct Inbound {
     pub(super) rest: Bytes,
 }
 
-/// Reads how a stream begins; says what is wrong with it otherwise. `None` when nothing came in time.
+/// Reads how a stream begins; says what is wrong with it otherwise. `None` when nothing came in time, or it was taken back.
 pub(super) async fn begin(receive: &mut Receiver) -> Option<Result<Inbound, String>> {
     let read = tokio::time::timeout(PREAMBLE_TIMEOUT, read_preamble(receive)).await;
-    let read = read.ok()?.map_err(|error| error.to_string());
+    let read = match read.ok()? {
+        Err(PreambleError::Transport(_)) => return None,
+        read => read.map_err(|error| error.to_string()),
+    };
     Some(read.and_then(|(kind, payload, rest)| {
         let (exchange, preamble) = parse(kind, payload).map_err(|error| error.to_string())?;
         Ok(Inbound {

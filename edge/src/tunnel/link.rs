@@ -100,8 +100,6 @@ pub struct Link {
     pub(super) side: Side,
     /// The peer may speak for others.
     relay: bool,
-    /// The peer mends what it is sent, as it says.
-    pub(super) mends: bool,
     /// What packets show of the way to the peer.
     pub(super) losses: Losses,
     pub(super) early_repairs: Early,
@@ -194,7 +192,6 @@ impl Link {
             me: me.node.as_str().into(),
             side,
             relay: is_relay(&peer.roles) && is_relay(&hello.roles),
-            mends: hello.mends,
             losses: Losses::default(),
             early_repairs: Early::default(),
             egress: hello.roles.iter().any(|role| role == "egress"),

@@ -89,6 +89,10 @@ impl Lesson {
     }
 
     fn of_refusal(refused: &v1::Refused) -> Self {
+        if refused.headless {
+            // Of a body that went ahead; it is asked at once without.
+            return Self::Nothing;
+        }
         if let Some(head) = &refused.provider_head {
             return match head.status {
                 500.. => Self::Fault(Scope::Model),

@@ -33,6 +33,8 @@ pub(in crate::tunnel) struct Terms {
     pub(in crate::tunnel) request_credit: u64,
     /// Bodies that go ahead of what is asked.
     pub(in crate::tunnel) ahead: bool,
+    /// Repair symbols, to mend with.
+    pub(in crate::tunnel) mends: bool,
 }
 
 impl Terms {
@@ -40,6 +42,7 @@ impl Terms {
         Self {
             request_credit: hello.request_credit.min(WINDOW_BYTES_MAX),
             ahead: hello.takes_ahead,
+            mends: hello.mends,
         }
     }
 }

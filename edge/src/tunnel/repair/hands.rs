@@ -23,6 +23,9 @@ use crate::tunnel::{
 /// Round trips from here on are worth saving.
 const ROUND_TRIP_MIN: Duration = Duration::from_millis(20);
 
+/// Datagrams that are taken in a row.
+const IN_A_ROW: u64 = 32;
+
 /// Bodies that are worth it, if their length is known: in one packet all is lost or nothing.
 const BODY_BYTES: Range<u64> = 1_024..BLOCK_BYTES_MAX as u64;
 
@@ -65,7 +68,10 @@ impl Link {
                 let bytes = request.body_bytes;
                 !request.websocket && bytes.is_none_or(|bytes| BODY_BYTES.contains(&bytes))
             });
-        fits && self.mends && self.over_quic().is_some() && self.rtt() >= ROUND_TRIP_MIN
+        // As heartbeats measure it: that takes no lock, for each request.
+        let rtt_us = self.vitals().cost_us().map_or(0, |(rtt_us, _)| rtt_us);
+        let far = Duration::from_micros(rtt_us.into()) >= ROUND_TRIP_MIN;
+        fits && far && self.terms.mends && self.over_quic().is_some()
     }
 
     /// The share of packets that get lost on their way to the peer: what is sent now has to reckon with the worse of what
@@ -128,8 +134,14 @@ pub(in crate::tunnel) async fn listen(link: &Arc<Link>) {
     let Some(connection) = link.over_quic() else {
         return std::future::pending().await;
     };
+    let mut heard = 0_u64;
     while let Some(datagram) = connection.datagram().await {
         hear(link, &datagram);
+        heard += 1;
+        if heard.is_multiple_of(IN_A_ROW) {
+            // What else is to be heard on the link has its turn.
+            tokio::task::yield_now().await;
+        }
     }
     link.closed().await;
 }

@@ -35,7 +35,7 @@ pub(super) struct Sprint {
     /// Of the burst that runs.
     acked: u64,
     lost: u64,
-    queue: Duration,
+    queue: Option<Duration>,
     /// Of the batches that are not yet enough: how many, and their least.
     batches: (u32, Duration),
 }
@@ -47,7 +47,7 @@ impl Sprint {
             in_flight: 0,
             acked: 0,
             lost: 0,
-            queue: Duration::ZERO,
+            queue: None,
             batches: (0, Duration::MAX),
         }
     }
@@ -79,7 +79,7 @@ impl Sprint {
         *least = queue.min(*least);
         *count += 1;
         if *count == QUEUE_BATCHES {
-            self.queue = self.queue.max(*least);
+            self.queue = self.queue.max(Some(*least));
             self.batches = (0, Duration::MAX);
         }
     }
@@ -90,10 +90,13 @@ impl Sprint {
         if in_flight > 0 {
             return;
         }
+        // Of few acknowledgements in all, these are the only ones that tell.
+        let few = (self.batches.0 > 1).then_some(self.batches.1);
+        let queue = self.queue.or(few).unwrap_or_default();
         let sent = self.acked.saturating_add(self.lost);
         if sent >= TELLING_BYTES {
             let lossy = self.lost as f64 > sent as f64 * LOST_MAX;
-            self.pace = if lossy || self.queue > QUEUE_MAX {
+            self.pace = if lossy || queue > QUEUE_MAX {
                 1.0
             } else {
                 (self.pace + PACE_STEP).min(PACE_MAX)
@@ -133,6 +136,15 @@ mod tests {
         assert_eq!(sprint.window(WINDOW), WINDOW);
         sprint.left(100_000);
         assert_eq!(sprint.window(WINDOW), 2 * WINDOW);
+    }
+
+    #[test]
+    fn a_few_acknowledgements_that_all_were_late_are_one() {
+        let mut sprint = Sprint::new();
+        sprint.on_sent(60_000);
+        (0..3).for_each(|_| sprint.on_batch(20_000, Duration::from_millis(25)));
+        sprint.left(0);
+        assert_eq!(sprint.window(WINDOW), WINDOW);
     }
 
     #[test]
